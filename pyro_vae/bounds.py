@@ -1,0 +1,42 @@
+"""Reductions of `LogTerms` to bounds on log p(x): one number for each datum, in nats."""
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_vae.terms import LogTerms
+
+
+def elbo(terms: LogTerms, beta: float | Tensor = 1.0) -> Float[Tensor, " batch"]:
+    """E_q[log p(x|z)] - beta KL(q || p), the mean over particles (Kingma & Welling 2014, eq. 2; beta: Higgins et
+    al. 2017)."""
+    return (terms.log_likelihood - beta * divergence(terms)).mean(0)
+
+
+def divergence(terms: LogTerms) -> Float[Tensor, "particles batch"]:
+    """KL(q || p): the closed form where `terms.kl` holds it, else log q - log p at the draws."""
+    return terms.log_guide - terms.log_prior if terms.kl is None else terms.kl
+
+
+def rate(terms: LogTerms) -> Float[Tensor, " batch"]:
+    """The KL part of minus the ELBO, the mean over particles (Alemi et al. 2018)."""
+    return divergence(terms).mean(0)
+
+
+def distortion(terms: LogTerms) -> Float[Tensor, " batch"]:
+    """-E_q[log p(x|z)], the other part."""
+    return -terms.log_likelihood.mean(0)
+
+
+def importance_weighted(log_weight: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
+    """L_K = log 1/K sum_k w_k (Burda, Grosse & Salakhutdinov 2016, eq. 8), summed in float64."""
+    particles = log_weight.shape[0]
+    return (log_weight.double().logsumexp(0) - math.log(particles)).to(log_weight.dtype)
+
+
+def renyi(log_weight: Float[Tensor, "particles batch"], alpha: float) -> Float[Tensor, " batch"]:
+    """1/(1-alpha) log 1/K sum_k w_k^(1-alpha) (Li & Turner 2016, eq. 4); alpha = 0 is L_K, alpha = 1 the ELBO."""
+    if alpha == 1.0:
+        return log_weight.mean(0)
+    return importance_weighted((1.0 - alpha) * log_weight) / (1.0 - alpha)

@@ -1,0 +1,171 @@
+"""What each command does, given its parsed settings; parsing and printing are `cli`'s."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_vae import checkpoints, generation, plots, plugins, runs
+from pyro_vae.data import Dataset, load_data
+from pyro_vae.devices import find_device
+from pyro_vae.errors import RunError
+from pyro_vae.evaluation import Result, evaluate
+from pyro_vae.options import dataset_options
+from pyro_vae.report import write_report
+from pyro_vae.training import open_folder, train
+from pyro_vae.training_options import TrainSettings
+
+DATA_SETTINGS = ("data", "binarize", "scale", "seed")
+
+
+def train_run(settings: TrainSettings, out: Path, resume: bool, overwrite: bool, progress: bool) -> list[Result]:
+    """Train a registered model, evaluate it on the test split and write the run folder with its report."""
+    open_folder(out, resume, overwrite)
+    if resume and (stored := runs.read_config(out).get("model", settings.model)) != settings.model:
+        raise RunError(f"{out} is a run of model {stored!r}, not {settings.model!r}; choose another --out")
+    data = load_settings_data(settings.data, settings.data_options)
+    facts = data.facts
+    pair = runs.build_model(settings.model, facts, settings.model_options, settings.data["seed"])
+    objective = plugins.load("objective", settings.objective)(**settings.objective_options)
+    record = {
+        "config": settings.flat(),
+        "model": settings.model,
+        "options": settings.model_options,
+        "facts": {k: list(v) if isinstance(v, tuple) else v for k, v in facts.items() if k != "data_mean"},
+    }
+    run = train(
+        pair,
+        data,
+        objective=objective,
+        out=out,
+        progress=progress,
+        resume=resume,
+        overwrite=overwrite,
+        seed=settings.data["seed"],
+        record=record,
+        **settings.training,
+    )
+    results = evaluate_run(out, ["elbo", "reconstruction"], data=run.data, progress=False)
+    report_run(out, run.data, run.notes)
+    return results
+
+
+def load_settings_data(data: Mapping[str, Any], options: Mapping[str, Any]) -> Dataset:
+    """The data set that a run's settings describe."""
+    return load_data(data["data"], binarize=data["binarize"], seed=data["seed"], scale=data["scale"], **options)
+
+
+def run_data(folder: Path, name: str | None = None) -> Dataset:
+    """The data set that a run was trained on, or another one presented alike."""
+    config = runs.read_config(folder)
+    if not config:
+        raise RunError(f"{folder} has no {runs.CONFIG}; say which data with --data, or use the Python way")
+    data = {key: config[key] for key in DATA_SETTINGS}
+    if name is not None and name != data["data"]:
+        return load_settings_data(data | {"data": name}, {})
+    taken = {option.name: config[option.name] for option in dataset_options(data["data"]) if option.name in config}
+    return load_settings_data(data, taken)
+
+
+def evaluate_run(
+    folder: Path,
+    evaluators: Sequence[str],
+    particles: int = 1,
+    split: str = "test",
+    data: Dataset | str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: bool = True,
+) -> list[Result]:
+    """Run evaluators on a stored run; `evaluation.json` keeps the latest entry of each with the same settings."""
+    run = runs.load_run(folder)
+    run.pair.to(find_device(device))
+    if not isinstance(data, Dataset):
+        data = run_data(folder, data)
+    results = []
+    for name in evaluators:
+        result = evaluate(
+            run.pair,
+            data,
+            name,
+            particles,
+            limit,
+            progress,
+            split=split,
+            seed=seed,
+            relaxed=bool(run.config.get("relaxed")),
+            **(options or {}).get(name, {}),
+        )
+        result.model = run.config.get("model", result.model)
+        results.append(result)
+        keep_result(folder, result)
+    return results
+
+
+def keep_result(folder: Path, result: Result) -> None:
+    """Add a result to `evaluation.json` and its figures to `figures/`."""
+    entry = result.entry()
+    for name, figure in result.estimate.figures.items():
+        path = folder / runs.FIGURES / f"{result.evaluator}_{name}.png"
+        plots.save(figure, path)
+        entry.setdefault("figures", []).append(str(path.relative_to(folder)))
+    path = folder / runs.EVALUATION
+    entries = read_results(folder)
+    same = ("evaluator", "data", "split", "n", "particles")
+    entries = [old for old in entries if any(old.get(key) != entry[key] for key in same)]
+    checkpoints.write_text(path, json.dumps([*entries, entry], indent=2) + "\n")
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The entries of `evaluation.json`."""
+    path = folder / runs.EVALUATION
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def report_run(folder: Path, data: Dataset | None = None, notes: Sequence[str] = ()) -> Path:
+    """Write `report.md` and its figures from what the run folder holds."""
+    run = runs.load_run(folder)
+    data = data or run_data(folder)
+    return write_report(folder, run.pair, data, run.history, read_results(folder), run.config, list(notes))
+
+
+def sample_run(folder: Path, n: int, out: Path, seed: int = 0) -> None:
+    """Draw `n` data from the model: means as a picture (.png), or every site's values as arrays (.npz)."""
+    run = runs.load_run(folder)
+    fields = generation.blank_fields(run.fields, n)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sites = generation.sample(run.pair, fields)
+    if out.suffix == ".npz":
+        save_arrays(out, {name: site.value for name, site in sites.items()})
+    else:
+        plots.save_images(generation.center(generation.picture_site(generation.observed(sites))), out)
+
+
+def reconstruct_run(folder: Path, n: int, out: Path) -> None:
+    """A picture of `n` test data, spread over the split, above their reconstructions."""
+    run = runs.load_run(folder)
+    plots.save(plots.reconstructions(run.pair, run_data(folder).test, n), out)
+
+
+def encode_run(folder: Path, data: str | None, out: Path, split: str = "test") -> None:
+    """Posterior mean and scale of every datum of a split, with its label where there is one, as arrays."""
+    run = runs.load_run(folder)
+    chosen = getattr(run_data(folder, data), split)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        codes = generation.encode(run.pair, chosen)
+    if "label" in chosen:
+        codes["label"] = chosen["label"]
+    save_arrays(out, codes)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as a .npz file, whole or not at all."""
+    numpy = {name: value.detach().cpu().numpy() for name, value in arrays.items()}
+    checkpoints.write_whole(path, lambda file: np.savez_compressed(file, **numpy))

@@ -1,0 +1,105 @@
+"""A data set: three splits, and the facts about them that a model's constructor may ask for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from pyro_vae.data.arrays import check_finite, to_tensor
+from pyro_vae.data.split import Batch, Split, Step
+from pyro_vae.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A named data set in three splits.
+
+    A plugin returns one with values as they are stored; `load_data` returns one that presents them scaled and
+    binarised.
+
+    Attributes:
+        name: what reports call it.
+        train, valid, test: the splits, all with the same fields.
+        levels: the largest value that a stored integer x can take, by which the scale "unit" divides it;
+            None: 255 for uint8, and other integers are counts, which are never divided.
+        derive: computes further fields of each presented batch, after scaling and binarisation; `load_data`
+            applies it.
+        undrawn: the training split without the draws of a dynamic binarisation; None where nothing is drawn.
+    """
+
+    name: str
+    train: Split
+    valid: Split
+    test: Split
+    levels: int | None = None
+    derive: Step | None = None
+    undrawn: Split | None = None
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The three splits by name."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What a model's constructor may ask for: those of the following that these data have.
+
+        `data_shape`: shape of one presented x. `data_mean`: mean of the training x [*data_shape], without the
+        draws of a dynamic binarisation. `num_labels`: one more than the largest `label`. `context_shape`:
+        shape of one presented `context`.
+        """
+        source = self.train if self.undrawn is None else self.undrawn
+        with torch.random.fork_rng(devices=[source.device] if source.device.type == "cuda" else []):
+            batch = source.take(slice(0, 1))
+            facts: dict[str, Any] = {}
+            if "x" in batch:
+                facts |= {"data_shape": tuple(batch["x"].shape[1:]), "data_mean": _mean(source)}
+        if "context" in batch:
+            facts["context_shape"] = tuple(batch["context"].shape[1:])
+        if "label" in batch and "label" in source and batch["label"].dtype == torch.int64:
+            facts["num_labels"] = 1 + max(int(split["label"].max()) for split in self.splits.values())
+        return facts
+
+
+def as_split(data: Any) -> Split:
+    """Data in memory as a split: a tensor or array becomes the field `x`, a mapping its fields.
+
+    A Split is returned as it is. Nothing is scaled. Tensors keep their dtype; floats in NumPy arrays become
+    torch's default dtype. A `numpy.memmap` is never read whole.
+
+    Raises:
+        DataError: not data, fields of differing lengths, no rows, or a value that is not finite.
+    """
+    if isinstance(data, Split):
+        return data
+    named = data if isinstance(data, Mapping) else {"x": data}
+    fields = {str(name): _tensor(str(name), value) for name, value in named.items()}
+    mapped = any(isinstance(value, np.memmap) for value in named.values())
+    split = Split(fields, resident=not mapped)
+    for name, field in fields.items():
+        check_finite(field, name)
+    return split.then(_in_default_dtype) if mapped else split
+
+
+def _tensor(name: str, value: Any) -> Shaped[Tensor, "n ..."]:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return to_tensor(value, name)
+    kind = type(value).__name__
+    raise DataError(f"{name} is a {kind}; give a tensor, an array, a mapping of them, or one split of a Dataset")
+
+
+def _in_default_dtype(batch: Batch) -> Batch:
+    default = torch.get_default_dtype()
+    return {name: field.to(default) if field.is_floating_point() else field for name, field in batch.items()}
+
+
+def _mean(split: Split) -> Float[Tensor, "..."]:
+    total = sum(batch["x"].sum(0, dtype=torch.float64).cpu() for _, batch in split.scan())
+    return (total / split.size).to(torch.get_default_dtype())

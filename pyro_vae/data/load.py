@@ -1,0 +1,76 @@
+"""Load a data set by name, or from a file or folder, scaled and binarised."""
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyro_vae import plugins
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.files import READERS, from_file
+from pyro_vae.data.present import BINARIZATIONS, SCALES
+from pyro_vae.errors import DataError, PluginError, UnknownName
+
+
+def load_data(
+    name_or_file: str | Path, binarize: str = "none", seed: int = 0, scale: str = "unit", **options: Any
+) -> Dataset:
+    """A data set in three splits, each a mapping of tensors [n, ...]; leaves torch's global generator alone.
+
+    Args:
+        name_or_file: a registered name ("digits", "mnist", ...), a .npy or .npz file, or a folder of images.
+        binarize: "none"; "static": each x drawn once; "dynamic": the training x drawn anew in every batch.
+        seed: decides the splits that the data set leaves open, and what is drawn once.
+        scale: "unit": grey levels in [0, 1]; "raw": as they are stored. Counts and floats are never scaled.
+        options: the data set's own (`root`, `valid`, ...).
+
+    Raises:
+        DataError: data that are missing, unreadable or unfit, or options that the data set does not take.
+        UnknownName: a name, binarisation or scale that is not known; lists those that are.
+    """
+    rescale = _known("scale", scale, SCALES)
+    redraw = _known("binarization", binarize, BINARIZATIONS)
+    stored = _stored(name_or_file, seed, options)
+    data = redraw(rescale(stored), seed)
+    return data if data.derive is None else _derived(data)
+
+
+def _stored(name_or_file: str | Path, seed: int, options: dict[str, Any]) -> Dataset:
+    """The data set with values as they are stored."""
+    source = _source(name_or_file)
+    signature = inspect.signature(source)
+    try:
+        signature.bind(seed=seed, **options)
+    except TypeError as reason:
+        known = ", ".join(name for name in signature.parameters if name != "seed") or "none"
+        raise DataError(f"{name_or_file}: {reason}; its options: {known}") from reason
+    data = source(seed=seed, **options)
+    if not isinstance(data, Dataset) or "x" not in data.train:
+        raise PluginError(f"dataset {str(name_or_file)!r} is broken: it returns no Dataset with a field x")
+    return data
+
+
+def _source(name_or_file: str | Path) -> Callable[..., Dataset]:
+    """What loads it. A registered name goes before a folder of that name, which "./name" reaches."""
+    name, path = str(name_or_file), Path(name_or_file).expanduser()
+    is_path = isinstance(name_or_file, Path) or {"/", os.sep} & set(name) or path.suffix.lower() in READERS
+    if is_path or (path.exists() and name not in plugins.names("dataset")):
+        return partial(from_file, path)
+    return plugins.load("dataset", name)
+
+
+def _known(kind: str, name: str, table: Mapping[str, Any]) -> Any:
+    if name not in table:
+        raise UnknownName(kind, name, table)
+    return table[name]
+
+
+def _derived(data: Dataset) -> Dataset:
+    """The data set with its further fields computed in each presented batch."""
+    derive = data.derive
+    undrawn = None if data.undrawn is None else data.undrawn.then(derive)
+    splits = {name: split.then(derive) for name, split in data.splits.items()}
+    return replace(data, **splits, undrawn=undrawn, derive=None)

@@ -1,0 +1,138 @@
+"""From values as they are stored to values as a pair is given them: scaled, then binarised."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.split import Batch, Split
+from pyro_vae.errors import DataError
+
+
+def unit(data: Dataset) -> Dataset:
+    """Integer grey levels divided by the data set's `levels`; counts, bits and floats as they are."""
+    return _scaled(data, _divisor(data))
+
+
+def raw(data: Dataset) -> Dataset:
+    """Values as they are stored, as floats."""
+    return _scaled(data, 1)
+
+
+def grey(data: Dataset, seed: int) -> Dataset:
+    """No binarisation."""
+    return data
+
+
+def static(data: Dataset, seed: int) -> Dataset:
+    """Each x of each split drawn once, as a Bernoulli variable with its value as probability, by the seed.
+
+    Raises:
+        DataError: a value outside [0, 1].
+    """
+    if _is_binary(data):
+        return data
+    return replace(data, **{name: _draw_once(split, name, seed) for name, split in data.splits.items()})
+
+
+def dynamic(data: Dataset, seed: int) -> Dataset:
+    """The training x drawn anew in each batch, by torch's global generator on its device; the others once.
+
+    The held-out data are those that `static` draws by the same seed, so that figures compare between epochs.
+
+    Raises:
+        DataError: a value outside [0, 1].
+    """
+    if _is_binary(data):
+        return data
+    held_out = {name: _draw_once(data.splits[name], name, seed) for name in ("valid", "test")}
+    return replace(data, train=data.train.then(_draw), undrawn=data.train, **held_out)
+
+
+SCALES: dict[str, Callable[[Dataset], Dataset]] = {"unit": unit, "raw": raw}
+BINARIZATIONS: dict[str, Callable[[Dataset, int], Dataset]] = {
+    "none": grey,
+    "static": static,
+    "dynamic": dynamic,
+}
+
+
+def _divisor(data: Dataset) -> float:
+    stored = data.train.fields["x"].dtype
+    if stored.is_floating_point or stored == torch.bool:
+        return 1
+    if data.levels is not None:
+        return data.levels
+    return 255 if stored == torch.uint8 and not _are_bits(data) else 1
+
+
+def _are_bits(data: Dataset) -> bool:
+    """Whether no stored integer exceeds 1, so that dividing by 255 would be wrong."""
+    return all((batch["x"] <= 1).all() for split in data.splits.values() for _, batch in split.scan())
+
+
+def _scaled(data: Dataset, divisor: float) -> Dataset:
+    step = partial(_scale, divisor)
+    return replace(data, **{name: _settled(split, step) for name, split in data.splits.items()})
+
+
+def _scale(divisor: float, batch: Batch) -> Batch:
+    x = batch["x"].to(torch.get_default_dtype())
+    return {**batch, "x": x if divisor == 1 else x / divisor}
+
+
+def _settled(split: Split, step: Callable[[Batch], Batch]) -> Split:
+    """The split with a further step: taken at once where the stored rows are in memory and have no other."""
+    stepped = split.then(step)
+    if split.resident and split.transform is None:
+        return Split(stepped.take(slice(None)))
+    return stepped
+
+
+def _is_binary(data: Dataset) -> bool:
+    """Whether each presented x is 0 or 1, so that there is nothing to draw."""
+    binary = True
+    for name, split in data.splits.items():
+        for _, batch in split.scan():
+            lowest, highest = batch["x"].aminmax()
+            if lowest < 0 or highest > 1:
+                raise DataError(
+                    f"binarizing needs values in [0, 1], but {name} x holds {lowest:g} to {highest:g}; "
+                    "use scale='unit' for grey levels, or scale the data beforehand"
+                )
+            binary = binary and bool(((batch["x"] == 0) | (batch["x"] == 1)).all())
+    return binary
+
+
+def _draw(batch: Batch, generator: torch.Generator | None = None) -> Batch:
+    return {**batch, "x": torch.bernoulli(batch["x"], generator=generator)}
+
+
+def _draw_once(split: Split, name: str, seed: int) -> Split:
+    """The split with each x drawn; those of a memory-mapped split are kept in an unnamed temporary file."""
+    generator = torch.Generator().manual_seed((3 * seed + ("train", "valid", "test").index(name)) % 2**63)
+    fields: dict[str, Tensor] = {}
+    for positions, batch in split.scan():
+        batch = _draw(batch, generator)
+        if not split.resident:
+            batch["x"] = batch["x"].to(torch.uint8)
+        for field, value in batch.items():
+            if field not in fields:
+                fields[field] = _room(split, value)
+            fields[field][positions] = value
+    return Split(fields, resident=split.resident)
+
+
+def _room(split: Split, like: Shaped[Tensor, "chunk ..."]) -> Shaped[Tensor, "size ..."]:
+    shape = (split.size, *like.shape[1:])
+    if split.resident:
+        return torch.empty(shape, dtype=like.dtype)
+    dtype = np.dtype(str(like.dtype).removeprefix("torch."))
+    with tempfile.TemporaryFile() as file:
+        return torch.from_numpy(np.memmap(file, dtype, mode="w+", shape=shape))

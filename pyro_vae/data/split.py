@@ -1,0 +1,198 @@
+"""One split of a data set: named tensors, and how a batch of them is presented to a pair."""
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from functools import partial
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from pyro_vae.errors import DataError
+
+Batch = dict[str, Tensor]
+Step = Callable[[Batch], Batch]
+
+BLOCK_BYTES = 2**20
+"""A memory-mapped split is shuffled in blocks of neighbouring rows of about this size ..."""
+
+POOL_BYTES = 2**28
+"""... of which this much is held in memory at a time, and shuffled again row by row."""
+
+
+class Split(Mapping[str, Tensor]):
+    """Named tensors with one first dimension, and how a batch of them is presented.
+
+    As a mapping it holds the fields as they are stored; `take` and `batches` present them: uint8 and bool
+    fields as floats (`label` as int64), then changed by `transform`.
+
+    Args:
+        fields: the stored tensors, each [n, ...].
+        transform: applied to every batch that is presented; it returns a mapping and writes to no tensor.
+        rows: the stored rows [size] that this split consists of, in its order; None: all.
+        resident: False where a field is a memory map too large for memory: batches are then read from it as
+            they are asked for, and only they go to another device.
+
+    Raises:
+        DataError: no field, a field that is a single number, no rows, or fields of differing lengths.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Shaped[Tensor, "n ..."]],
+        transform: Step | None = None,
+        rows: Int[Tensor, " size"] | None = None,
+        resident: bool = True,
+    ):
+        length = _common_length(fields)
+        if rows is not None and resident:
+            fields = {name: field.index_select(0, rows.to(field.device)) for name, field in fields.items()}
+        self.fields = dict(fields)
+        self.transform = transform
+        self.rows = None if resident else rows
+        self.resident = resident
+        self.device = next(iter(self.fields.values())).device
+        self.size = length if rows is None else len(rows)
+        if self.size == 0:
+            raise DataError("there are no data: 0 rows")
+
+    def __getitem__(self, name: str) -> Shaped[Tensor, "size ..."]:
+        """A field as it is stored; where the split is not resident this reads all of the field's rows."""
+        field = self.fields[name]
+        return field if self.rows is None else field.index_select(0, self.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.fields)
+
+    def __len__(self) -> int:
+        """The number of fields; the number of data is `size`."""
+        return len(self.fields)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.fields
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name} {list(field.shape[1:])}" for name, field in self.fields.items())
+        return f"Split({self.size} data: {fields})"
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same split presented on a device: resident fields move whole, memory maps batch by batch."""
+        moved = copy(self)
+        if self.resident:
+            moved.fields = {name: field.to(device) for name, field in self.fields.items()}
+        moved.device = torch.device(device)
+        return moved
+
+    def then(self, step: Step) -> "Split":
+        """The same split with one more step of presentation, after those that it has."""
+        longer = copy(self)
+        longer.transform = step if self.transform is None else partial(_in_turn, self.transform, step)
+        return longer
+
+    def head(self, limit: int | None) -> "Split":
+        """The first `limit` data; all of them where there are fewer, or where it is None."""
+        if limit is None or limit >= self.size:
+            return self
+        if limit < 1:
+            raise DataError(f"a limit of {limit} leaves no data; give 1 or more")
+        shorter = copy(self)
+        shorter.size = limit
+        if self.rows is None:
+            shorter.fields = {name: field[:limit] for name, field in self.fields.items()}
+        else:
+            shorter.rows = self.rows[:limit]
+        return shorter
+
+    def take(self, positions: Int[Tensor, " batch"] | slice) -> Batch:
+        """The data at these positions as a pair is given them: fields [batch, ...] on the split's device."""
+        batch = {name: _presentable(name, field) for name, field in self._read(positions).items()}
+        return batch if self.transform is None else self.transform(batch)
+
+    def num_batches(self, batch_size: int) -> int:
+        """The number of batches in one pass; the last may be smaller."""
+        if batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, not {batch_size}")
+        return -(-self.size // batch_size)
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """One pass over the data, each datum once; the last batch may be smaller.
+
+        Args:
+            batch_size: data in a batch.
+            generator: where given, the order is drawn with it, on its device: one permutation of a resident
+                split. A memory-mapped one is read as shuffled blocks of neighbouring rows, many at a time,
+                which are then shuffled row by row. None: the split's own order.
+        """
+        count = self.num_batches(batch_size)
+        if generator is None:
+            yield from (self.take(slice(i * batch_size, (i + 1) * batch_size)) for i in range(count))
+        elif self.resident:
+            order = _permutation(self.size, generator).to(self.device)
+            yield from (self.take(positions) for positions in order.split(batch_size))
+        else:
+            for pool in self._pools(batch_size, generator):
+                yield from pool.batches(batch_size, generator)
+
+    def scan(self) -> Iterator[tuple[Int[Tensor, " chunk"] | slice, Batch]]:
+        """Each datum once: positions and batch, in chunks of bounded size, in the fastest order to read."""
+        chunk = self._rows_in(POOL_BYTES // 8)
+        order = None if self.rows is None else self.rows.argsort()
+        for start in range(0, self.size, chunk):
+            positions = slice(start, start + chunk)
+            positions = positions if order is None else order[positions]
+            yield positions, self.take(positions)
+
+    def _pools(self, batch_size: int, generator: torch.Generator) -> Iterator["Split"]:
+        """A memory-mapped split in pieces that fit in memory: shuffled blocks, whole batches."""
+        rows = torch.arange(self.size) if self.rows is None else self.rows.sort().values
+        block = self._rows_in(BLOCK_BYTES)
+        starts = block * _permutation(-(-self.size // block), generator).cpu()
+        order = (starts[:, None] + torch.arange(block)).flatten()
+        order = order[order < self.size]
+        for positions in order.split(batch_size * -(-self._rows_in(POOL_BYTES) // batch_size)):
+            in_file_order = rows[positions.sort().values]
+            fields = {name: field.index_select(0, in_file_order) for name, field in self.fields.items()}
+            yield Split(fields, self.transform).to(self.device)
+
+    def _read(self, positions: Int[Tensor, " batch"] | slice) -> Batch:
+        """Stored rows on the split's device, never a view of a memory map, which must not be written to."""
+        if self.rows is not None:
+            positions = self.rows[positions if isinstance(positions, slice) else positions.cpu()]
+        if not isinstance(positions, slice):
+            return {
+                name: field.index_select(0, positions.to(field.device)).to(self.device)
+                for name, field in self.fields.items()
+            }
+        views = {name: field[positions] for name, field in self.fields.items()}
+        return views if self.resident else {name: view.clone().to(self.device) for name, view in views.items()}
+
+    def _rows_in(self, memory: int) -> int:
+        """How many rows fit in so many bytes, at least one."""
+        return max(1, memory // max(1, sum(field[0].nbytes for field in self.fields.values())))
+
+
+def _common_length(fields: Mapping[str, Tensor]) -> int:
+    if not fields:
+        raise DataError("there are no data: give at least one named tensor")
+    for name, field in fields.items():
+        if field.ndim == 0:
+            raise DataError(f"{name} is a single number; its first dimension must count the data")
+    lengths = {name: len(field) for name, field in fields.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"fields differ in length ({listed}); each needs one row a datum")
+    return next(iter(lengths.values()))
+
+
+def _presentable(name: str, field: Tensor) -> Tensor:
+    if name == "label" and not field.is_floating_point():
+        return field.to(torch.int64)
+    return field.to(torch.get_default_dtype()) if field.dtype in (torch.uint8, torch.bool) else field
+
+
+def _permutation(size: int, generator: torch.Generator) -> Int[Tensor, " size"]:
+    return torch.randperm(size, generator=generator, device=generator.device)
+
+
+def _in_turn(first: Step, second: Step, batch: Batch) -> Batch:
+    return second(first(batch))

@@ -1,0 +1,50 @@
+"""Exceptions that a user can act on: each message is one line that says what to do."""
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+
+
+class UserError(Exception):
+    """Base class: a mistake in the input, never a fault of the library."""
+
+
+class DataError(UserError):
+    """The data cannot be used as they are."""
+
+
+class ContractError(UserError):
+    """A (model, guide) pair breaks the contract that the library relies on."""
+
+
+class RunError(UserError):
+    """A run folder cannot be written, read or continued."""
+
+
+class DivergenceError(UserError):
+    """Training produced a number that is not finite."""
+
+
+class UsageError(UserError):
+    """The arguments of a command do not fit it."""
+
+
+class PluginError(UserError):
+    """A plugin is broken, or two of them claim one name."""
+
+
+class UnknownName(UserError):
+    """A name that nothing answers to; the message lists the known ones, the nearest first."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]):
+        ranked = nearest_first(name, known)
+        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(ranked) or 'none'}")
+        self.known = ranked
+
+
+def nearest_first(name: str, known: Iterable[str]) -> list[str]:
+    """The known names, most similar to `name` first."""
+
+    def distance(other: str) -> tuple[float, str]:
+        return -SequenceMatcher(None, name.lower(), other.lower()).ratio(), other
+
+    return sorted(known, key=distance)

@@ -1,0 +1,131 @@
+"""Evaluators, one a file, and `evaluate`, which runs any of them on any pair."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pyro_vae import plugins
+from pyro_vae.data import Dataset, Split, as_split
+from pyro_vae.errors import ContractError, RunError
+from pyro_vae.evaluation.result import Estimate, Result
+from pyro_vae.support import check_support, is_discrete, observed_sites
+
+__all__ = ["Estimate", "Result", "evaluate"]
+
+
+def evaluate(
+    pair: nn.Module,
+    data: Dataset | Split | Tensor | Mapping[str, Tensor],
+    evaluator: Any = "elbo",
+    particles: int = 1,
+    limit: int | None = None,
+    progress: bool = True,
+    *,
+    split: str = "test",
+    seed: int = 0,
+    relaxed: bool = False,
+    **options: Any,
+) -> Result:
+    """Evaluate a pair on every datum.
+
+    Args:
+        pair: a model and a guide on one module; runs under `eval()`, and is left as it was.
+        data: a `Dataset`, of which `split` is taken, or the data themselves (a tensor is the field `x`).
+        evaluator: a registered evaluator's name, or an evaluator.
+        particles: draws of the guide for each datum.
+        limit: only the first so many data.
+        progress: a progress bar on stderr.
+        split: "train", "valid" or "test" of a `Dataset`.
+        seed: fixes the draws.
+        relaxed: allow grey values under a Bernoulli; the figures are then a loss, not a likelihood.
+        options: the evaluator's own.
+
+    Returns:
+        A `Result`: per-datum tensors, mean and standard error in nats, warnings.
+
+    Raises:
+        UnknownName: no such evaluator.
+        RunError: fewer than one particle or datum, or no such split.
+        DataError: the data do not fit the pair.
+        ContractError: the pair breaks the contract, or evaluation changed one of its parameters.
+    """
+    for name, value in {"particles": particles, "limit": limit}.items():
+        if value is not None and value < 1:
+            raise RunError(f"{name} must be at least 1, not {value}")
+    name = evaluator if isinstance(evaluator, str) else type(evaluator).__name__
+    if isinstance(evaluator, str):
+        evaluator = plugins.load("evaluator", evaluator)(**options)
+    chosen = _choose(data, split).head(limit).to(next(pair.parameters()).device)
+    with torch.random.fork_rng():
+        check_support(pair, chosen, relaxed)
+        began = time.perf_counter()
+        with (
+            unchanged(pair),
+            tqdm(total=chosen.size * particles, disable=not progress, desc=name, unit="sample", unit_scale=True) as bar,
+        ):
+            with torch.inference_mode(not getattr(evaluator, "needs_gradients", False)):
+                estimate = evaluator(pair, chosen, particles, seed, bar.update)
+            bar.update(bar.total - bar.n)
+        seconds = time.perf_counter() - began
+        if relaxed and "log_likelihood" in estimate.per_datum:
+            estimate.per_datum = {"loss": -estimate.per_datum.pop("log_likelihood"), **estimate.per_datum}
+        result = Result(
+            evaluator=name,
+            model=type(pair).__name__,
+            data=data.name if isinstance(data, Dataset) else "data",
+            split=split,
+            n=chosen.size,
+            particles=particles,
+            seconds=seconds,
+            estimate=estimate,
+            relaxed=relaxed,
+        )
+        _add_bits_per_dim(result, pair, chosen)
+    return result
+
+
+def _choose(data: Any, split: str) -> Split:
+    if not isinstance(data, Dataset):
+        return as_split(data)
+    if split not in ("train", "valid", "test"):
+        raise RunError(f"no split {split!r}; there are train, valid and test")
+    return getattr(data, split)
+
+
+@contextmanager
+def unchanged(pair: nn.Module) -> Iterator[None]:
+    """Run under `eval()`, and prove that no parameter and no buffer changed.
+
+    Raises:
+        ContractError: one did; names it.
+    """
+    before = {name: value.detach().clone() for name, value in pair.state_dict().items()}
+    modes = {module: module.training for module in pair.modules()}
+    pair.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    for name, value in pair.state_dict().items():
+        if not torch.allclose(value, before[name], rtol=0, atol=0, equal_nan=True):
+            raise ContractError(f"evaluation changed {name!r}; a pair must not write to its state under eval()")
+
+
+def _add_bits_per_dim(result: Result, pair: nn.Module, split: Split) -> None:
+    batch = split.head(1).take(slice(None))
+    if result.quantity != "log_likelihood":
+        result.bits_per_dim_note = "not a log-likelihood"
+    elif result.relaxed:
+        result.bits_per_dim_note = "grey values under a Bernoulli are no likelihood"
+    elif not is_discrete(pair, batch):
+        result.bits_per_dim_note = "the data are continuous, so their density has no bits"
+    else:
+        dims = sum(site.fn.event_shape.numel() for site in observed_sites(pair, batch).values())
+        result.bits_per_dim = -result.mean / (dims * math.log(2))

@@ -1,0 +1,263 @@
+"""Annealed importance sampling of log p(x), from below and, on simulated data, from above."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae.data import Split
+from pyro_vae.errors import ContractError, RunError, UnknownName
+from pyro_vae.evaluation.annealing import HMC, Noise, Tick, anneal, moves_of, sigmoid_path, tune
+from pyro_vae.evaluation.bridge import STARTS, Batch, PairBridge, Values, batch_rows, draw_starts
+from pyro_vae.evaluation.result import Estimate, quantiles
+from pyro_vae.evaluation.stream import DATA_BLOCK, rows_that_fit, seeded
+from pyro_vae.evaluation.weights import WeightStream
+from pyro_vae.generation import observed, sample
+from pyro_vae.terms import run_guide, run_model, select_fields
+
+MAX_CHAINS = 16
+PILOTS = 4
+"""Chains that only tune the step sizes."""
+
+SPREAD_DRAWS = 32
+"""Draws of the start whose spread scales the momenta; the pilot chains begin at the first of them."""
+
+SIMULATION, PLACES, MOVES = 1, 2, 3
+"""What random numbers are for, as the last part of their seeds."""
+
+PerDatum = dict[str, Float[Tensor, " batch"]]
+
+
+class AIS:
+    """log 1/K sum_k w_k over the weights of K annealed chains (Neal 2001; Wu et al. 2017).
+
+    A lower bound on log p(x) in expectation, tight where the path is fine enough.
+
+    The path is start^(1-b) p(x, z)^b, b along a sigmoid, with HMC moves in unconstrained coordinates. Pilot chains tune
+    the step size of each datum along the path to an acceptance of 0.65; the chains that are weighed keep these sizes,
+    so that exp(log_likelihood) is unbiased. Per datum: `log_likelihood` and its `monte_carlo_error` (nats), `ess` of
+    the chains, `acceptance`; if bidirectional, `simulated_lower` and `simulated_upper` (nats) of data drawn from the
+    model in place of each datum.
+
+    Args:
+        distributions: steps of the path; 1 is importance sampling.
+        chains: chains for each datum; default: as many as particles, at most 16.
+        leapfrog: leapfrog steps of a move.
+        start: what the chains start from, "guide" or "prior".
+        bidirectional: also bound log p(x) from both sides on data drawn from the model, for which one exact draw of the
+            posterior is known: chains from it back to the start bound it from above (Grosse, Ghahramani & Adams 2015).
+
+    Raises:
+        UnknownName: a start that is not known.
+        RunError: a number that is not positive.
+        ContractError: a latent that is discrete, outside the data plate, or whose support depends on another latent.
+    """
+
+    needs_gradients = True
+
+    def __init__(
+        self,
+        distributions: int = 1000,
+        chains: int | None = None,
+        leapfrog: int = 10,
+        start: str = "guide",
+        bidirectional: bool = False,
+    ):
+        if start not in STARTS:
+            raise UnknownName("start", start, STARTS)
+        for name, value in {"distributions": distributions, "chains": chains, "leapfrog": leapfrog}.items():
+            if value is not None and value < 1:
+                raise RunError(f"{name} must be at least 1, not {value}")
+        self.distributions, self.chains, self.leapfrog = distributions, chains, leapfrog
+        self.start, self.bidirectional = start, bidirectional
+
+    @torch.no_grad()
+    def __call__(
+        self, pair: nn.Module, split: Split, particles: int, seed: int, progress: Callable[[int], None]
+    ) -> Estimate:
+        chains = self.chains or min(particles, MAX_CHAINS)
+        moves = moves_of(self.distributions, chains, PILOTS)
+        if self.bidirectional:
+            moves += moves_of(self.distributions, 2 * chains, PILOTS)
+        parts = []
+        for blocks in _groups(pair, split, chains, seed):
+            samples = sum(block.size for block in blocks) * particles
+            parts.append(self._evaluate(pair, blocks, chains, _ticker(progress, samples, moves)))
+        per_datum = {name: torch.cat([part[name].double().cpu() for part in parts]) for name in parts[0]}
+        _refuse_weightless(per_datum["log_likelihood"])
+        summary = self._summary(per_datum, chains)
+        return Estimate(per_datum, summary, _warnings(per_datum, summary, chains))
+
+    def _evaluate(self, pair: nn.Module, blocks: Sequence["Block"], chains: int, tick: Tick) -> PerDatum:
+        forward = self._run(pair, blocks, chains, tick)
+        weights = _weigh(forward.log_weight)
+        found = {
+            "log_likelihood": weights.bound(),
+            "monte_carlo_error": weights.monte_carlo_error(),
+            "ess": weights.ess(),
+            "acceptance": forward.acceptance,
+        }
+        return found | (self._sandwich(pair, blocks, chains, tick) if self.bidirectional else {})
+
+    def _sandwich(self, pair: nn.Module, blocks: Sequence["Block"], chains: int, tick: Tick) -> PerDatum:
+        """Bounds on log p(x) of data drawn from the model in place of the blocks'."""
+        simulated = [block.simulated(pair) for block in blocks]
+        forward = self._run(pair, simulated, chains, tick)
+        bridge = forward.hmc.bridge
+        truth = bridge.places(_side_by_side([block.truth for block in simulated], dim=1))
+        ends, betas = bridge.at(truth.expand(chains, -1, -1)), sigmoid_path(self.distributions)
+        reverse, _ = anneal(forward.hmc, ends, betas.flip(0), forward.steps.flip(0), tick)
+        return {"simulated_lower": _weigh(forward.log_weight).bound(), "simulated_upper": -_weigh(reverse).bound()}
+
+    def _run(self, pair: nn.Module, blocks: Sequence["Block"], chains: int, tick: Tick) -> "Forward":
+        """Tune the steps, then anneal from the start to the posterior, blocks side by side."""
+        batch = _side_by_side([block.batch for block in blocks], dim=0)
+        bridge = PairBridge(pair, batch, self.start, max(1, rows_that_fit(batch) // chains))
+        starts = [block.starts(pair, self.start, SPREAD_DRAWS + chains) for block in blocks]
+        places = bridge.places(_side_by_side(starts, dim=1))
+        spread = places[:SPREAD_DRAWS].std(0).clamp(min=1e-6)
+        noise = Noise([seeded(*block.key, MOVES).seed for block in blocks], [block.size for block in blocks], places)
+        hmc, betas = HMC(bridge, spread, self.leapfrog, noise), sigmoid_path(self.distributions)
+        steps = tune(hmc, bridge.at(places[:PILOTS]), betas, tick)
+        return Forward(hmc, steps, *anneal(hmc, bridge.at(places[SPREAD_DRAWS:]), betas, steps, tick))
+
+    def _summary(self, per_datum: PerDatum, chains: int) -> dict[str, Any]:
+        errors = per_datum["monte_carlo_error"]
+        summary = {
+            "distributions": self.distributions,
+            "chains": chains,
+            "start": self.start,
+            "monte_carlo_error": errors.square().sum().sqrt().item() / len(errors),
+            "ess": quantiles(per_datum["ess"]),
+            "acceptance": quantiles(per_datum["acceptance"]),
+        }
+        return summary | (_bounds(per_datum) if self.bidirectional else {})
+
+
+class Forward(NamedTuple):
+    """Chains that went from the start to the posterior, and what moved them."""
+
+    hmc: HMC
+    steps: Float[Tensor, "moves batch"]
+    log_weight: Float[Tensor, "chains batch"]
+    acceptance: Float[Tensor, " batch"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Data whose random numbers follow from `key`: fields [batch, ...], and the latents [1, batch, *event] that they
+    were drawn from, where these are known."""
+
+    key: tuple[int, ...]
+    batch: Batch
+    truth: Values | None = None
+
+    @property
+    def size(self) -> int:
+        return batch_rows(self.batch)
+
+    def simulated(self, pair: nn.Module) -> "Block":
+        """Data drawn from the model in place of these; what the model conditions on stays."""
+        with seeded(*self.key, SIMULATION):
+            return Block((*self.key, SIMULATION), *simulate(pair, self.batch))
+
+    def starts(self, pair: nn.Module, start: str, count: int) -> Values:
+        """Values [count, batch, *event] drawn from the start."""
+        with seeded(*self.key, PLACES):
+            return draw_starts(pair, self.batch, start, count)
+
+
+def simulate(pair: nn.Module, batch: Batch) -> tuple[Batch, Values]:
+    """Fields drawn from the model, one datum for each row of `batch`, and the latents [1, batch, *event] behind them.
+
+    Raises:
+        ContractError: a site observes something that is no field as it is given.
+    """
+    latents = {name: site.value for name, site in run_guide(pair, batch).items()}
+    conditioned, drawn = observed(run_model(pair, batch, latents)), sample(pair, batch)
+    fields = dict(batch)
+    for name, site in conditioned.items():
+        field = next((field for field, value in batch.items() if value is site.value), None)
+        if field is None:
+            raise ContractError(
+                f"site {name!r} observes no field as it is given, so no data can be simulated for the bound from "
+                "above; write obs=the field, or leave bidirectional off"
+            )
+        fields[field] = drawn[name].value.to(fields[field].dtype)
+    return fields, {name: site.value.unsqueeze(0) for name, site in drawn.items() if not site.observed}
+
+
+def _groups(pair: nn.Module, split: Split, chains: int, seed: int) -> Iterator[list[Block]]:
+    """As many blocks at a time as fit into memory."""
+    group: list[Block] = []
+    for index, start in enumerate(range(0, split.size, DATA_BLOCK)):
+        with seeded(seed, index):
+            batch = select_fields(pair, split.take(slice(start, start + DATA_BLOCK)))
+        group.append(Block((seed, index), batch))
+        if (len(group) + 1) * DATA_BLOCK * chains > rows_that_fit(batch):
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _ticker(progress: Callable[[int], None], samples: int, moves: int) -> Tick:
+    """Tells `progress` of whole samples, in proportion to the moves made."""
+    made = 0
+
+    def tick(count: int) -> None:
+        nonlocal made
+        before, made = samples * made // moves, made + count
+        progress(samples * made // moves - before)
+
+    return tick
+
+
+def _side_by_side(parts: Sequence[Mapping[str, Tensor]], dim: int) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts], dim) for name in parts[0]}
+
+
+def _weigh(log_weight: Float[Tensor, "chains batch"]) -> WeightStream:
+    weights = WeightStream(*log_weight.shape)
+    weights.add(log_weight)
+    return weights
+
+
+def _refuse_weightless(bound: Float[Tensor, " n"]) -> None:
+    if not bound.isfinite().all():
+        raise ContractError(
+            f"the weights of all chains of datum {int((~bound.isfinite()).nonzero()[0])} are zero or not finite: the "
+            "chains start where the model has no density, or the datum is outside the likelihood's support"
+        )
+
+
+def _bounds(per_datum: PerDatum) -> dict[str, Any]:
+    lower, upper = per_datum["simulated_lower"], per_datum["simulated_upper"]
+    gap = upper - lower
+    error = gap.std().item() / math.sqrt(len(gap)) if len(gap) > 1 else math.nan
+    means = {"lower": lower.mean().item(), "upper": upper.mean().item(), "gap": gap.mean().item()}
+    return {"bidirectional": {"on": "simulated", **means, "gap_standard_error": error}}
+
+
+def _warnings(per_datum: PerDatum, summary: Mapping[str, Any], chains: int) -> list[str]:
+    """Plain sentences where the figures should not be trusted."""
+    found = []
+    if chains == 1:
+        found.append("a single chain tells nothing of its Monte Carlo error; use 16 particles")
+    off = ((per_datum["acceptance"] < 0.4) | (per_datum["acceptance"] > 0.9)).double().mean().item()
+    if off > 0.1:
+        found.append(f"the acceptance of {off:.0%} of the data is outside 0.4 to 0.9; use more distributions")
+    poor = (per_datum["ess"] < chains / 4).double().mean().item()
+    if poor > 0.1:
+        found.append(
+            f"for {poor:.0%} of the data fewer than a quarter of the chains carry the weight: log_likelihood is a "
+            "bound in expectation, but low; use more distributions"
+        )
+    gap = summary.get("bidirectional", {}).get("gap", 0.0)
+    if gap > 1.0:
+        found.append(f"on simulated data the bounds are {gap:.1f} nats apart; use more distributions")
+    return found

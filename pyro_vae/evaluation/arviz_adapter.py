@@ -1,0 +1,22 @@
+"""The one place that speaks to ArviZ, whose interface differs between 0.x (Python 3.11) and 1.x (3.12 and later)."""
+
+import warnings
+
+import numpy as np
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import arviz
+
+IS_ONE = int(arviz.__version__.split(".")[0]) >= 1
+
+
+def pareto_k(log_weights: np.ndarray) -> float:
+    """ArviZ's Pareto k-hat of the log weights [n] of one datum."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if IS_ONE:
+            from arviz_stats.base import array_stats
+
+            return float(array_stats.psislw(-log_weights)[1])
+        return float(arviz.psislw(log_weights.copy())[1])

@@ -1,0 +1,97 @@
+"""The importance-weighted bound L_K of each datum, with what tells whether to believe it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae.data import Split
+from pyro_vae.errors import ContractError
+from pyro_vae.evaluation.result import Estimate, quantiles
+from pyro_vae.evaluation.stream import stream_terms
+from pyro_vae.evaluation.weights import MIN_FOR_TAIL, WeightStream
+
+UNRELIABLE_K = 0.7
+"""Above it importance sampling is not reliable (Yao et al. 2018; Vehtari et al. 2024)."""
+
+
+class Importance:
+    """log 1/K sum_k p(x, z_k) / q(z_k|x), K = particles: a lower bound on log p(x) in expectation that rises with K
+    (Burda, Grosse & Salakhutdinov 2016).
+
+    Per datum: `log_likelihood` (L_K, nats), `half` (L of the first K/2 particles), `jackknife` (bias-corrected: an
+    estimate, no bound), `monte_carlo_error` (nats), `ess`, `pareto_k`.
+    """
+
+    def __call__(
+        self, pair: nn.Module, split: Split, particles: int, seed: int, progress: Callable[[int], None]
+    ) -> Estimate:
+        blocks: list[dict[str, Tensor]] = []
+        rows, stream = slice(0, 0), WeightStream(particles, 0)
+        for chunk in stream_terms(pair, split, particles, seed, progress):
+            if chunk.first == 0:
+                rows, stream = chunk.rows, WeightStream(particles, chunk.terms.log_guide.shape[1])
+            stream.add(chunk.terms.log_weight)
+            if stream.seen == particles:
+                blocks.append(figures(stream, rows.start))
+        per_datum = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+        return Estimate(per_datum, summary(per_datum, particles), warnings(per_datum, particles))
+
+
+def figures(stream: WeightStream, first: int) -> dict[str, Float[Tensor, " batch"]]:
+    """All figures of a finished block of data, the first of which is datum `first`.
+
+    Raises:
+        ContractError: every weight of a datum is zero, or one is not a number; names the datum.
+    """
+    bound = stream.bound()
+    for bad, what in ((bound.isnan() | (bound == torch.inf), "not finite"), (bound == -torch.inf, "all zero")):
+        if bad.any():
+            raise ContractError(
+                f"the importance weights of datum {first + int(bad.nonzero()[0])} are {what}: the guide draws where "
+                "the model has no density, or the datum is outside the likelihood's support"
+            )
+    return {
+        "log_likelihood": bound,
+        "half": stream.bound_of_half(),
+        "jackknife": stream.jackknife(),
+        "monte_carlo_error": stream.monte_carlo_error(),
+        "ess": stream.ess(),
+        "pareto_k": stream.pareto_k(),
+    }
+
+
+def summary(per_datum: dict[str, Tensor], particles: int) -> dict[str, Any]:
+    """Figures over all data, for `evaluation.json`."""
+    bound, errors = per_datum["log_likelihood"], per_datum["monte_carlo_error"]
+    k = per_datum["pareto_k"]
+    known = particles >= MIN_FOR_TAIL
+    return {
+        "monte_carlo_error": errors.square().sum().sqrt().item() / len(errors),
+        "gap_to_half": (bound - per_datum["half"]).mean().item(),
+        "jackknife": per_datum["jackknife"].mean().item(),
+        "ess": quantiles(per_datum["ess"]),
+        "pareto_k": {
+            **quantiles(k),
+            "share_above_0.7": (k > UNRELIABLE_K).double().mean().item() if known else None,
+        },
+    }
+
+
+def warnings(per_datum: dict[str, Tensor], particles: int) -> list[str]:
+    """Plain sentences where L_K should not be trusted as an estimate of log p(x)."""
+    if particles < MIN_FOR_TAIL:
+        return [f"{particles} particles are too few to judge the weights; k-hat needs at least {MIN_FOR_TAIL}"]
+    found = []
+    share = (per_datum["pareto_k"] > UNRELIABLE_K).double().mean().item()
+    if share > 0:
+        found.append(
+            f"k-hat is above 0.7 for {share:.1%} of the data: for these L_K is a valid lower bound in expectation, but "
+            "not a reliable estimate of log p(x), and its Monte Carlo error is understated; use more particles or ais"
+        )
+    gap = (per_datum["log_likelihood"] - per_datum["half"]).mean().item()
+    if gap > 0.1:
+        found.append(f"L_K still rises by {gap:.2f} nats from K/2 to K; use more particles")
+    return found

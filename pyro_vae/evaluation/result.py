@@ -1,0 +1,129 @@
+"""What an evaluation gives: numbers of each datum, their summary, and what to think of them."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass
+class Estimate:
+    """What an evaluator returns.
+
+    Attributes:
+        per_datum: tensors [n, ...] by name; "log_likelihood" (nats) where the evaluator bounds or estimates log p(x).
+        summary: numbers and dicts of numbers for `evaluation.json`.
+        warnings: plain sentences where a figure should not be trusted.
+        figures: matplotlib figures by name.
+    """
+
+    per_datum: dict[str, Tensor]
+    summary: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """An `Estimate` with what was evaluated. All figures are in nats per datum.
+
+    Attributes:
+        evaluator, model, data, split: names.
+        n: number of data.
+        particles: draws of the guide for each datum.
+        seconds: wall-clock time.
+        estimate: the evaluator's own numbers.
+        bits_per_dim: minus the mean log-likelihood in bits per element of x, or None.
+        bits_per_dim_note: why it is None.
+        relaxed: the data are grey values under a Bernoulli, so that no number here is a likelihood.
+    """
+
+    evaluator: str
+    model: str
+    data: str
+    split: str
+    n: int
+    particles: int
+    seconds: float
+    estimate: Estimate
+    bits_per_dim: float | None = None
+    bits_per_dim_note: str | None = None
+    relaxed: bool = False
+
+    def __getattr__(self, name: str) -> Tensor:
+        estimate = self.__dict__.get("estimate")
+        if estimate is not None and name in estimate.per_datum:
+            return estimate.per_datum[name]
+        known = ", ".join(estimate.per_datum) if estimate is not None else "nothing"
+        raise AttributeError(f"this result has no {name!r} per datum; it has {known}")
+
+    @property
+    def headline(self) -> Float[Tensor, " n"]:
+        """The figure that the mean is of: the log-likelihood, or the evaluator's first."""
+        per_datum = self.estimate.per_datum
+        return per_datum.get("log_likelihood", next(iter(per_datum.values())))
+
+    @property
+    def mean(self) -> float:
+        """Mean over data."""
+        return self.headline.double().mean().item()
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean over data; NaN for one datum."""
+        return self.headline.double().std().item() / math.sqrt(self.n) if self.n > 1 else math.nan
+
+    @property
+    def warnings(self) -> list[str]:
+        """Plain sentences where a figure should not be trusted."""
+        relaxed = ["grey values under a Bernoulli: these figures are a loss, not a log-likelihood"]
+        return (relaxed if self.relaxed else []) + self.estimate.warnings
+
+    def entry(self) -> dict[str, Any]:
+        """This result as an entry of `evaluation.json`; numbers that are not finite become null."""
+        entry = {
+            "evaluator": self.evaluator,
+            "model": self.model,
+            "data": self.data,
+            "split": self.split,
+            "n": self.n,
+            "particles": self.particles,
+            "seconds": round(self.seconds, 3),
+            "quantity": self.quantity,
+            "nats": {"mean": self.mean, "standard_error": self.standard_error},
+            "bits_per_dim": self.bits_per_dim,
+            "bits_per_dim_note": self.bits_per_dim_note,
+            "warnings": self.warnings,
+            **self.estimate.summary,
+        }
+        return _finite(entry)
+
+    @property
+    def quantity(self) -> str:
+        """The name of the headline figure."""
+        per_datum = self.estimate.per_datum
+        return "log_likelihood" if "log_likelihood" in per_datum else next(iter(per_datum))
+
+
+def quantiles(values: Tensor) -> dict[str, float]:
+    """Mean, median, smallest and largest of a figure per datum, NaN left out."""
+    finite = values.double()[~values.isnan()]
+    if not finite.numel():
+        return {"mean": math.nan, "median": math.nan, "min": math.nan, "max": math.nan}
+    return {
+        "mean": finite.mean().item(),
+        "median": torch.quantile(finite, 0.5).item(),
+        "min": finite.min().item(),
+        "max": finite.max().item(),
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,97 @@
+"""What can be said of K importance weights of each datum from a stream of them, in memory that does not grow with K.
+
+Kept for each datum, in float64: log sums of w, w^2 and w^3, the log sum of the first half, and the largest weights.
+"""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_vae.evaluation.arviz_adapter import pareto_k
+
+KEPT = 1000
+MIN_FOR_TAIL = 25
+"""Fewer weights leave less than five in the tail, too few for ArviZ's fit."""
+
+EQUAL = 1e-9
+"""Log weights that differ by less than this are equal but for rounding."""
+
+
+class WeightStream:
+    """Accumulates `particles` log weights for each datum of a block of `size` data."""
+
+    def __init__(self, particles: int, size: int):
+        self.particles, self.half, self.seen = particles, particles // 2, 0
+        self.tail = math.ceil(min(particles / 5, 3 * math.sqrt(particles)))
+        self.log_sums = torch.full((3, size), -math.inf, dtype=torch.float64)
+        self.log_half = torch.full((size,), -math.inf, dtype=torch.float64)
+        self.largest = torch.empty(0, size, dtype=torch.float64)
+
+    def add(self, log_weight: Float[Tensor, "particles batch"]) -> None:
+        """Take the next particles of every datum of the block."""
+        log_weight = log_weight.double().cpu()
+        in_half = log_weight[: max(0, self.half - self.seen)]
+        if len(in_half):
+            self.log_half = torch.logaddexp(self.log_half, in_half.logsumexp(0))
+        powers = torch.stack([(power * log_weight).logsumexp(0) for power in (1, 2, 3)])
+        self.log_sums = torch.logaddexp(self.log_sums, powers)
+        candidates = torch.cat([self.largest, log_weight])
+        keep = min(len(candidates), max(KEPT, self.tail + 1))
+        self.largest = candidates.topk(keep, dim=0).values
+        self.seen += len(log_weight)
+
+    def bound(self) -> Float[Tensor, " batch"]:
+        """L_K = log 1/K sum w (Burda, Grosse & Salakhutdinov 2016, eq. 8)."""
+        return self.log_sums[0] - math.log(self.particles)
+
+    def bound_of_half(self) -> Float[Tensor, " batch"]:
+        """L of the first floor(K/2) particles; NaN for K = 1."""
+        return self.log_half - math.log(self.half) if self.half else torch.full_like(self.log_half, math.nan)
+
+    def ess(self) -> Float[Tensor, " batch"]:
+        """Effective sample size (sum w)^2 / sum w^2 (Kong 1992)."""
+        return (2 * self.log_sums[0] - self.log_sums[1]).exp()
+
+    def monte_carlo_error(self) -> Float[Tensor, " batch"]:
+        """Standard error of L_K over repeated draws, by the delta method; NaN for K = 1."""
+        if self.particles == 1:
+            return torch.full_like(self.log_half, math.nan)
+        relative_variance = (1 / self.ess() - 1 / self.particles).clamp(min=0)
+        return (relative_variance * self.particles / (self.particles - 1)).sqrt()
+
+    def jackknife(self) -> Float[Tensor, " batch"]:
+        """K L_K - (K-1) mean_j L without j: removes the bias's 1/K term (Nowozin 2018, eq. 9). NaN for K = 1.
+
+        The leave-one-out terms log(1 - w_j/S) are exact for the largest weights; the others, each below 1/1000 of S,
+        enter through the first three terms of the logarithm's series, to 1e-9.
+        """
+        if self.particles == 1:
+            return torch.full_like(self.log_half, math.nan)
+        total = self.log_sums[0]
+        shares = (self.largest - total).exp()
+        leave_out = torch.log1p(-shares.clamp(max=1 - 1e-15)).sum(0)
+        for power, log_sum in enumerate(self.log_sums, start=1):
+            rest = (log_sum - power * total).exp() - shares.pow(power).sum(0)
+            leave_out -= rest.clamp(min=0) / power
+        without_one = total + leave_out / self.particles - math.log(self.particles - 1)
+        return self.particles * self.bound() - (self.particles - 1) * without_one
+
+    def pareto_k(self) -> Float[Tensor, " batch"]:
+        """ArviZ's k-hat of each datum; NaN for fewer than 25 particles, -inf where all weights are equal.
+
+        Only the tail and its cutoff enter the fit, so the weights below are put at zero.
+        """
+        if self.particles < MIN_FOR_TAIL:
+            return torch.full_like(self.log_half, math.nan)
+        tails = self.largest[: self.tail + 1].T.numpy()
+        body = np.full(max(0, self.particles - self.tail - 1), -np.inf)
+        return torch.tensor([_k_of_tail(tail, body) for tail in tails], dtype=torch.float64)
+
+
+def _k_of_tail(tail: np.ndarray, body: np.ndarray) -> float:
+    if tail[0] - tail[-1] < EQUAL:
+        return -math.inf
+    return pareto_k(np.concatenate([tail, body]))

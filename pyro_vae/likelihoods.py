@@ -1,0 +1,299 @@
+"""p(x|z): what the decoder puts out, turned into a distribution of x.
+
+A likelihood is an `nn.Module` with `channels`, how many numbers the decoder gives for each element of x, and a
+`forward` from those numbers [..., channels, *data_shape] to a distribution with batch shape [...] and event shape
+`data_shape`. `start(mean)` says which numbers make the distribution's mean the given one, so that a decoder can start
+at the mean of the data, and `encoder_input(x)` is what the encoder is given. Log-probabilities are in nats.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_vae.errors import ContractError
+
+
+class Likelihood(nn.Module):
+    """Base class: remembers the shape of one datum."""
+
+    channels = 1
+
+    def __init__(self, data_shape: Sequence[int]):
+        super().__init__()
+        self.event_dims = len(data_shape)
+
+    def split(self, features: Float[Tensor, "..."]) -> tuple[Tensor, ...]:
+        """[..., channels, *data_shape] -> `channels` tensors [..., *data_shape]."""
+        return features.unbind(-self.event_dims - 1)
+
+    def start(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Features [channels, *data_shape] whose distribution has about this mean [*data_shape]."""
+        return torch.stack([self.inverse_mean(mean), *[torch.zeros_like(mean)] * (self.channels - 1)])
+
+    def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return mean
+
+    def encoder_input(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """x at about unit size, as a net's initial weights need it."""
+        return x
+
+
+def _logit(mean: Tensor) -> Tensor:
+    return torch.logit(mean, eps=1e-3)
+
+
+def _solve(increasing: Callable[[Tensor], Tensor], target: Tensor, reach: float) -> Tensor:
+    """The number in [-reach, reach] at which an increasing function is nearest to the target, elementwise."""
+    low, high = torch.full_like(target, -reach), torch.full_like(target, reach)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = increasing(middle) < target
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+class Bernoulli(Likelihood):
+    """x in {0, 1}: logits from the decoder."""
+
+    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
+        (logits,) = self.split(features)
+        return dist.Bernoulli(logits=logits).to_event(self.event_dims)
+
+    def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return _logit(mean)
+
+
+class ContinuousBernoulliDistribution(dist.ContinuousBernoulli):
+    """A continuous Bernoulli that is normalised for every logit l: density l e^(l x) / (e^l - 1).
+
+    torch's clamps the probability, so that in single precision its density is too small where |l| > 16.
+    """
+
+    def expand(self, batch_shape: torch.Size, _instance: dist.Distribution | None = None) -> dist.Distribution:
+        return super().expand(batch_shape, self._get_checked_instance(ContinuousBernoulliDistribution, _instance))
+
+    def _away_from_zero(self, near: float) -> tuple[Tensor, Tensor]:
+        """Where |l| < `near`, and |l| with 1 in these places."""
+        is_near = self.logits.abs() < near
+        return is_near, torch.where(is_near, 1.0, self.logits.abs())
+
+    def _cont_bern_log_norm(self) -> Tensor:
+        """log(l / tanh(l/2))."""
+        is_near, size = self._away_from_zero(0.1)
+        squared = self.logits.square()
+        series = math.log(2.0) + squared / 12 - 7 * squared.square() / 1440
+        return torch.where(is_near, series, size.log() - torch.tanh(size / 2).log())
+
+    @property
+    def mean(self) -> Tensor:
+        is_near, size = self._away_from_zero(0.1)
+        above_half = 0.5 / torch.tanh(size / 2) - 1 / size
+        series = self.logits / 12 - self.logits**3 / 720
+        return 0.5 + torch.where(is_near, series, above_half * self.logits.sign())
+
+    def icdf(self, value: Tensor) -> Tensor:
+        is_near, size = self._away_from_zero(1e-3)
+        level = torch.where(self.logits > 0, value, 1 - value)
+        inverse = (1 + torch.log(level + (1 - level) * torch.exp(-size)) / size).clamp(0, 1)
+        return torch.where(is_near, value, torch.where(self.logits > 0, inverse, 1 - inverse))
+
+
+class ContinuousBernoulli(Likelihood):
+    """x in [0, 1]: the normalised form of cross-entropy on grey values (Loaiza-Ganem & Cunningham 2019)."""
+
+    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
+        (logits,) = self.split(features)
+        return ContinuousBernoulliDistribution(logits=logits).to_event(self.event_dims)
+
+    def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return _solve(lambda logits: ContinuousBernoulliDistribution(logits=logits).mean, mean, reach=20.0)
+
+
+class Gaussian(Likelihood):
+    """Real x: means from the decoder, one fixed standard deviation `sigma`."""
+
+    def __init__(self, data_shape: Sequence[int], sigma: float = 1.0):
+        super().__init__(data_shape)
+        if not sigma > 0:
+            raise ContractError(f"sigma must be positive, not {sigma}")
+        self.register_buffer("sigma", torch.tensor(float(sigma)))
+
+    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
+        (loc,) = self.split(features)
+        return dist.Normal(loc, self.sigma).to_event(self.event_dims)
+
+
+class GaussianLearned(Likelihood):
+    """Real x: means from the decoder, one learned standard deviation for all elements."""
+
+    def __init__(self, data_shape: Sequence[int], sigma: float = 1.0):
+        super().__init__(data_shape)
+        self.log_sigma = nn.Parameter(torch.full(self.sigma_shape(data_shape), math.log(sigma)))
+
+    def sigma_shape(self, data_shape: Sequence[int]) -> tuple[int, ...]:
+        return ()
+
+    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
+        (loc,) = self.split(features)
+        return dist.Normal(loc, self.log_sigma.exp()).to_event(self.event_dims)
+
+
+class GaussianPerDimension(GaussianLearned):
+    """Real x: means from the decoder, a learned standard deviation for each element."""
+
+    def sigma_shape(self, data_shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(data_shape)
+
+
+class GaussianNet(Likelihood):
+    """Real x: means and log standard deviations from the decoder."""
+
+    channels = 2
+
+    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
+        loc, log_sigma = self.split(features)
+        return dist.Normal(loc, log_sigma.exp()).to_event(self.event_dims)
+
+
+class _Levels(dist.Categorical):
+    """A categorical over the levels 0, 1, ..., whose mean and variance are those of the level."""
+
+    @property
+    def mean(self) -> Tensor:
+        return self.probs @ self._levels()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.probs @ self._levels().square() - self.mean.square()
+
+    def _levels(self) -> Tensor:
+        return torch.arange(self._num_events, dtype=self.probs.dtype, device=self.probs.device)
+
+    def expand(self, batch_shape: torch.Size, _instance: dist.Distribution | None = None) -> dist.Distribution:
+        return super().expand(batch_shape, self._get_checked_instance(_Levels, _instance))
+
+
+class Categorical(Likelihood):
+    """x in {0, ..., 255}: the decoder gives 256 logits for each element."""
+
+    channels = 256
+
+    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
+        logits = features.movedim(-self.event_dims - 1, -1)
+        return _Levels(logits=logits).to_event(self.event_dims)
+
+    def start(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The levels' distribution of largest entropy with this mean: logits that are linear in the level."""
+        shares = (torch.arange(256).to(mean) / 255).view(-1, *[1] * self.event_dims)
+        slope = _solve(lambda slope: (torch.softmax(slope * shares, 0) * shares).sum(0), mean / 255, reach=256.0)
+        return slope * shares
+
+    def encoder_input(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return x / 127.5 - 1
+
+
+class DiscretizedLogisticDistribution(dist.TorchDistribution):
+    """A logistic on the levels 0, ..., 255: each level has the mass of its interval of width 1, the two outermost
+    reach to infinity (Salimans et al. 2017, eq. 2).
+
+    Args:
+        loc: mean of the logistic, in levels, any shape.
+        log_scale: log of its scale, in levels, broadcastable to `loc`.
+    """
+
+    arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}
+    support = constraints.integer_interval(0, 255)
+    has_rsample = False
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, validate_args: bool | None = None):
+        self.loc, self.log_scale = torch.broadcast_tensors(loc, log_scale)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "DiscretizedLogisticDistribution":
+        return type(self)(
+            self.loc.expand(batch_shape),
+            self.log_scale.expand(batch_shape),
+            validate_args=self._validate_args,
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean level; to half a level where the scale is far below 1."""
+        scale = self.log_scale.exp()
+        return scale * (F.softplus(self.loc / scale) - F.softplus((self.loc - 255) / scale))
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        with torch.no_grad():
+            shape = self._extended_shape(torch.Size(sample_shape))
+            uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
+            logistic = self.loc + self.log_scale.exp() * torch.logit(uniform, eps=1e-6)
+            return logistic.round().clamp(0, 255)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        inverse_scale = (-self.log_scale).exp()
+        upper = inverse_scale * (value + 0.5 - self.loc)
+        lower = inverse_scale * (value - 0.5 - self.loc)
+        # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)), which never cancels
+        inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-inverse_scale))
+        at_edge = torch.where(value < 0.5, F.logsigmoid(upper), F.logsigmoid(-lower))
+        return torch.where((value < 0.5) | (value > 254.5), at_edge, inside)
+
+
+class DiscretizedLogistic(Likelihood):
+    """x in {0, ..., 255}: location and log scale of a discretised logistic from the decoder.
+
+    The decoder's numbers are in units of half the range, so that a net at its initialisation covers the middle of it.
+    """
+
+    channels = 2
+    start_scale = 32.0
+
+    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
+        loc, log_scale = self.split(features)
+        loc, log_scale = 127.5 * (loc + 1), log_scale + math.log(self.start_scale)
+        return DiscretizedLogisticDistribution(loc, log_scale).to_event(self.event_dims)
+
+    def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        mean = mean.clamp(1, 254)
+        above, below = torch.expm1(mean / self.start_scale), -torch.expm1((mean - 255) / self.start_scale)
+        return self.start_scale * (above / below).log() / 127.5 - 1
+
+    def encoder_input(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return x / 127.5 - 1
+
+
+class Poisson(Likelihood):
+    """Counts x in {0, 1, ...}: the rate is the softplus of the decoder's output."""
+
+    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
+        (raw,) = self.split(features)
+        tiny = torch.finfo(raw.dtype).tiny
+        return dist.Poisson(F.softplus(raw) + tiny).to_event(self.event_dims)
+
+    def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        rate = mean.clamp(min=1e-2)
+        return rate + torch.log(-torch.expm1(-rate))
+
+    def encoder_input(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return x.log1p()
+
+
+LIKELIHOODS = {
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+    "gaussian": Gaussian,
+    "gaussian_learned": GaussianLearned,
+    "gaussian_per_dimension": GaussianPerDimension,
+    "gaussian_net": GaussianNet,
+    "categorical": Categorical,
+    "discretized_logistic": DiscretizedLogistic,
+    "poisson": Poisson,
+}

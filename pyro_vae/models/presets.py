@@ -1,0 +1,51 @@
+"""The nets of published VAEs, by name. Every one is a `VAE` with the paper's sizes as defaults."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae.models.vae import VAE
+
+
+def blog(
+    data_shape: Sequence[int],
+    latent_dim: int = 2,
+    hidden: Sequence[int] = (256, 64, 32),
+    activation: str = "elu",
+    likelihood: str = "bernoulli",
+    data_mean: Float[Tensor, "..."] | None = None,
+) -> VAE:
+    """784-256-64-32-2z with ELU: the small two-dimensional VAE of many tutorials."""
+    return VAE(data_shape, latent_dim, hidden, activation, likelihood, data_mean=data_mean)
+
+
+def iwae(
+    data_shape: Sequence[int],
+    latent_dim: int = 50,
+    hidden: Sequence[int] = (200, 200),
+    activation: str = "tanh",
+    likelihood: str = "bernoulli",
+    data_mean: Float[Tensor, "..."] | None = None,
+) -> VAE:
+    """tanh 200-200, z = 50, Glorot uniform weights (Burda, Grosse & Salakhutdinov 2016, one stochastic layer)."""
+    vae = VAE(data_shape, latent_dim, hidden, activation, likelihood)
+    for module in vae.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    if data_mean is not None:
+        vae.decoder.set_output(vae.likelihood.start(data_mean))
+    return vae
+
+
+def kingma(
+    data_shape: Sequence[int],
+    latent_dim: int = 20,
+    hidden: Sequence[int] = (500,),
+    activation: str = "tanh",
+    likelihood: str = "bernoulli",
+    data_mean: Float[Tensor, "..."] | None = None,
+) -> VAE:
+    """tanh 500 (Kingma & Welling 2014, MNIST; their Frey faces use hidden=(200,) and a Gaussian with its own sigma)."""
+    return VAE(data_shape, latent_dim, hidden, activation, likelihood, data_mean=data_mean)

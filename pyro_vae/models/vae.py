@@ -1,0 +1,90 @@
+"""The variational autoencoder (Kingma & Welling 2014; Rezende, Mohamed & Wierstra 2014)."""
+
+from collections.abc import Sequence
+
+import pyro
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae import parts
+from pyro_vae.errors import ContractError
+from pyro_vae.likelihoods import LIKELIHOODS
+from pyro_vae.nets import DECODERS, ENCODERS
+from pyro_vae.pair import Pair
+from pyro_vae.posteriors import POSTERIORS
+from pyro_vae.priors import PRIORS
+
+
+class VAE(Pair):
+    """p(z) p(x|z) with q(z|x): encoder -> posterior -> plate; prior; decoder -> likelihood.
+
+    Args:
+        data_shape: shape of one datum x; the data set's own on the command line.
+        latent_dim: size of z.
+        hidden: widths of the encoder's hidden layers; the decoder mirrors them. Empty: a linear VAE.
+        activation: any torch activation by name ("relu", "elu", "tanh", ...).
+        likelihood: "bernoulli", "continuous_bernoulli", "gaussian" (fixed `sigma`), "gaussian_learned",
+            "gaussian_per_dimension", "gaussian_net", "categorical", "discretized_logistic" (both for 8-bit data),
+            "poisson"; or an object with the interface of `pyro_vae.likelihoods.Likelihood`.
+        prior: "standard_normal", "mixture"; or a module whose forward() is a distribution of z.
+        posterior: "diagonal_normal", "full_covariance"; or a module from features to a distribution of z.
+        net: "mlp", "conv", "residual"; `hidden` are channels in the latter two.
+        sigma: standard deviation of a Gaussian likelihood (its start, where it is learned).
+        components: number of components of a mixture prior.
+        data_mean: mean of the training data [*data_shape]; where given, the decoder starts at it.
+
+    Raises:
+        ContractError: a size that is not positive, or a net that does not fit the data's shape.
+        UnknownName: a part that is not known; lists those that are.
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int = 2,
+        hidden: Sequence[int] = (512,),
+        activation: str = "relu",
+        likelihood: str | nn.Module = "bernoulli",
+        prior: str | nn.Module = "standard_normal",
+        posterior: str | nn.Module = "diagonal_normal",
+        net: str = "mlp",
+        sigma: float = 1.0,
+        components: int = 10,
+        data_mean: Float[Tensor, "..."] | None = None,
+    ):
+        super().__init__()
+        _check_sizes(data_shape=data_shape, latent_dim=[latent_dim], hidden=hidden, components=[components])
+        self.likelihood = parts.build("likelihood", likelihood, LIKELIHOODS, data_shape=data_shape, sigma=sigma)
+        self.encoder = parts.build("net", net, ENCODERS, data_shape=data_shape, hidden=hidden, activation=activation)
+        self.posterior = parts.build(
+            "posterior", posterior, POSTERIORS, in_features=self.encoder.out_features, latent_dim=latent_dim
+        )
+        self.prior = parts.build("prior", prior, PRIORS, latent_dim=latent_dim, components=components)
+        self.decoder = parts.build(
+            "net",
+            net,
+            DECODERS,
+            latent_dim=latent_dim,
+            hidden=hidden[::-1],
+            activation=activation,
+            data_shape=data_shape,
+            channels=self.likelihood.channels,
+        )
+        if data_mean is not None:
+            self.decoder.set_output(self.likelihood.start(data_mean))
+
+    def model(self, x: Float[Tensor, "batch ..."]) -> None:
+        with self.plate(x.shape[0]):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+
+    def guide(self, x: Float[Tensor, "batch ..."]) -> None:
+        with self.plate(x.shape[0]):
+            pyro.sample("z", self.posterior(self.encoder(self.likelihood.encoder_input(x))))
+
+
+def _check_sizes(**sizes: Sequence[int]) -> None:
+    for name, values in sizes.items():
+        for value in values:
+            if value < 1:
+                raise ContractError(f"{name} must be at least 1, not {value}")

@@ -1,0 +1,184 @@
+"""Encoder and decoder trunks. They know sizes only; every one accepts any number of leading dimensions."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae.errors import ContractError, UnknownName
+
+NOT_ELEMENTWISE = {"GLU", "LogSoftmax", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "Threshold"}
+ACTIVATIONS = {name.lower(): getattr(nn, name) for name in nn.modules.activation.__all__ if name not in NOT_ELEMENTWISE}
+
+
+def activation_class(name: str) -> type[nn.Module]:
+    """The torch activation of this name, in any case ("relu", "ELU", "tanh", ...)."""
+    if name.lower() not in ACTIVATIONS:
+        raise UnknownName("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name.lower()]
+
+
+def mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
+    """Linear layers of the given sizes, each followed by the activation."""
+    layers: list[nn.Module] = []
+    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(n_in, n_out), activation_class(activation)()]
+    return nn.Sequential(*layers)
+
+
+class MLPEncoder(nn.Module):
+    """x [..., *data_shape] -> features [..., out_features]; no hidden layer gives x itself, flattened."""
+
+    def __init__(self, data_shape: Sequence[int], hidden: Sequence[int], activation: str):
+        super().__init__()
+        sizes = [math.prod(data_shape), *hidden]
+        self.event_dims = len(data_shape)
+        self.out_features = sizes[-1]
+        self.layers = mlp(sizes, activation)
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "... features"]:
+        return self.layers(x.flatten(-self.event_dims))
+
+
+class MLPDecoder(nn.Module):
+    """z [..., latent_dim] -> [..., channels, *data_shape]: `channels` numbers for each element of x."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden: Sequence[int],
+        activation: str,
+        data_shape: Sequence[int],
+        channels: int,
+    ):
+        super().__init__()
+        sizes = [latent_dim, *hidden]
+        self.out_shape = (channels, *data_shape)
+        self.layers = mlp(sizes, activation)
+        self.out = nn.Linear(sizes[-1], math.prod(self.out_shape))
+
+    def forward(self, z: Float[Tensor, "... latent"]) -> Float[Tensor, "..."]:
+        return self.out(self.layers(z)).unflatten(-1, self.out_shape)
+
+    def set_output(self, values: Float[Tensor, "..."]) -> None:
+        """Let the output start at `values` [channels, *data_shape]."""
+        with torch.no_grad():
+            self.out.bias.copy_(values.reshape(-1))
+
+
+class ResidualBlock(nn.Module):
+    """h + f(h), f two 3x3 convolutions; the resolution and the number of channels stay."""
+
+    def __init__(self, channels: int, activation: str):
+        super().__init__()
+        act = activation_class(activation)
+        self.f = nn.Sequential(
+            act(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            act(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return h + self.f(h)
+
+
+class ConvEncoder(nn.Module):
+    """Images [..., C, H, W] -> features [..., out_features], halving the resolution once for each width in `hidden`."""
+
+    def __init__(self, data_shape: Sequence[int], hidden: Sequence[int], activation: str, residual: bool = False):
+        super().__init__()
+        channels, *sizes = _image_shape(data_shape, hidden)
+        layers: list[nn.Module] = []
+        for n_in, n_out in zip([channels, *hidden[:-1]], hidden, strict=True):
+            layers += [nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)]
+            layers += [ResidualBlock(n_out, activation)] if residual else []
+            layers += [activation_class(activation)()]
+            sizes = [(size + 1) // 2 for size in sizes]
+        self.layers = nn.Sequential(*layers)
+        self.data_shape = tuple(data_shape)
+        self.out_features = hidden[-1] * math.prod(sizes)
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "... features"]:
+        lead = x.shape[:-3]
+        return self.layers(x.reshape(-1, *self.data_shape)).reshape(*lead, self.out_features)
+
+
+class ConvDecoder(nn.Module):
+    """z [..., latent_dim] -> [..., channels, *data_shape]: a linear layer, then transposed convolutions, the
+    mirror of `ConvEncoder` with the same `hidden`."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden: Sequence[int],
+        activation: str,
+        data_shape: Sequence[int],
+        channels: int,
+        residual: bool = False,
+    ):
+        super().__init__()
+        image_channels, *size = _image_shape(data_shape, hidden)
+        sizes = [size]
+        for _ in hidden:
+            sizes.append([(s + 1) // 2 for s in sizes[-1]])
+        self.out_shape = (channels, *data_shape)
+        self.start_shape = (hidden[0], *sizes[-1])
+        self.start = nn.Linear(latent_dim, math.prod(self.start_shape))
+        layers: list[nn.Module] = []
+        for i, n_in in enumerate(hidden):
+            n_out = hidden[i + 1] if i + 1 < len(hidden) else image_channels * channels
+            target = sizes[len(hidden) - 1 - i]
+            layers += [ResidualBlock(n_in, activation)] if residual else []
+            layers += [activation_class(activation)()]
+            padding = tuple(1 - s % 2 for s in target)
+            layers += [nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=padding)]
+        self.layers = nn.Sequential(*layers)
+        self.bias = nn.Parameter(torch.zeros(self.out_shape))
+
+    def forward(self, z: Float[Tensor, "... latent"]) -> Float[Tensor, "..."]:
+        lead = z.shape[:-1]
+        start = self.start(z).reshape(-1, *self.start_shape)
+        return self.layers(start).reshape(*lead, *self.out_shape) + self.bias
+
+    def set_output(self, values: Float[Tensor, "..."]) -> None:
+        """Let the output start around `values` [channels, *data_shape]."""
+        with torch.no_grad():
+            self.bias.copy_(values.reshape(self.out_shape))
+
+
+def _image_shape(data_shape: Sequence[int], hidden: Sequence[int]) -> Sequence[int]:
+    if not hidden:
+        raise ContractError("a convolutional net needs at least one width in `hidden`, such as 32,64")
+    if len(data_shape) != 3:
+        raise ContractError(
+            f"a convolutional net needs data of shape [channels, height, width], not {list(data_shape)}; use net='mlp'"
+        )
+    return data_shape
+
+
+class ResidualEncoder(ConvEncoder):
+    """`ConvEncoder` with a residual block at each resolution."""
+
+    def __init__(self, data_shape: Sequence[int], hidden: Sequence[int], activation: str):
+        super().__init__(data_shape, hidden, activation, residual=True)
+
+
+class ResidualDecoder(ConvDecoder):
+    """`ConvDecoder` with a residual block at each resolution."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden: Sequence[int],
+        activation: str,
+        data_shape: Sequence[int],
+        channels: int,
+    ):
+        super().__init__(latent_dim, hidden, activation, data_shape, channels, residual=True)
+
+
+ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder, "residual": ResidualEncoder}
+DECODERS = {"mlp": MLPDecoder, "conv": ConvDecoder, "residual": ResidualDecoder}

@@ -1,0 +1,122 @@
+"""The pair: a model and a guide on one `torch.nn.Module`."""
+
+import inspect
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK, effectful
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_vae.errors import ContractError, DataError
+
+PLATE = "data"
+
+
+class Pair(nn.Module):
+    """A convenient base class for a pair; any `nn.Module` with `model` and `guide` will do.
+
+    Subclasses define `model(self, **batch)`, which declares p(z)p(x|z), and `guide(self, **batch)`, which declares
+    q(z|x), both inside `with self.plate(n):`.
+    """
+
+    def model(self, **batch: Tensor) -> Any:
+        raise NotImplementedError
+
+    def guide(self, **batch: Tensor) -> Any:
+        raise NotImplementedError
+
+    @contextmanager
+    def plate(self, size: int) -> Iterator[None]:
+        """The plate of the data, `pyro.plate("data", size, dim=-1)`.
+
+        Inside it plain Pyro (`pyro.infer.SVI`) also learns of this module's parameters, without a write to Pyro's
+        global parameter store.
+        """
+        if _PYRO_STACK and not any(isinstance(handler, LocalParameters) for handler in _PYRO_STACK):
+            announce_parameters(self)
+        with pyro.plate(PLATE, size, dim=-1):
+            yield
+
+
+def announce_parameters(module: nn.Module) -> None:
+    """Send a `pyro.param` message for each parameter, as `PyroModule` does for its own with module-local parameters:
+    handlers see the parameters, Pyro's parameter store does not."""
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            parameter.unconstrained = weakref.ref(parameter)
+            emit = effectful(type="param")(lambda *_, _parameter=parameter, **__: _parameter)
+            full_name = f"{type(module).__name__}_{id(module)}.{name}"
+            emit(full_name, parameter, constraint=constraints.real, name=full_name)
+
+
+class LocalParameters(Messenger):
+    """Lets a pair that calls `pyro.module` run without a write to Pyro's parameter store.
+
+    Args:
+        own_names: parameters whose names start like this are let through to the store.
+        stand_ins: the pair runs with plain tensors in place of its parameters, as `torch.func.functional_call` does.
+
+    Raises:
+        ContractError: a `pyro.param` that is no `torch.nn.Parameter`, which no optimizer here would train.
+    """
+
+    def __init__(self, own_names: str = "", stand_ins: bool = False):
+        super().__init__()
+        self.own_names, self.stand_ins = own_names, stand_ins
+
+    def _pyro_param(self, msg: dict) -> None:
+        if self.own_names and msg["name"].startswith(self.own_names):
+            return
+        args = msg["args"]
+        value = args[1] if len(args) > 1 else msg["kwargs"].get("init_tensor")
+        if not (isinstance(value, nn.Parameter) or self.stand_ins):
+            raise ContractError(
+                f"pyro.param {msg['name']!r} is not a torch.nn.Parameter of the pair; make it one: "
+                "self.w = nn.Parameter(...)"
+            )
+        msg["value"], msg["done"], msg["stop"] = value, True, True
+
+
+def field_names(pair: nn.Module) -> tuple[list[str], list[str]]:
+    """The names of the fields that a pair's signature requires, and of those that it takes where the data have them.
+
+    Raises:
+        ContractError: `pair` has no `model` or no `guide`, or the two take different fields.
+    """
+    for program in ("model", "guide"):
+        if not callable(getattr(pair, program, None)):
+            raise ContractError(
+                f"{type(pair).__name__} has no method {program!r}; a pair is a torch.nn.Module with "
+                "model(self, **batch) and guide(self, **batch)"
+            )
+    if not isinstance(pair, nn.Module):
+        raise ContractError(f"{type(pair).__name__} is not a torch.nn.Module; derive it from pyro_vae.Pair")
+    signatures = [inspect.signature(program).parameters for program in (pair.model, pair.guide)]
+    if list(signatures[0]) != list(signatures[1]):
+        raise ContractError(
+            f"model takes {list(signatures[0])} but guide takes {list(signatures[1])}; both must take the same fields"
+        )
+    required = [n for n, p in signatures[0].items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    optional = [n for n, p in signatures[0].items() if p.default is not p.empty]
+    return required, optional
+
+
+def select_fields(pair: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The fields of `batch` that the pair's signature names.
+
+    Raises:
+        DataError: a field that the pair requires is not there; lists those that are.
+    """
+    required, optional = field_names(pair)
+    missing = [name for name in required if name not in batch]
+    if missing:
+        raise DataError(
+            f"{type(pair).__name__} needs the field {missing[0]!r}; "
+            f"the data have {', '.join(sorted(batch)) or 'no fields'}"
+        )
+    return {name: batch[name] for name in [*required, *optional] if name in batch}

@@ -1,0 +1,27 @@
+"""A part of a model is a name out of a table, or an object of the user's own."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyro_vae.errors import UnknownName
+
+
+def build(kind: str, part: Any, table: Mapping[str, Callable[..., Any]], **options: Any) -> Any:
+    """Build the part that `part` names, with those of `options` that its constructor takes.
+
+    Args:
+        kind: what the part is, for messages ("likelihood", "prior", ...).
+        part: a name in `table`, or a finished object, which is returned as it is.
+        table: the known names and their constructors.
+
+    Raises:
+        UnknownName: the name is not in the table.
+    """
+    if not isinstance(part, str):
+        return part
+    if part not in table:
+        raise UnknownName(kind, part, table)
+    constructor = table[part]
+    accepted = inspect.signature(constructor).parameters
+    return constructor(**{name: value for name, value in options.items() if name in accepted})

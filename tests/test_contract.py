@@ -1,0 +1,327 @@
+"""Every registered model, and every combination of a VAE's parts, through the same checks."""
+
+import random
+from itertools import product
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pairs import SHAPE, Clusters, bits, counts, same_state, small_vae
+from pyro.infer import SVI, Trace_ELBO
+from torch.distributions import Distribution
+
+import pyro_vae as pv
+from pyro_vae import checkpoints, generation, plugins, runs
+from pyro_vae.errors import ContractError, DataError
+from pyro_vae.likelihoods import LIKELIHOODS
+from pyro_vae.nets import ENCODERS
+from pyro_vae.posteriors import POSTERIORS
+from pyro_vae.priors import PRIORS
+from pyro_vae.terms import batch_size, select_fields
+
+MODELS = plugins.names("model")
+OBJECTIVES = plugins.names("objective")
+IMAGE = (1, 8, 8)
+LABELS = 10
+
+
+def example(n: int = 12) -> dict[str, torch.Tensor]:
+    """A batch with every field that a registered model may ask for."""
+    return {"x": bits(n, IMAGE), "context": bits(n, IMAGE, seed=1), "label": torch.arange(n) % LABELS}
+
+
+def build(name: str, seed: int = 0) -> torch.nn.Module:
+    facts = {"data_shape": IMAGE, "data_mean": bits(40, IMAGE).mean(0), "context_shape": IMAGE, "num_labels": LABELS}
+    return runs.build_model(name, facts, {}, seed)
+
+
+def global_state() -> dict[str, object]:
+    """What a library has no business to change."""
+    return {
+        "store": dict(pyro.get_param_store().items()),
+        "pyro validates": pyro.settings.get("validate_distributions_pyro"),
+        "poutine validates": pyro.settings.get("validate_poutine"),
+        "infer validates": pyro.settings.get("validate_infer"),
+        "torch validates": Distribution._validate_args,
+        "dtype": torch.get_default_dtype(),
+        "grad": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul": torch.get_float32_matmul_precision(),
+        "threads": torch.get_num_threads(),
+        "rng": torch.get_rng_state().tolist(),
+        "numpy": tuple(np.random.get_state()[1]),
+        "random": random.getstate(),
+    }
+
+
+@pytest.fixture(params=[True, False], ids=["validating", "not_validating"])
+def validation(request):
+    """Pyro's and torch's checks of arguments set one way and the other, and put back afterwards."""
+    before = Distribution._validate_args
+    with pyro.validation_enabled(request.param):
+        Distribution.set_default_validate_args(not request.param)
+        yield
+    Distribution.set_default_validate_args(before)
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+# --- every registered model ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("particles, n", [(1, 5), (3, 5), (4, 4), (2, 1)])
+@pytest.mark.parametrize("name", MODELS)
+def test_log_terms_are_finite_and_one_for_each_particle_and_datum(name, particles, n):
+    terms = pv.log_terms(build(name), example(n), particles)
+    for part in terms[:3]:
+        assert part.shape == (particles, n) and part.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_datum_has_its_own_terms(name):
+    """What a datum gets does not depend on its neighbours: no mixing of batch and event dims."""
+    pair, batch = build(name).eval(), example(6)
+    with torch.no_grad():
+        together = generation.reconstruct(pair, select_fields(pair, batch))["x"]
+        alone = generation.reconstruct(pair, select_fields(pair, {k: v[2:3] for k, v in batch.items()}))["x"]
+    assert together.value.shape == (6, *IMAGE)
+    assert torch.allclose(together.log_prob()[2:3], alone.log_prob(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_gets_a_gradient(name):
+    pair = build(name)
+    plugins.load("objective", "trace_elbo")()(pair, example(), particles=2).backward()
+    for parameter_name, parameter in pair.named_parameters():
+        assert parameter.grad is not None, f"{parameter_name} takes no part in the loss"
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, parameter_name
+
+
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+@pytest.mark.parametrize("name", MODELS)
+def test_extreme_data_are_finite_at_initialisation(name, fill):
+    batch = {n: torch.full_like(v, fill) if v.is_floating_point() else v for n, v in example().items()}
+    assert pv.log_terms(build(name), batch).log_weight.isfinite().all()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_objective_gives_a_finite_loss_and_gradient_or_says_why_not(name, objective):
+    pair, batch = build(name), example()
+    try:
+        loss = plugins.load("objective", objective)()(pair, batch, particles=2, beta=torch.tensor(0.5))
+    except ContractError as refusal:
+        assert "use " in str(refusal)
+        return
+    loss.backward()
+    assert loss.shape == () and loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in pair.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_makes_data_of_its_own_shape(name):
+    pair = build(name)
+    fields = select_fields(pair, example(7))
+    drawn = generation.sample(pair, fields)["x"]
+    assert drawn.value.shape == (7, *IMAGE) and drawn.fn.support.check(drawn.value).all()
+    assert not torch.equal(drawn.value, fields["x"]), "observed values must be drawn, not copied"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_plain_svi_lowers_its_loss_and_leaves_the_store_empty(name):
+    pair, batch = build(name), select_fields(build(name), example(40))
+    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO(num_particles=2))
+    losses = [svi.step(**batch) for _ in range(40)]
+    first, last = np.mean(losses[:5]), np.mean(losses[-5:])
+    assert last < first - 2.0 * np.std(losses[:5]), f"{first:.1f} -> {last:.1f}"
+    assert len(pyro.get_param_store()) == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trace_elbo_as_a_module_works_with_a_torch_optimizer(name):
+    pair, batch = build(name), select_fields(build(name), example(40))
+    loss = Trace_ELBO()(pair.model, pair.guide)
+    optimizer = torch.optim.Adam(pair.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        losses.append(loss(**batch))
+        losses[-1].backward()
+        optimizer.step()
+    assert np.mean([x.item() for x in losses[-5:]]) < np.mean([x.item() for x in losses[:5]]) - 20.0
+    assert len(pyro.get_param_store()) == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_loaded_checkpoint_gives_identical_outputs(name, tmp_path):
+    pair, batch = build(name, seed=1).eval(), example()
+    checkpoints.save(tmp_path / "best.pt", {"pair": pair.state_dict()})
+    other = build(name, seed=2).eval()
+    assert not same_state(pair, other)
+    other.load_state_dict(checkpoints.load(tmp_path / "best.pt")["pair"])
+    for program in (lambda p: pv.log_terms(p, batch, 2).log_weight, lambda p: generation.reconstruct(p, batch)["x"].fn):
+        outputs = []
+        for each in (pair, other):
+            torch.manual_seed(3)
+            output = program(each)
+            outputs.append(output if isinstance(output, torch.Tensor) else output.mean)
+        assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_trained_model_comes_back_from_its_run_folder(name, tmp_path):
+    data = pv.load_data("digits", binarize="static")
+    data = pv.Dataset("few", data.train.head(32), data.valid.head(8), data.test.head(8), undrawn=data.undrawn)
+    facts = {k: v for k, v in data.facts.items() if k != "data_mean"} | {"context_shape": IMAGE}
+    try:
+        pair = runs.build_model(name, facts, {})
+        fields = select_fields(pair, data.test.take(slice(None)))
+    except DataError:
+        pytest.skip("needs fields that digits lack")
+    record = {"model": name, "options": {}, "facts": facts}
+    run = pv.train(pair, data, epochs=1, batch_size=16, out=tmp_path / "run", progress=False, record=record)
+    stored = pv.load_run(tmp_path / "run")
+    assert same_state(run.pair, stored.pair) and not stored.pair.training
+    assert {n: list(v.shape[1:]) for n, v in fields.items()} == {n: shape for n, (shape, _) in stored.fields.items()}
+
+
+# --- the world outside --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_our_functions_leave_the_global_settings_as_they_were(name, validation):
+    pair, batch = build(name), example(30)
+    before = global_state()
+    pv.log_terms(pair, batch, 2)
+    pv.train(pair, batch, epochs=1, batch_size=16, progress=False)
+    assert global_state() | {"rng": None} == before | {"rng": None}
+    before = global_state()
+    pv.train(pair, batch, epochs=1, batch_size=16, progress=False, objective="trace_graph_elbo", seed=4)
+    pv.evaluate(pair, batch, particles=3, progress=False)
+    pv.evaluate(pair, batch, evaluator="reconstruction", progress=False)
+    assert global_state() == before
+
+
+def test_log_terms_uses_the_callers_generator_and_nothing_else(validation):
+    pair, x = small_vae(), {"x": bits()}
+    before = global_state()
+    torch.manual_seed(5)
+    first = pv.log_terms(pair, x).log_weight
+    torch.manual_seed(5)
+    assert torch.equal(first, pv.log_terms(pair, x).log_weight)
+    assert global_state() | {"rng": None} == before | {"rng": None}
+
+
+def test_a_failing_pair_leaves_the_global_settings_as_they_were(validation):
+    class Broken(pv.VAE):
+        def guide(self, x):
+            super().guide(x)
+            raise ZeroDivisionError
+
+    pair = Broken(SHAPE, hidden=(4,))
+    with pytest.raises(ZeroDivisionError):
+        pv.log_terms(pair, {"x": bits()})
+    before = global_state()
+    for call in (pv.train, pv.evaluate):
+        with pytest.raises(ZeroDivisionError):
+            call(pair, {"x": bits(200)})
+    assert global_state() == before
+
+
+def test_double_precision_stays_double(dtype):
+    pair, x = small_vae(), bits().to(dtype)
+    run = pv.train(pair, x, epochs=1, batch_size=16, progress=False)
+    assert {p.dtype for p in run.pair.parameters()} == {dtype}
+    assert pv.log_terms(pair, {"x": x}).log_weight.dtype == dtype
+    assert torch.get_default_dtype() == dtype
+
+
+def test_discrete_latents_and_score_functions_leave_no_trace_either(validation):
+    pair, before = Clusters(), global_state()
+    pv.train(pair, {"counts": counts()}, epochs=2, batch_size=16, objective="trace_graph_elbo", progress=False)
+    pv.evaluate(pair, {"counts": counts()}, progress=False)
+    assert global_state() == before
+
+
+def test_two_models_live_side_by_side():
+    """Training another model in between, or keeping one alive, changes not one bit."""
+    x = bits()
+    alone = small_vae(seed=1)
+    pv.train(alone, x, epochs=2, batch_size=16, progress=False)
+
+    first, second = small_vae(seed=1), small_vae(seed=2, latent_dim=3)
+    svi = SVI(second.model, second.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    svi.step(x)
+    pv.train(first, x, epochs=2, batch_size=16, progress=False)
+    held = {name: value.clone() for name, value in first.state_dict().items()}
+    pv.train(second, x, epochs=2, batch_size=16, progress=False)
+    svi.step(x)
+    assert same_state(alone, first)
+    assert all(torch.equal(held[name], value) for name, value in first.state_dict().items())
+
+
+def test_svi_trains_two_models_of_one_class_without_mixing_them():
+    x = bits()
+    first, second = small_vae(seed=1), small_vae(seed=2)
+    untouched = {name: value.clone() for name, value in second.state_dict().items()}
+    optimizer = pyro.optim.Adam({"lr": 1e-2})
+    SVI(first.model, first.guide, optimizer, Trace_ELBO()).step(x)
+    assert all(torch.equal(untouched[name], value) for name, value in second.state_dict().items())
+    SVI(second.model, second.guide, optimizer, Trace_ELBO()).step(x)
+    assert not torch.equal(untouched["decoder.out.weight"], second.decoder.out.weight)
+
+
+# --- every combination of parts -----------------------------------------------------------------------------
+
+
+def fitting_data(likelihood: str, n: int = 6) -> torch.Tensor:
+    """x [n, 1, 4, 4] in the support of a likelihood."""
+    generator = torch.Generator().manual_seed(0)
+    unit = torch.rand(n, *SHAPE, generator=generator)
+    eight_bit, grey = (256 * unit).floor(), unit
+    special = {
+        "bernoulli": unit.round(),
+        "categorical": eight_bit,
+        "discretized_logistic": eight_bit,
+        "poisson": (9 * unit).floor(),
+    }
+    return special.get(likelihood, grey)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_all_parts_fit_together(likelihood):
+    x = fitting_data(likelihood)
+    for net, prior, posterior in product(ENCODERS, PRIORS, POSTERIORS):
+        options = {"likelihood": likelihood, "net": net, "prior": prior, "posterior": posterior}
+        torch.manual_seed(0)
+        pair = pv.VAE(SHAPE, 3, hidden=(4, 3), activation="tanh", **options, data_mean=x.mean(0))
+        start = {name: value.clone() for name, value in pair.named_parameters()}
+        run = pv.train(pair, x, epochs=1, batch_size=5, progress=False)
+        assert np.isfinite([run.history[0]["loss"], run.history[0]["valid_loss"]]).all(), options
+        for name, value in run.pair.named_parameters():
+            assert value.isfinite().all() and not torch.equal(value, start[name]), (options, name)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (3, 6, 5), (2, 3, 2, 2)])
+def test_sizes_come_from_the_shape_of_the_data(shape):
+    pair = pv.VAE(shape, latent_dim=2, hidden=(4,))
+    x = bits(6, shape)
+    assert generation.reconstruct(pair, {"x": x})["x"].fn.mean.shape == (6, *shape)
+    assert pv.log_terms(pair, {"x": x}, 2).log_weight.shape == (2, 6)
+
+
+def test_parts_may_be_objects_of_the_users_own():
+    class Laplace(torch.nn.Module):
+        def forward(self):
+            return pyro.distributions.Laplace(torch.zeros(2), torch.ones(2)).to_event(1)
+
+    pair = small_vae(prior=Laplace())
+    assert pv.evaluate(pair, bits(), progress=False).log_likelihood.isfinite().all()
+    assert batch_size(pair, {"x": bits(7)}) == 7
