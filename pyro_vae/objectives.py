@@ -89,7 +89,7 @@ class TraceGraphELBO:
         return self.averages
 
     def load_state_dict(self, state: dict[int, dict[str, Tensor]]) -> None:
-        self.averages = state
+        self.averages = {size: dict(averages) for size, averages in state.items()}
 
     def __call__(
         self,

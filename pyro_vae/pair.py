@@ -82,6 +82,18 @@ class LocalParameters(Messenger):
         msg["value"], msg["done"], msg["stop"] = value, True, True
 
 
+@contextmanager
+def evaluating(pair: nn.Module) -> Iterator[None]:
+    """Run under `eval()`; afterwards each module is in the mode that it was in."""
+    modes = {module: module.training for module in pair.modules()}
+    pair.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def field_names(pair: nn.Module) -> tuple[list[str], list[str]]:
     """The names of the fields that a pair's signature requires, and of those that it takes where the data have them.
 

@@ -25,6 +25,7 @@ from pyro_vae.checkpoints import write_whole
 from pyro_vae.data import Split
 from pyro_vae.errors import RunError
 from pyro_vae.generation import center, decode, observed, picture_site, reconstruct, sample
+from pyro_vae.pair import evaluating
 from pyro_vae.terms import Site, run_guide, select_fields
 
 SEED = 0
@@ -230,16 +231,10 @@ def undisturbed(pair: nn.Module) -> Iterator[torch.device]:
     """
     device = next((tensor.device for tensor in pair.state_dict().values()), torch.device("cpu"))
     cuda = [device.index or 0] if device.type == "cuda" else []
-    modes = {module: module.training for module in pair.modules()}
-    pair.eval()
-    try:
-        with torch.random.fork_rng(devices=cuda), torch.no_grad():
-            for generator in [torch.default_generator, *[torch.cuda.default_generators[i] for i in cuda]]:
-                generator.manual_seed(SEED)
-            yield device
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(pair), torch.random.fork_rng(devices=cuda), torch.no_grad():
+        for generator in [torch.default_generator, *[torch.cuda.default_generators[i] for i in cuda]]:
+            generator.manual_seed(SEED)
+        yield device
 
 
 def value_range(values: Tensor) -> Limits:

@@ -8,6 +8,7 @@ from torch.distributions import constraints
 
 from pyro_vae.data import Split
 from pyro_vae.errors import DataError
+from pyro_vae.pair import evaluating
 from pyro_vae.terms import Site, run_guide, run_model, select_fields
 
 CHUNK = 4096
@@ -28,7 +29,7 @@ WAYS_OUT = {
 
 def observed_sites(pair: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Site]:
     """The observed sites of the model on a batch, at one draw of the guide."""
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(pair):
         latents = {name: site.value for name, site in run_guide(pair, batch).items()}
         return {n: s for n, s in run_model(pair, batch, latents).items() if s.observed}
 

@@ -23,6 +23,9 @@ from pyro_vae.errors import ContractError
 from pyro_vae.pair import LocalParameters, select_fields
 
 PARTICLES = "_particles"
+ONE_PLATE = (
+    "a pair has one plate, of the data at dim=-1, and what a datum has several of belongs in the event dims (.to_event)"
+)
 
 
 class LogTerms(NamedTuple):
@@ -100,8 +103,7 @@ def _check_plates(msg: dict) -> None:
     for frame in msg["cond_indep_stack"]:
         if frame.dim != -1 and frame.name != PARTICLES:
             raise ContractError(
-                f"site {msg['name']!r} is inside plate {frame.name!r} at dim {frame.dim}; a pair has one plate, of the "
-                "data at dim=-1, and what a datum has several of belongs in the event dims (.to_event)"
+                f"site {msg['name']!r} is inside plate {frame.name!r} at dim {frame.dim}; {ONE_PLATE}"
             )
 
 
@@ -119,7 +121,7 @@ def validation_off() -> Iterator[None]:
 def run_guide(pair: nn.Module, batch: Mapping[str, Tensor], particles: int = 1) -> dict[str, Site]:
     """The sites of the guide at `particles` fresh draws; values are [particles, batch, *event], or [batch, *event]
     for one particle."""
-    return run_program(pair.guide, pair, batch, particles)
+    return run_program(lambda **fields: pair.guide(**fields), pair, batch, particles)
 
 
 def run_model(
@@ -164,8 +166,13 @@ def run_program(
         raise ContractError(f"particles must be at least 1, not {particles}")
     fields = select_fields(pair, batch)
     plate = pyro.plate(PARTICLES, particles, dim=-2) if particles > 1 else nullcontext()
-    with validation_off(), LocalParameters(), _Record(values) as record, plate:
-        program(**fields)
+    try:
+        with validation_off(), LocalParameters(), _Record(values) as record, plate:
+            program(**fields)
+    except ValueError as problem:
+        if PARTICLES not in str(problem):
+            raise
+        raise ContractError(f"a plate of the pair is at dim=-2, where the particles are; {ONE_PLATE}") from problem
     return record.sites
 
 
@@ -220,7 +227,9 @@ def reduce_sites(
 ) -> LogTerms:
     """Sum the sites of a model and a guide that ran on the same draws into `LogTerms`."""
     check_sites(model, guide)
-    if not allow_shared:
+    if allow_shared:
+        check_per_datum({name: site for name, site in model.items() if site.observed}, {})
+    else:
         check_per_datum(model, guide)
     sums = _Sums(particles, size)
     closed_form = prior_before_guide(model, guide)
@@ -261,11 +270,13 @@ class _Sums:
 
     def __init__(self, particles: int, size: int):
         self.particles, self.size = particles, size
+        self.lead = (size,) if particles == 1 else (particles, size)
         self.totals: dict[str, Tensor] = {}
         self.shared: Tensor | None = None
 
     def add(self, name: str, site: Site, shared_sign: float = 1.0) -> None:
         if site.in_plate:
+            self._check_value(site)
             self._add(name, self._per_datum(site, site.log_prob()))
         else:
             term = shared_sign * site.log_prob().reshape(self.particles, -1).sum(-1)
@@ -297,17 +308,23 @@ class _Sums:
         self.totals[name] = self.totals[name] + term if name in self.totals else term
 
     def _per_datum(self, site: Site, term: Tensor) -> Float[Tensor, "particles batch"]:
-        lead = (self.size,) if self.particles == 1 else (self.particles, self.size)
-        event_dims = len(site.fn.event_shape)
-        value_lead = tuple(site.value.shape[: site.value.dim() - event_dims])
-        if tuple(term.shape) != lead or value_lead not in ((self.size,), lead):
-            raise ContractError(
-                f"site {site.name!r}: a value of shape {list(site.value.shape)} under a distribution of batch shape "
-                f"{list(site.fn.batch_shape)} and event shape {list(site.fn.event_shape)} gives log-probabilities of "
-                f"shape {list(term.shape)}, not one for each of the {self.size} data; make the value "
-                f"[{self.size}, *event shape], and call .to_event() for the dims of one datum"
-            )
+        if tuple(term.shape) != self.lead:
+            raise self._misfit(site)
         return term if self.particles > 1 else term.unsqueeze(0)
+
+    def _check_value(self, site: Site) -> None:
+        """A value that misses a dim could broadcast against the particles unnoticed."""
+        lead = tuple(site.value.shape[: site.value.dim() - len(site.fn.event_shape)])
+        if lead not in ((self.size,), self.lead):
+            raise self._misfit(site)
+
+    def _misfit(self, site: Site) -> ContractError:
+        return ContractError(
+            f"site {site.name!r}: a value of shape {list(site.value.shape)} under a distribution of batch shape "
+            f"{list(site.fn.batch_shape)} and event shape {list(site.fn.event_shape)} does not give one "
+            f"log-probability for each of the {self.size} data; make the value [{self.size}, *event shape], and call "
+            ".to_event() for the dims of one datum"
+        )
 
 
 def prior_before_guide(model: Mapping[str, Site], guide: Mapping[str, Site]) -> dict[str, bool]:

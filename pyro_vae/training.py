@@ -25,6 +25,7 @@ from pyro_vae.engine import Engine, Loss, choose_engine
 from pyro_vae.errors import DataError, DivergenceError, RunError, UnknownName
 from pyro_vae.generation import field_shapes
 from pyro_vae.objectives import shared_loss
+from pyro_vae.pair import evaluating
 from pyro_vae.runs import BEST, CONFIG, LAST, METRICS, run_files
 from pyro_vae.schedules import find_schedule, ramp
 from pyro_vae.support import check_support
@@ -304,9 +305,8 @@ class Trainer:
     @torch.no_grad()
     def _try_loss(self, example: dict[str, Tensor]) -> None:
         trial = Loss(self.pair, copy.deepcopy(self.objective), self.settings.particles, self.data.train.size)
-        self.pair.eval()
-        trial(example, self.beta)
-        self.pair.train()
+        with evaluating(self.pair):
+            trial(example, self.beta)
 
     def fit(self, progress: bool) -> None:
         """Run the remaining epochs, saving as they pass."""
@@ -490,16 +490,13 @@ class Trainer:
 
 def elbo_parts(pair: nn.Module, split: Split, data_size: int, cuda: list[int]) -> dict[str, float]:
     """ELBO, rate and distortion of a split in nats per datum, one particle each, at a fixed seed."""
-    was_training = pair.training
-    pair.eval()
     sums = torch.zeros(2, dtype=torch.float64)
-    with torch.random.fork_rng(devices=cuda):
+    with evaluating(pair), torch.random.fork_rng(devices=cuda):
         torch.manual_seed(VALIDATION_SEED)
         for batch in split.batches(1024):
             terms = log_terms(pair, batch, analytic_kl=True, allow_shared=True)
             rate = bounds.rate(terms) + shared_loss(terms, 1.0, data_size)
             sums += torch.stack([rate.sum(), bounds.distortion(terms).sum()]).double().cpu()
-    pair.train(was_training)
     rate, distortion = (sums / split.size).tolist()
     elbo = -rate - distortion
     return {"valid_loss": -elbo, "valid_elbo": elbo, "valid_rate": rate, "valid_distortion": distortion}

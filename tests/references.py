@@ -397,7 +397,7 @@ class Labelled(nn.Module):
             with poutine.scale(scale=self.beta):
                 kind = pyro.sample("kind", dist.Categorical(logits=self.logits))
                 code = pyro.sample("code", dist.Normal(self.centres[kind], 1.0).to_event(1))
-            pyro.sample("seen", dist.Poisson(self.decoder(code).exp()).to_event(1), obs=counts)
+            pyro.sample("seen", dist.Poisson(nn.functional.softplus(self.decoder(code))).to_event(1), obs=counts)
 
     def guide(self, counts: Tensor) -> None:
         with pyro.plate("rows", len(counts), dim=-1), poutine.scale(scale=self.beta):

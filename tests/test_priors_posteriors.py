@@ -1,7 +1,5 @@
 """p(z) and q(z|x): densities against SciPy, KL divergences, gradients."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -98,7 +96,7 @@ def test_posteriors_take_any_leading_dims(name, lead):
 
 def test_priors_learn_what_they_should():
     assert not list(StandardNormal(LATENT).parameters())
-    torch.testing.assert_close(sum(p.numel() for p in MixtureOfNormals(LATENT, 4).parameters()), 4 + 2 * 4 * LATENT)
+    assert sum(p.numel() for p in MixtureOfNormals(LATENT, 4).parameters()) == 4 + 2 * 4 * LATENT
     assert not StandardNormal(LATENT).state_dict(), "constants stay out of checkpoints"
 
 
@@ -160,7 +158,7 @@ def test_every_parameter_of_prior_and_posterior_gets_a_gradient(prior, posterior
             assert parameter.numel() == 0 or parameter.grad.abs().max() > 0, name
 
 
-def test_a_mixture_of_more_components_starts_with_equal_weights():
+def test_a_mixture_starts_with_equal_weights_and_its_components_apart():
     prior = MixtureOfNormals(LATENT, components=8)
     assert torch.allclose(torch.softmax(prior.logits, 0), torch.full((8,), 1 / 8))
-    assert math.isclose(torch.cdist(prior.loc, prior.loc).fill_diagonal_(1).min().clamp(max=0.1).item(), 0.1, rel_tol=1e-6)
+    assert torch.pdist(prior.loc).min() > 0.1

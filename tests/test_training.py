@@ -87,13 +87,13 @@ def before_each_step():
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_digits_reach_a_stated_elbo(seed):
-    """Measured over ten seeds: DIGITS_MEASURED; an independent-pixel model gives -27.4."""
+    """Over ten seeds these settings gave -23.59 to -24.03, and independent pixels at their mean give -27.09."""
     data = pv.load_data("digits", binarize="dynamic")
     torch.manual_seed(seed)
     vae = pv.VAE((1, 8, 8), latent_dim=8, hidden=(64,), data_mean=data.facts["data_mean"])
     run = train(vae, data, epochs=30, batch_size=64, lr=3e-3, seed=seed, progress=False)
     result = pv.evaluate(run.pair, data, progress=False)
-    assert result.n == 250 and result.mean > -24.0
+    assert result.n == 250 and result.mean > -24.4
 
 
 def linear_data(n: int = 400, dim: int = 6, rank: int = 2) -> torch.Tensor:
@@ -110,11 +110,11 @@ def test_a_linear_vae_finds_the_subspace_and_the_likelihood_of_pca():
     data = pv.Dataset("plane", *(pv.Split({"x": x}),) * 3)
     torch.manual_seed(0)
     vae = pv.VAE((6,), 2, hidden=(), likelihood="gaussian_learned", data_mean=x.mean(0)).double()
-    run = train(vae, data, epochs=250, batch_size=100, lr=1e-2, schedule="cosine", progress=False)
+    run = train(vae, data, epochs=250, batch_size=100, lr=5e-2, schedule="cosine", progress=False)
     pca = PCA(2).fit(x)
     learned = np.linalg.qr(run.pair.decoder.out.weight.detach().numpy()).Q
     angles = np.arccos(np.clip(np.linalg.svd(pca.components_ @ learned).S, 0, 1))
-    assert np.degrees(angles).max() < 2.0
+    assert np.degrees(angles).max() < 1.0
     eigenvalues = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
     noise = eigenvalues[2:].mean()
     exact = -0.5 * (eigenvalues[:2].log().sum() + 4 * noise.log() + 6 + 6 * math.log(2 * math.pi))
@@ -124,12 +124,15 @@ def test_a_linear_vae_finds_the_subspace_and_the_likelihood_of_pca():
 
 
 def test_score_functions_learn_the_clusters():
-    """A discrete guide learns, by Pyro's baselines, what the exact likelihood says is there."""
+    """A discrete guide nears the exact likelihood of the mixture that made the data, from 6 nats below it."""
     x = counts(400)
-    options = {"lr": 3e-2, "objective": "trace_graph_elbo", "progress": False}
-    run = train(seeded_clusters(), {"counts": x}, epochs=60, batch_size=60, **options)
-    rates = nn.functional.softplus(run.pair.rates).mean(1).sort().values
-    assert torch.allclose(rates, torch.tensor([0.5, 3.0, 8.0]), rtol=0.1)
+    options = {"lr": 0.1, "objective": "trace_graph_elbo", "particles": 5, "progress": False}
+    run = train(seeded_clusters(), {"counts": x}, epochs=30, batch_size=40, **options)
+    rates = torch.tensor([0.5, 3.0, 8.0]).view(3, 1)
+    exact = torch.distributions.Poisson(rates).log_prob(x.unsqueeze(1)).sum(-1).logsumexp(1).mean() - math.log(3)
+    elbo = pv.evaluate(run.pair, {"counts": x}, particles=20, progress=False).mean
+    assert exact - 0.2 < elbo < exact + 0.05
+    assert run.history[0]["valid_elbo"] < exact - 3
 
 
 # --- what it repeats ----------------------------------------------------------------------------------------
@@ -336,9 +339,9 @@ def test_early_stopping_counts_epochs_without_a_better_elbo():
 def test_the_run_holds_the_weights_of_its_best_epoch():
     """A learning rate that is too large: the best epoch is not the last."""
     data = training.as_dataset(bits(60), seed=0)
-    run = train(small_vae(), data, epochs=12, lr=1.0, **QUIET)
+    run = train(small_vae(), data, epochs=8, lr=0.1, **QUIET)
     elbos = [row["valid_elbo"] for row in run.history]
-    assert run.best_epoch == 1 + int(np.argmax(elbos)) < 12
+    assert run.best_epoch == 1 + int(np.argmax(elbos)) < 8
     again = training.elbo_parts(run.pair, data.valid, data.train.size, cuda=[])
     assert again["valid_elbo"] == pytest.approx(max(elbos), rel=1e-6)
     assert not run.pair.training
@@ -536,7 +539,7 @@ def test_overwriting_removes_what_the_old_run_left_and_nothing_else(tmp_path):
 
 MISTAKES = {
     "batch_larger_than_data": ({"batch_size": 37}, DataError, "36 training data"),
-    "unknown_engine": ({"engine": "warp"}, UnknownName, "auto, eager"),
+    "unknown_engine": ({"engine": "warp"}, UnknownName, "known: .*eager"),
     "unknown_objective": ({"objective": "trace_elbow"}, UnknownName, "known: trace_elbo"),
     "unknown_schedule": ({"schedule": "cosin"}, UnknownName, "known: cosine"),
     "unknown_device": ({"device": "abacus"}, RunError, "abacus"),
@@ -586,19 +589,19 @@ class Regression(nn.Module):
         pyro.module("regression", self)
         with pyro.plate("data", len(t), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
-            pyro.sample("y", dist.Normal(self.slope * t + z, 0.1), obs=y)
+            pyro.sample("y", dist.Normal(self.slope * t + z, 1.0), obs=y)
 
     def guide(self, t, y):
         with pyro.plate("data", len(t), dim=-1):
-            pyro.sample("z", dist.Normal(self.loc(torch.stack([t, y], -1)).squeeze(-1), 0.1))
+            pyro.sample("z", dist.Normal(self.loc(torch.stack([t, y], -1)).squeeze(-1), 0.7))
 
 
 def test_a_pair_of_the_users_own_is_trained_like_ours(tmp_path):
     t = torch.linspace(-2, 2, 100)
     y = 3.0 * t + torch.randn(100, generator=torch.Generator().manual_seed(0))
     data = {"t": t, "y": y, "unused": torch.zeros(100, 7)}
-    run = train(Regression(), data, epochs=150, lr=3e-2, out=tmp_path, **QUIET)
-    assert run.pair.slope.item() == pytest.approx(3.0, abs=0.15)
+    run = train(Regression(), data, epochs=60, lr=5e-2, out=tmp_path, **QUIET)
+    assert run.pair.slope.item() == pytest.approx((t @ y / (t @ t)).item(), abs=0.1), "least squares is exact"
     assert len(pyro.get_param_store()) == 0
     stored = pv.load_run(tmp_path, pair=Regression())
     assert same_state(stored.pair, run.pair) and set(stored.fields) == {"t", "y"}

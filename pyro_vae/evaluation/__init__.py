@@ -14,6 +14,7 @@ from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.errors import ContractError, RunError
 from pyro_vae.evaluation.result import Estimate, Result
+from pyro_vae.pair import evaluating
 from pyro_vae.support import check_support, is_discrete, observed_sites
 
 __all__ = ["Estimate", "Result", "evaluate"]
@@ -106,13 +107,8 @@ def unchanged(pair: nn.Module) -> Iterator[None]:
         ContractError: one did; names it.
     """
     before = {name: value.detach().clone() for name, value in pair.state_dict().items()}
-    modes = {module: module.training for module in pair.modules()}
-    pair.eval()
-    try:
+    with evaluating(pair):
         yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     for name, value in pair.state_dict().items():
         if not torch.allclose(value, before[name], rtol=0, atol=0, equal_nan=True):
             raise ContractError(f"evaluation changed {name!r}; a pair must not write to its state under eval()")

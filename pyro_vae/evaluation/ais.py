@@ -15,6 +15,7 @@ from pyro_vae.evaluation.annealing import HMC, Noise, Tick, anneal, moves_of, si
 from pyro_vae.evaluation.bridge import STARTS, Batch, PairBridge, Values, batch_rows, draw_starts
 from pyro_vae.evaluation.result import Estimate, quantiles
 from pyro_vae.evaluation.stream import DATA_BLOCK, rows_that_fit, seeded
+from pyro_vae.evaluation.ticker import ticker
 from pyro_vae.evaluation.weights import WeightStream
 from pyro_vae.generation import observed, sample
 from pyro_vae.terms import run_guide, run_model, select_fields
@@ -86,7 +87,7 @@ class AIS:
         parts = []
         for blocks in _groups(pair, split, chains, seed):
             samples = sum(block.size for block in blocks) * particles
-            parts.append(self._evaluate(pair, blocks, chains, _ticker(progress, samples, moves)))
+            parts.append(self._evaluate(pair, blocks, chains, ticker(progress, samples, moves)))
         per_datum = {name: torch.cat([part[name].double().cpu() for part in parts]) for name in parts[0]}
         _refuse_weightless(per_datum["log_likelihood"])
         summary = self._summary(per_datum, chains)
@@ -203,18 +204,6 @@ def _groups(pair: nn.Module, split: Split, chains: int, seed: int) -> Iterator[l
             group = []
     if group:
         yield group
-
-
-def _ticker(progress: Callable[[int], None], samples: int, moves: int) -> Tick:
-    """Tells `progress` of whole samples, in proportion to the moves made."""
-    made = 0
-
-    def tick(count: int) -> None:
-        nonlocal made
-        before, made = samples * made // moves, made + count
-        progress(samples * made // moves - before)
-
-    return tick
 
 
 def _side_by_side(parts: Sequence[Mapping[str, Tensor]], dim: int) -> dict[str, Tensor]:

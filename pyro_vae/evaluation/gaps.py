@@ -10,34 +10,39 @@ import torch
 from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from pyro_vae import bounds
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError, RunError
 from pyro_vae.evaluation.elements import elements
-from pyro_vae.evaluation.result import Estimate, quantiles
-from pyro_vae.evaluation.stream import DATA_BLOCK, draws_of, rows_that_fit, seeded, terms_at
+from pyro_vae.evaluation.result import Estimate
+from pyro_vae.evaluation.stream import DATA_BLOCK, seeded, stream_terms
+from pyro_vae.evaluation.ticker import ticker
 from pyro_vae.evaluation.weights import WeightStream
-from pyro_vae.terms import Site, log_terms, run_guide, select_fields
+from pyro_vae.terms import batch_size, log_terms, reduce_guide, run_guide, select_fields
 
-REFINING, GUIDE, REFINED = 1, 2, 3
+REFINING, EVALUATING = 1, 2
 """What random numbers are for, as the last part of their seeds."""
 
-FEW = 100
+FEW_PARTICLES = 100
+UNRELIABLE_K = 0.7
+
+Batch = Mapping[str, Tensor]
 PerDatum = dict[str, Float[Tensor, " batch"]]
 
 
 class Gaps:
-    """log p(x) - ELBO in two parts: what the guide's family and what its encoder costs (Cremer, Li & Duvenaud 2018).
+    """log p(x) - ELBO in two parts: what the guide's family costs, and what its encoder (Cremer, Li & Duvenaud 2018).
 
     q* is the guide with the mean and the scale of every normal site refined for each datum by itself, by Adam on the
     ELBO. Per datum, in nats: `inference_gap` = log p - L[q], `approximation_gap` = log p - L[q*], `amortisation_gap` =
-    L[q*] - L[q], `elbo` = L[q], `refined_elbo` = L[q*], `bound`: the importance-weighted bound that stands for log p,
-    of q* or of q, whichever is higher in the mean. The ELBOs and the bound take `particles` draws.
+    L[q*] - L[q]; `elbo` = L[q], `refined_elbo` = L[q*], and `bound`, the importance-weighted bound that stands for
+    log p: of q* or of q, whichever is higher in the mean. Bounds and ELBOs take `particles` draws.
 
     Args:
         steps: gradient steps for each datum.
-        lr: step size at the start, in units of the guide's scale; falls to 0 along a cosine.
+        lr: first step size in units of the guide's scale; it falls to 0 along a cosine.
         draws: draws of each gradient.
 
     Raises:
@@ -60,32 +65,130 @@ class Gaps:
         for block, start in enumerate(range(0, split.size, DATA_BLOCK)):
             with seeded(seed, block):
                 batch = select_fields(pair, split.take(slice(start, start + DATA_BLOCK)))
+            size = len(next(iter(batch.values())))
+            tick = ticker(progress, size * particles, size * (self.steps * self.draws + 2 * particles))
             with seeded(seed, block, REFINING):
-                refined = self.refine(pair, batch)
-            with torch.no_grad():
-                part = {}
-                for name, program, use in (("elbo", pair, GUIDE), ("refined_elbo", refined, REFINED)):
-                    with seeded(seed, block, use):
-                        part[name], part[f"{name}_bound"] = evaluate_guide(program, batch, particles)
-            parts.append(part)
-            progress(particles * len(part["elbo"]))
-        figures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return _estimate(figures, particles)
+                refined = self.refine(pair, batch, tick)
+            of_guide, of_refined = (
+                _figures(program, batch, particles, seeded(seed, block, EVALUATING).seed, tick)
+                for program in (pair, refined)
+            )
+            parts.append(of_guide | {f"refined_{name}": value for name, value in of_refined.items()})
+        return _estimate({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, particles)
 
-    def refine(self, pair: nn.Module, batch: Mapping[str, Tensor]) -> "Refined":
+    def refine(self, pair: nn.Module, batch: Batch, tick: Callable[[int], None] = lambda rows: None) -> "Refined":
         """The pair with the guide that is best for each datum of the batch, as far as the steps reach.
 
-        The gradient goes along the path of z only (Roeder, Wu & Duvenaud 2017): it is free of noise where the guide is
-        the posterior.
+        The gradient goes along the path of z only (Roeder, Wu & Duvenaud 2017), so that it has no noise where the guide
+        is the posterior.
         """
         refined = Refined(pair, batch)
-        moved = [*refined.shifts.values(), *refined.log_stretches.values()]
+        moved = [*refined.shifts, *refined.log_stretches]
         optimizer = torch.optim.Adam(moved, self.lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for _ in range(self.steps):
-            bound = bounds.elbo(log_terms(refined, batch, self.draws, frozen_guide=True)).sum()
-            for parameter, gradient in zip(moved, torch.autograd.grad(-bound, moved), strict=True):
+            terms = log_terms(refined, batch, self.draws, frozen_guide=True)
+            gradients = torch.autograd.grad(-bounds.elbo(terms).sum(), moved)
+            for parameter, gradient in zip(moved, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
             schedule.step()
+            tick(terms.log_guide.numel())
         return refined
+
+
+class Refined(nn.Module):
+    """A pair whose guide's normals N(m, s) are N(m + s shift, s exp(log_stretch)) for each datum of one batch.
+
+    Shift and log_stretch [batch, *event] of each site start at zero, where the guide is the pair's own.
+
+    Raises:
+        ContractError: a guide site that is no normal with independent elements.
+    """
+
+    def __init__(self, pair: nn.Module, batch: Batch):
+        super().__init__()
+        self.pair, self.model, self.guide = pair, pair.model, self._moved(pair.guide)
+        with torch.no_grad():
+            sites = run_guide(pair, batch)
+            reduce_guide(sites, 1, batch_size(pair, batch))
+        for site in sites.values():
+            if not isinstance(elements(site.fn), Normal):
+                raise ContractError(
+                    f"the guide's site {site.name!r} is no normal with independent elements, and gaps refine no other; "
+                    "compare elbo with importance or ais instead"
+                )
+        self.place = {name: index for index, name in enumerate(sites)}
+        self.shifts = nn.ParameterList([torch.zeros_like(site.value) for site in sites.values()])
+        self.log_stretches = nn.ParameterList([torch.zeros_like(site.value) for site in sites.values()])
+
+    def _moved(self, guide: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(guide)
+        def moved_guide(**fields: Tensor) -> Any:
+            with _Move(self):
+                return guide(**fields)
+
+        return moved_guide
+
+    def distribution(self, name: str, fn: Any) -> dist.Distribution:
+        """The distribution of a site, moved."""
+        normal, index = elements(fn), self.place[name]
+        loc = normal.loc + normal.scale * self.shifts[index]
+        return dist.Normal(loc, normal.scale * self.log_stretches[index].exp()).to_event(len(fn.event_shape))
+
+
+class _Move(Messenger):
+    """Replaces the distributions of a guide's sites by a refined pair's."""
+
+    def __init__(self, refined: Refined):
+        super().__init__()
+        self.refined = refined
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] in self.refined.place:
+            msg["fn"] = self.refined.distribution(msg["name"], msg["fn"])
+
+
+@torch.no_grad()
+def _figures(program: nn.Module, batch: Batch, particles: int, seed: int, tick: Callable[[int], None]) -> PerDatum:
+    """ELBO, importance-weighted bound and k-hat of a pair on one block of data; the same seed gives the same noise."""
+    stream, total = WeightStream(particles, batch_size(program, batch)), torch.zeros(())
+    for chunk in stream_terms(program, Split(batch), particles, seed, tick):
+        stream.add(chunk.terms.log_weight)
+        total = total + chunk.terms.log_weight.double().sum(0).cpu()
+    return {"elbo": total / particles, "bound": stream.bound(), "pareto_k": stream.pareto_k()}
+
+
+def _estimate(figures: PerDatum, particles: int) -> Estimate:
+    better = "refined_" if figures["refined_bound"].mean() > figures["bound"].mean() else ""
+    bound, elbo, refined_elbo = figures[f"{better}bound"], figures["elbo"], figures["refined_elbo"]
+    gaps = {
+        "inference_gap": bound - elbo,
+        "approximation_gap": bound - refined_elbo,
+        "amortisation_gap": refined_elbo - elbo,
+    }
+    summary = {name: _mean_and_error(gap) for name, gap in gaps.items()}
+    summary |= {"bound": bound.mean().item(), "proposal": "refined guide" if better else "guide"}
+    per_datum = gaps | {"elbo": elbo, "refined_elbo": refined_elbo, "bound": bound}
+    return Estimate(per_datum, summary, _warnings(gaps, figures[f"{better}pareto_k"], particles))
+
+
+def _mean_and_error(values: Float[Tensor, " n"]) -> dict[str, float]:
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return {"mean": values.mean().item(), "standard_error": error}
+
+
+def _warnings(gaps: PerDatum, pareto_k: Float[Tensor, " n"], particles: int) -> list[str]:
+    """Plain sentences where the gaps should not be trusted."""
+    found = []
+    if particles < FEW_PARTICLES:
+        found.append(f"the bound that stands for log p has only {particles} particles; use 1000 or more")
+    share = (pareto_k > UNRELIABLE_K).double().mean().item()
+    if share > 0:
+        found.append(
+            f"k-hat of the bound that stands for log p is above {UNRELIABLE_K} for {share:.1%} of the data, so that "
+            "inference and approximation gap are too small; use more particles, or ais for log p"
+        )
+    if gaps["amortisation_gap"].mean() < -0.01:
+        found.append("the refined guide is worse than the guide; use a smaller lr or more steps")
+    return found

@@ -1,0 +1,63 @@
+"""The aggregate posterior q(z) = 1/n sum_i q(z|x_i) of n data, at draws of the guide."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae.errors import ContractError
+from pyro_vae.evaluation.stream import CHUNK_BYTES, TENSORS_PER_ROW
+from pyro_vae.terms import batch_size, check_per_datum, reduce_guide, run_guide, run_program
+
+Batch = Mapping[str, Tensor]
+Values = Mapping[str, Tensor]
+
+
+def log_aggregate(
+    pair: nn.Module, batches: Iterable[Batch], values: Values, tick: Callable[[int], None] = lambda points: None
+) -> Float[Tensor, " points"]:
+    """log 1/n sum_i q(z|x_i) in nats over all data of the batches, at values [points, *event] of every latent site.
+
+    Streamed, in float64: memory grows neither with the number of data nor with that of points.
+
+    Args:
+        tick: told the points that are done for a batch.
+
+    Raises:
+        ContractError: the guide has sites of its own beside the model's latents.
+    """
+    points = len(next(iter(values.values())))
+    total, data = torch.full((points,), -torch.inf, dtype=torch.float64), 0
+    for batch in batches:
+        size = batch_size(pair, batch)
+        step = _points_that_fit(values, size)
+        for cut in [slice(first, first + step) for first in range(0, points, step)]:
+            here = {name: value[cut] for name, value in values.items()}
+            total[cut] = torch.logaddexp(total[cut], log_guide_at(pair, batch, here).double().logsumexp(1).cpu())
+            tick(len(total[cut]))
+        data += size
+    return total - torch.tensor(float(data), dtype=torch.float64).log()
+
+
+def log_guide_at(pair: nn.Module, batch: Batch, values: Values) -> Float[Tensor, "points batch"]:
+    """log q(z|x) in nats of every value [points, *event] under the posterior of every datum of a batch."""
+    points, size = len(next(iter(values.values()))), batch_size(pair, batch)
+    crossed = {name: value.unsqueeze(1).expand(points, size, *value.shape[1:]) for name, value in values.items()}
+    if points == 1:
+        crossed = {name: value.squeeze(0) for name, value in crossed.items()}
+    return reduce_guide(run_program(pair.guide, pair, batch, points, crossed), points, size)
+
+
+def check_guide(pair: nn.Module, batch: Batch) -> None:
+    """Raise `ContractError` where the guide's density of the latents is not known, or not of one datum."""
+    sites = run_guide(pair, batch)
+    check_per_datum({}, sites)
+    for name, site in sites.items():
+        if site.auxiliary:
+            raise ContractError(f"the guide's own site {name!r} leaves q(z|x) without a density, which latent needs")
+
+
+def _points_that_fit(values: Values, size: int) -> int:
+    row = sum(value[0].numel() * value.element_size() for value in values.values()) * TENSORS_PER_ROW
+    return max(1, CHUNK_BYTES[next(iter(values.values())).device.type] // (row * size))
