@@ -1,4 +1,4 @@
-"""A pair of your own: a topic model of counts with site names of its choosing gets training and bounds like any other."""
+"""A pair of your own, a topic model of word counts with its own site names, gets all that ours get."""
 
 import pyro
 import pyro.distributions as dist
@@ -17,14 +17,14 @@ class TopicModel(pv.Pair):
         self.encoder = nn.Sequential(nn.Linear(vocabulary, 32), nn.ReLU(), nn.Linear(32, 2 * topics))
 
     def model(self, counts, length):
-        with self.plate(len(counts)):
+        with self.plate(counts.shape[0]):
             standard = torch.zeros(len(self.topics)), torch.ones(len(self.topics))
             eta = pyro.sample("eta", dist.Normal(*standard).to_event(1))
             words = eta.softmax(-1) @ self.topics.softmax(-1)
             pyro.sample("counts", dist.Poisson(length.unsqueeze(-1) * words).to_event(1), obs=counts)
 
     def guide(self, counts, length):
-        with self.plate(len(counts)):
+        with self.plate(counts.shape[0]):
             loc, log_scale = self.encoder(counts.log1p()).chunk(2, -1)
             pyro.sample("eta", dist.Normal(loc, log_scale.exp()).to_event(1))
 

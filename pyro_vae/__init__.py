@@ -16,6 +16,7 @@ _HOMES = {
     "Run": "pyro_vae.training",
     "evaluate": "pyro_vae.evaluation",
     "Result": "pyro_vae.evaluation",
+    "inference_data": "pyro_vae.evaluation.inference_data",
     "log_terms": "pyro_vae.terms",
     "LogTerms": "pyro_vae.terms",
     "load_run": "pyro_vae.runs",

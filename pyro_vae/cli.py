@@ -20,6 +20,7 @@ Deep latent-variable models as Pyro programs.
   sample RUN         draw from the model
   reconstruct RUN    originals and reconstructions
   encode RUN         posterior mean and scale of every datum
+  export RUN         draws and importance weights for ArviZ
   report RUN         write the run's report again
   list [KIND]        the models, datasets, objectives and evaluators that are installed
 
@@ -102,7 +103,7 @@ def evaluate_command(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    peeked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peeked = Parser(prog="pyro-vae evaluate", add_help=False, allow_abbrev=False)
     peeked.add_argument("--with", dest="evaluators", default="elbo")
     names = peeked.parse_known_args(arguments)[0].evaluators.split(",")
     own = {name: options_of(plugins.load("evaluator", name)) for name in names}
@@ -175,6 +176,23 @@ def encode_command(arguments: list[str]) -> None:
     say(f"wrote {given.out}")
 
 
+def export_command(arguments: list[str]) -> None:
+    """pyro-vae export"""
+    parser = _parser("export", "Draws, predictions and importance weights as ArviZ InferenceData.")
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("--data", help="other data than the run's: a name or a file")
+    parser.add_argument("--draws", type=int, default=500, help="draws of the guide for each datum (default: 500)")
+    parser.add_argument("--limit", type=int, default=100, help="how many data (default: 100)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("run.nc"), help="an .nc")
+    given = parser.parse_args(arguments)
+
+    from pyro_vae import commands
+
+    commands.export_run(given.run, given.data, _suffix(given.out, ".nc"), given.draws, given.limit, given.seed)
+    say(f"wrote {given.out}")
+
+
 def report_command(arguments: list[str]) -> None:
     """pyro-vae report"""
     parser = _parser("report", "Write the run's report again.")
@@ -216,6 +234,7 @@ COMMANDS = {
     "sample": sample_command,
     "reconstruct": reconstruct_command,
     "encode": encode_command,
+    "export": export_command,
     "report": report_command,
     "list": list_command,
 }

@@ -1,6 +1,7 @@
 """What each command does, given its parsed settings; parsing and printing are `cli`'s."""
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from pyro_vae import checkpoints, generation, plots, plugins, runs
 from pyro_vae.data import Dataset, load_data
 from pyro_vae.devices import find_device
-from pyro_vae.errors import RunError
+from pyro_vae.errors import DataError, RunError
 from pyro_vae.evaluation import Result, evaluate
 from pyro_vae.options import dataset_options
 from pyro_vae.report import write_report
@@ -24,8 +25,6 @@ DATA_SETTINGS = ("data", "binarize", "scale", "seed")
 def train_run(settings: TrainSettings, out: Path, resume: bool, overwrite: bool, progress: bool) -> list[Result]:
     """Train a registered model, evaluate it on the test split and write the run folder with its report."""
     open_folder(out, resume, overwrite)
-    if resume and (stored := runs.read_config(out).get("model", settings.model)) != settings.model:
-        raise RunError(f"{out} is a run of model {stored!r}, not {settings.model!r}; choose another --out")
     data = load_settings_data(settings.data, settings.data_options)
     facts = data.facts
     pair = runs.build_model(settings.model, facts, settings.model_options, settings.data["seed"])
@@ -70,6 +69,16 @@ def run_data(folder: Path, name: str | None = None) -> Dataset:
     return load_settings_data(data, taken)
 
 
+def fitting_data(run: runs.StoredRun, name: str | None) -> Dataset:
+    """`run_data`, once its data are seen to have the shape that the run was trained on."""
+    data = run_data(run.folder, name)
+    for field, (shape, _) in generation.field_shapes(run.pair, data.test).items():
+        trained = list(run.fields[field][0])
+        if shape != trained:
+            raise DataError(f"{data.name}: {field} has shape {shape} a datum, but the run was trained on {trained}")
+    return data
+
+
 def evaluate_run(
     folder: Path,
     evaluators: Sequence[str],
@@ -86,7 +95,7 @@ def evaluate_run(
     run = runs.load_run(folder)
     run.pair.to(find_device(device))
     if not isinstance(data, Dataset):
-        data = run_data(folder, data)
+        data = fitting_data(run, data)
     results = []
     for name in evaluators:
         result = evaluate(
@@ -156,13 +165,26 @@ def reconstruct_run(folder: Path, n: int, out: Path) -> None:
 def encode_run(folder: Path, data: str | None, out: Path, split: str = "test") -> None:
     """Posterior mean and scale of every datum of a split, with its label where there is one, as arrays."""
     run = runs.load_run(folder)
-    chosen = getattr(run_data(folder, data), split)
+    chosen = getattr(fitting_data(run, data), split)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         codes = generation.encode(run.pair, chosen)
     if "label" in chosen:
         codes["label"] = chosen["label"]
     save_arrays(out, codes)
+
+
+def export_run(folder: Path, data: str | None, out: Path, draws: int, limit: int, seed: int = 0) -> None:
+    """Write ArviZ InferenceData of the first `limit` test data as netCDF."""
+    from pyro_vae.evaluation.arviz_adapter import to_netcdf
+    from pyro_vae.evaluation.inference_data import inference_data
+
+    run = runs.load_run(folder)
+    exported = inference_data(run.pair, fitting_data(run, data), draws, limit, seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = Path(scratch) / "run.nc"
+        to_netcdf(exported, str(whole))
+        checkpoints.write_whole(out, lambda file: file.write(whole.read_bytes()))
 
 
 def save_arrays(path: Path, arrays: Mapping[str, torch.Tensor]) -> None:

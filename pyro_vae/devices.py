@@ -6,7 +6,7 @@ from pyro_vae.errors import RunError
 
 
 def find_device(name: str) -> str:
-    """"auto" is the GPU where there is one, else the CPU.
+    """ "auto" is the GPU where there is one, else the CPU.
 
     Raises:
         RunError: no such device, or it is not there.

@@ -77,7 +77,19 @@ def compile_loss(loss: Loss, example: Mapping[str, Tensor]) -> LossFunction:
     batch_dims = {name: {0: torch.export.Dim.AUTO} for name in example}
     with torch.random.fork_rng(devices=_cuda_devices(example)):
         program = torch.export.export(loss, (dict(example), beta), strict=False, dynamic_shapes=(batch_dims, None))
-    return torch.compile(program.module(), options={"fallback_random": True})
+    traced = program.module()
+    check_batch_size_is_free(loss, traced, example)
+    return torch.compile(traced, options={"fallback_random": True})
+
+
+def check_batch_size_is_free(loss: Loss, traced: LossFunction, example: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` where the trace holds for the example's batch size only, as `len(x)` in a pair makes it."""
+    smaller = {name: value[:-1] for name, value in example.items()}
+    try:
+        if next(iter(smaller.values())).shape[0]:
+            check_parity(loss, traced, smaller)
+    except AssertionError as reason:
+        raise ValueError("the pair fixes its batch size; take it from x.shape[0], not len(x)") from reason
 
 
 def check_parity(loss: Loss, compiled: LossFunction, example: Mapping[str, Tensor]) -> None:

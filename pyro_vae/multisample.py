@@ -147,6 +147,8 @@ def _reduce(
 
 def _scale_gradient(value: Tensor, factor: Weights, particles: int) -> Tensor:
     """The same value; its gradient is multiplied by the factor of its particle and datum."""
+    if not value.requires_grad:
+        return value
     factor = factor if particles > 1 else factor.squeeze(0)
     factor = factor.reshape(*factor.shape, *[1] * (value.dim() - factor.dim()))
     return value.detach() + factor * (value - value.detach())

@@ -79,6 +79,7 @@ def parse_value(option: Option, value: Any) -> Any:
     kind = next((k for k in typing.get_args(option.type) if k is not type(None)), option.type)
     if typing.get_origin(option.type) is list:
         items = value.strip("[]() ").split(",") if isinstance(value, str) else value
+        items = items if isinstance(items, list | tuple) else [items]
         (inner,) = typing.get_args(option.type)
         return [_scalar(option, inner, item) for item in items if str(item).strip()]
     return _scalar(option, kind, value)
@@ -89,11 +90,18 @@ def _scalar(option: Option, kind: type, value: Any) -> Any:
     try:
         if kind is bool:
             return words[str(value).lower()]
-        if kind is int and float(value) != int(float(value)):
-            raise ValueError
-        return kind(float(value)) if kind is int else kind(value)
+        return _whole(value) if kind is int else kind(value)
     except (ValueError, TypeError, KeyError) as reason:
         raise UsageError(f"--{option.name} needs {_words(option.type)}, not {value!r}") from reason
+
+
+def _whole(value: Any) -> int:
+    """A whole number, also where it is written as 1e3; raises ValueError where it is none."""
+    if isinstance(value, float) or (isinstance(value, str) and not value.strip().lstrip("+-").isdecimal()):
+        if not float(value).is_integer():
+            raise ValueError(value)
+        return int(float(value))
+    return int(value)
 
 
 def _words(kind: Any) -> str:

@@ -104,7 +104,20 @@ def run_files(folder: Path) -> list[Path]:
 def read_config(folder: Path) -> dict[str, Any]:
     """The settings of a run; empty for a run that was not started by the command line."""
     path = folder / CONFIG
-    return yaml.safe_load(path.read_text()) if path.exists() else {}
+    return read_settings(path) if path.exists() else {}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings from a YAML file; raises `RunError` where it cannot be read or holds something else."""
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except OSError as problem:
+        raise RunError(f"cannot read {path}: {problem.strerror}") from problem
+    except (yaml.YAMLError, UnicodeDecodeError) as reason:
+        raise RunError(f"{path} is not YAML: {' '.join(str(reason).split())}") from reason
+    if not isinstance(settings, dict):
+        raise RunError(f"{path} must hold settings, one `name: value` a line")
+    return settings
 
 
 def new_folder(name: str) -> Path:

@@ -102,9 +102,7 @@ class _Record(Messenger):
 def _check_plates(msg: dict) -> None:
     for frame in msg["cond_indep_stack"]:
         if frame.dim != -1 and frame.name != PARTICLES:
-            raise ContractError(
-                f"site {msg['name']!r} is inside plate {frame.name!r} at dim {frame.dim}; {ONE_PLATE}"
-            )
+            raise ContractError(f"site {msg['name']!r} is inside plate {frame.name!r} at dim {frame.dim}; {ONE_PLATE}")
 
 
 @contextmanager
@@ -351,6 +349,24 @@ def check_sites(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
                 f"the guide samples {name!r}, which the model {where}; remove it from the guide, or mark it with "
                 "infer={'is_auxiliary': True}"
             )
+
+
+def check_supports(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
+    """Raise `ContractError` where guide and prior of a site do not reach each other's draws: then importance weights
+    leave out part of the posterior, or are zero. Reads values, so it is for the start of an evaluation."""
+    for name, proposal in guide.items():
+        if name not in model:
+            continue
+        prior = model[name].fn
+        for what, support, value in (
+            ("guide cannot draw all that the prior", proposal.fn.support, prior.sample()),
+            ("prior has no density where the guide", prior.support, proposal.value),
+        ):
+            if not support.check(value).all():
+                raise ContractError(
+                    f"site {name!r}: the {what} draws (supports {proposal.fn.support} and {prior.support}); "
+                    "choose a guide distribution with the prior's support"
+                )
 
 
 def check_per_datum(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:

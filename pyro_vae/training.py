@@ -463,9 +463,10 @@ class Trainer:
             self._update(loss)
             if not self._weights_are_finite():
                 self._diverged(f"the weights are not finite after {epoch}, step {step + 1}", self.pair, batch)
-        for batch in self.valid_split.batches(1024):
-            if not_finite(self.kept, batch):
-                self._diverged(f"the validation loss is not finite after {epoch}", self.kept, batch)
+        with evaluating(self.kept):
+            for batch in self.valid_split.batches(1024):
+                if not_finite(self.kept, batch):
+                    self._diverged(f"the validation loss is not finite after {epoch}", self.kept, batch)
         self._diverged(f"the loss was not finite in {epoch}", self.pair, batch)
 
     def _diverged(self, what: str, pair: nn.Module, batch: Mapping[str, Tensor]) -> None:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pyro_vae import plugins, runs
 from pyro_vae.data import load_data
 from pyro_vae.errors import PluginError, RunError, UnknownName, UsageError
@@ -18,6 +16,8 @@ FROM_THE_DATA = ("data_shape", "data_mean", "context_shape", "num_labels")
 NOT_SETTINGS = ("pair", "data", "objective", "seed", "out", "progress", "resume", "overwrite", "record")
 DEFAULTS = {"model": "vae", "data": "digits", "objective": "trace_mean_field_elbo"}
 DEFAULT_BINARIZE = "dynamic"
+DIGITS_EPOCHS = 600
+"""About a minute of two cores on the small data set that is trained on where none is named."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,13 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
     Raises:
         UnknownName: a model, data set, objective, option or setting that is not known.
         UsageError: a value of the wrong type.
-        RunError: --resume without a run.
+        RunError: --resume without a run, or with the run of another model.
     """
-    first = _peek(arguments)
+    first = _peek(type(parser)(prog=parser.prog, add_help=False, allow_abbrev=False), arguments)
     config = _read_config(first)
-    chosen = {key: getattr(first, key) or config.get(key) or default for key, default in DEFAULTS.items()}
+    chosen = {key: str(getattr(first, key) or config.get(key) or default) for key, default in DEFAULTS.items()}
+    if first.resume and (stored := runs.read_config(Path(first.out)).get("model", chosen["model"])) != chosen["model"]:
+        raise RunError(f"{first.out} is a run of model {stored!r}, not {chosen['model']!r}; choose another --out")
     owners = {
         "the model": options_of(plugins.load("model", chosen["model"]), FROM_THE_DATA),
         "the data set": dataset_options(chosen["data"]),
@@ -70,8 +72,12 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
     for title, options in owners.items():
         add_options(parser, options, title if title in ("data", "training") else f"options of {title}")
     parser.set_defaults(binarize=DEFAULT_BINARIZE)
+    if not first.data and "data" not in config:
+        parser.set_defaults(epochs=DIGITS_EPOCHS)
     parser.set_defaults(**_typed(config, owners))
     given = parser.parse_args(arguments)
+    if given.model not in (None, chosen["model"]):
+        raise UsageError(f"the model comes before the options: {parser.prog} {given.model} ...")
     values = {title: {o.name: getattr(given, o.name) for o in options} for title, options in owners.items()}
     settings = TrainSettings(
         model=chosen["model"],
@@ -85,9 +91,8 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
     return settings, given
 
 
-def _peek(arguments: Sequence[str]) -> argparse.Namespace:
+def _peek(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Model, data, objective and config file, whatever else stands on the command line."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("data", "objective", "config", "out"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--resume", action="store_true")
@@ -103,16 +108,7 @@ def _read_config(first: argparse.Namespace) -> dict[str, Any]:
         return runs.read_config(Path(first.out))
     if not first.config:
         return {}
-    path = Path(first.config)
-    if not path.exists():
-        raise UsageError(f"--config {path} does not exist")
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
-        raise UsageError(f"--config {path} is not YAML: {reason}") from reason
-    if not isinstance(config, dict):
-        raise UsageError(f"--config {path} must hold settings, one `name: value` a line")
-    return config
+    return runs.read_settings(Path(first.config))
 
 
 def _add_switches(parser: argparse.ArgumentParser) -> None:

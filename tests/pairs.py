@@ -38,12 +38,12 @@ class Clusters(nn.Module):
         self.encoder = nn.Linear(dim, clusters)
 
     def model(self, counts: Tensor) -> None:
-        with pyro.plate("data", len(counts), dim=-1):
+        with pyro.plate("data", counts.shape[0], dim=-1):
             k = pyro.sample("k", dist.Categorical(logits=self.weights))
             pyro.sample("counts", dist.Poisson(F.softplus(self.rates)[k]).to_event(1), obs=counts)
 
     def guide(self, counts: Tensor) -> None:
-        with pyro.plate("data", len(counts), dim=-1):
+        with pyro.plate("data", counts.shape[0], dim=-1):
             pyro.sample("k", dist.Categorical(logits=self.encoder(counts)))
 
 

@@ -229,18 +229,23 @@ class Scalar(Copies):
 
 
 class Clusters(Copies):
-    """cluster ~ Categorical, reading ~ N(centres[cluster], 1), all of it enumerable; q(cluster) = Categorical."""
+    """cluster ~ Categorical, reading ~ N(centres[cluster], 1), all of it enumerable; q(cluster) = Categorical.
 
+    `beta` weighs the latent site inside the pair, as for `TwoLayers`.
+    """
+
+    beta = 1.0
     values = {"logits": [0.1, -0.5, 0.4], "centres": [-1.0, 0.3, 2.0], "guide_logits": [0.5, 0.2, -0.6]}
 
     def model(self, reading: Tensor) -> None:
         with pyro.plate("readings", len(reading), dim=-1):
-            cluster = pyro.sample("cluster", dist.Categorical(logits=self.logits))
+            with poutine.scale(scale=self.beta):
+                cluster = pyro.sample("cluster", dist.Categorical(logits=self.logits))
             centre = entry(self.centres, cluster)
             pyro.sample("observed reading", dist.Normal(centre, torch.ones_like(centre)), obs=reading)
 
     def guide(self, reading: Tensor) -> None:
-        with pyro.plate("readings", len(reading), dim=-1):
+        with pyro.plate("readings", len(reading), dim=-1), poutine.scale(scale=self.beta):
             pyro.sample("cluster", dist.Categorical(logits=self.guide_logits))
 
     @classmethod

@@ -1,6 +1,6 @@
 """The engines: a traced loss is the eager one, for every batch size and beta, or it is not used and says why."""
 
-import math
+import random
 
 import pyro
 import pyro.distributions as dist
@@ -180,20 +180,28 @@ class Peeking(pv.VAE):
             super().model(x)
 
 
-class Counting(pv.VAE):
-    """A pair whose likelihood depends on how often it ran, which a trace freezes."""
-
-    calls = 0
+class Fickle(pv.VAE):
+    """A pair whose likelihood depends on a number that Python draws, which a trace freezes."""
 
     def model(self, x):
-        self.calls += 1
-        with self.plate(len(x)):
+        with self.plate(x.shape[0]):
             z = pyro.sample("z", self.prior())
-            logits = self.decoder(z).squeeze(-4) * math.sqrt(self.calls)
+            logits = self.decoder(z).squeeze(-4) * random.random()
             pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x)
 
 
-@pytest.mark.parametrize("kind, words", [(Peeking, "compilation failed"), (Counting, "differ from the eager ones")])
+class OneSize(pv.VAE):
+    """A pair that takes its batch size as a Python number."""
+
+    def guide(self, x):
+        with self.plate(len(x)):
+            pyro.sample("z", self.posterior(self.encoder(x)))
+
+
+REASONS = {Peeking: "compilation failed", Fickle: "differ from the eager ones", OneSize: "x.shape[0], not len(x)"}
+
+
+@pytest.mark.parametrize("kind, words", REASONS.items(), ids=lambda value: getattr(value, "__name__", ""))
 def test_what_cannot_be_traced_runs_eagerly_and_says_why(kind, words, uncompiled):
     pair = kind(SHAPE, hidden=(8,))
     loss = loss_of(pair)

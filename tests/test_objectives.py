@@ -217,6 +217,17 @@ def test_every_gradient_is_exact_in_the_mean(case, particles, beta):
         assert z_scores(draws[name], expected).abs().max() < 4, name
 
 
+@pytest.mark.parametrize("objective", [TraceELBO, TraceGraphELBO])
+def test_a_scale_inside_the_pair_leaves_the_score_unscaled(objective):
+    """A draw's score is that of its probability, however much its cost weighs."""
+    pair = Clusters(COPIES)
+    pair.beta = 0.2
+    torch.manual_seed(0)
+    draws = gradient_draws(objective(), pair, READING)
+    for name, expected in exact_gradients(Clusters, READING, alpha=1.0, beta=0.2).items():
+        assert z_scores(draws[name], expected).abs().max() < 4, name
+
+
 def test_a_baseline_leaves_the_mean_and_lowers_the_variance():
     """Second and later steps, where the decaying average is not zero; each copy has its own average."""
     objective, pair = TraceGraphELBO(), Clusters(COPIES)

@@ -452,6 +452,25 @@ def test_weights_that_break_in_the_last_step_are_not_saved(tmp_path):
     check_last_is_good(tmp_path, epoch=1)
 
 
+def test_a_validation_that_turns_nan_stops_the_run_too(tmp_path):
+    """The training losses are finite; only what is validated is not."""
+
+    class Unvalidated(Ticking):
+        def guide(self, x):
+            super().guide(x)
+            if not self.training and self.ticks >= 4:
+                with self.plate(len(x)):
+                    pyro.sample(
+                        "other", dist.Normal(x.new_full((len(x),), math.nan), 1.0), infer={"is_auxiliary": True}
+                    )
+
+    with pytest.raises(
+        DivergenceError, match="validation loss is not finite after epoch 2: .*site 'other' in the guide"
+    ):
+        train(Unvalidated(99), bits(40), epochs=4, out=tmp_path, **QUIET)
+    check_last_is_good(tmp_path, epoch=1)
+
+
 def test_a_run_that_diverged_can_be_resumed(tmp_path):
     with pytest.raises(DivergenceError):
         train(Ticking(5), bits(40), epochs=3, out=tmp_path, **QUIET)

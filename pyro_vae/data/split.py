@@ -95,12 +95,16 @@ class Split(Mapping[str, Tensor]):
             return self
         if limit < 1:
             raise DataError(f"a limit of {limit} leaves no data; give 1 or more")
+        return self.between(0, limit)
+
+    def between(self, start: int, stop: int) -> "Split":
+        """The data from `start` up to `stop`, in their order."""
         shorter = copy(self)
-        shorter.size = limit
+        shorter.size = min(stop, self.size) - start
         if self.rows is None:
-            shorter.fields = {name: field[:limit] for name, field in self.fields.items()}
+            shorter.fields = {name: field[start:stop] for name, field in self.fields.items()}
         else:
-            shorter.rows = self.rows[:limit]
+            shorter.rows = self.rows[start:stop]
         return shorter
 
     def take(self, positions: Int[Tensor, " batch"] | slice) -> Batch:

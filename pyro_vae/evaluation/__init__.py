@@ -59,6 +59,8 @@ def evaluate(
     for name, value in {"particles": particles, "limit": limit}.items():
         if value is not None and value < 1:
             raise RunError(f"{name} must be at least 1, not {value}")
+    if seed < 0:
+        raise RunError(f"seed must be at least 0, not {seed}")
     name = evaluator if isinstance(evaluator, str) else type(evaluator).__name__
     if isinstance(evaluator, str):
         evaluator = plugins.load("evaluator", evaluator)(**options)

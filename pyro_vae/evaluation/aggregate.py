@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.stream import CHUNK_BYTES, TENSORS_PER_ROW
-from pyro_vae.terms import batch_size, check_per_datum, reduce_guide, run_guide, run_program
+from pyro_vae.terms import batch_size, reduce_guide, run_program
 
 Batch = Mapping[str, Tensor]
 Values = Mapping[str, Tensor]
@@ -23,9 +22,6 @@ def log_aggregate(
 
     Args:
         tick: told the points that are done for a batch.
-
-    Raises:
-        ContractError: the guide has sites of its own beside the model's latents.
     """
     points = len(next(iter(values.values())))
     total, data = torch.full((points,), -torch.inf, dtype=torch.float64), 0
@@ -47,15 +43,6 @@ def log_guide_at(pair: nn.Module, batch: Batch, values: Values) -> Float[Tensor,
     if points == 1:
         crossed = {name: value.squeeze(0) for name, value in crossed.items()}
     return reduce_guide(run_program(pair.guide, pair, batch, points, crossed), points, size)
-
-
-def check_guide(pair: nn.Module, batch: Batch) -> None:
-    """Raise `ContractError` where the guide's density of the latents is not known, or not of one datum."""
-    sites = run_guide(pair, batch)
-    check_per_datum({}, sites)
-    for name, site in sites.items():
-        if site.auxiliary:
-            raise ContractError(f"the guide's own site {name!r} leaves q(z|x) without a density, which latent needs")
 
 
 def _points_that_fit(values: Values, size: int) -> int:

@@ -1,6 +1,7 @@
 """The one place that speaks to ArviZ, whose interface differs between 0.x (Python 3.11) and 1.x (3.12 and later)."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -20,3 +21,15 @@ def pareto_k(log_weights: np.ndarray) -> float:
 
             return float(array_stats.psislw(-log_weights)[1])
         return float(arviz.psislw(log_weights.copy())[1])
+
+
+def from_groups(groups: dict[str, dict[str, np.ndarray]]) -> Any:
+    """InferenceData (0.x) or a DataTree (1.x) of groups of arrays [chain, draw, ...]; `observed_data` has neither."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return arviz.from_dict(groups) if IS_ONE else arviz.from_dict(**groups)
+
+
+def to_netcdf(data: Any, path: str) -> None:
+    """Write InferenceData or a DataTree to a netCDF file, which `arviz.from_netcdf` reads."""
+    data.to_netcdf(path)

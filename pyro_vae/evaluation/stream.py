@@ -18,6 +18,7 @@ from pyro_vae.terms import (
     LogTerms,
     check_per_datum,
     check_sites,
+    check_supports,
     reduce_guide,
     reduce_model,
     run_guide,
@@ -99,6 +100,7 @@ def draws_of(pair: nn.Module, batch: Mapping[str, Tensor]) -> Callable[[int], Dr
     model = run_model(pair, batch, {name: site.value for name, site in once.items()})
     check_sites(model, once)
     check_per_datum(model, once)
+    check_supports(model, once)
     size = len(next(iter(batch.values())))
     reduce_guide(once, 1, size)
 

@@ -46,7 +46,9 @@ def traversals(pair: nn.Module, datum: Mapping[str, Tensor], units: Sequence[Uni
 def _row(pair: nn.Module, datum: Mapping[str, Tensor], unit: Unit) -> Float[Tensor, "columns ..."] | None:
     columns = len(unit.values)
     fields = {name: value.expand(columns, *value.shape[1:]) for name, value in select_fields(pair, datum).items()}
-    latents = {name: center(site).expand(columns, *site.value.shape[1:]) for name, site in run_guide(pair, datum).items()}
+    latents = {
+        name: center(site).expand(columns, *site.value.shape[1:]) for name, site in run_guide(pair, datum).items()
+    }
     moved = latents[unit.site].clone()
     moved.view(columns, -1)[:, unit.index] = unit.values.to(moved)
     latents[unit.site] = moved

@@ -1,0 +1,67 @@
+"""A trained pair as ArviZ InferenceData, so that ArviZ's plots and statistics apply."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.data import Dataset, Split, as_split
+from pyro_vae.errors import RunError
+from pyro_vae.evaluation.arviz_adapter import from_groups
+from pyro_vae.evaluation.stream import draws_of, seeded, terms_at
+from pyro_vae.generation import observed, sample
+from pyro_vae.terms import Site, run_model, select_fields
+
+Groups = dict[str, dict[str, np.ndarray]]
+
+
+def inference_data(
+    pair: nn.Module,
+    data: Dataset | Split | Tensor | Mapping[str, Tensor],
+    draws: int = 500,
+    limit: int = 100,
+    seed: int = 0,
+) -> Any:
+    """Draws of the guide and of the model for the first `limit` data (of the test split, for a `Dataset`).
+
+    Groups, each with dims [chain = 1, draw, datum, *event]: `posterior` (draws of q(z|x), which are independent, not a
+    Markov chain), `posterior_predictive`, `prior`, `prior_predictive`, `log_likelihood` (log p(x|z), nats),
+    `sample_stats` with `log_weight` = log p(x, z) - log q(z|x); and `observed_data` [datum, *event].
+
+    Raises:
+        RunError: fewer than one draw or datum.
+        ContractError: the pair breaks the contract.
+    """
+    if draws < 1 or limit < 1:
+        raise RunError(f"draws and limit must be at least 1, not {draws} and {limit}")
+    split = (data.test if isinstance(data, Dataset) else as_split(data)).head(limit)
+    with torch.no_grad(), seeded(seed):
+        batch = select_fields(pair, split.take(slice(None)))
+        drawn = draws_of(pair, batch)(draws)
+        terms = terms_at(pair, batch, drawn)
+        values = drawn.values if draws > 1 else {name: value.squeeze(0) for name, value in drawn.values.items()}
+        seen = observed(run_model(pair, batch, values, draws))
+        predicted = {name: site.fn.sample() for name, site in seen.items()}
+        prior = [sample(pair, batch) for _ in range(draws)]
+    particles = (lambda value: value) if draws > 1 else (lambda value: value.unsqueeze(0))
+    groups: Groups = {
+        "posterior": _arrays(drawn.values),
+        "posterior_predictive": _arrays({name: particles(value) for name, value in predicted.items()}),
+        "prior": _arrays(_stack(prior, drawn.values)),
+        "prior_predictive": _arrays(_stack(prior, seen)),
+        "log_likelihood": _arrays({name: particles(site.log_prob()) for name, site in seen.items()}),
+        "sample_stats": _arrays({"log_weight": terms.log_weight}),
+        "observed_data": {name: site.value.cpu().numpy() for name, site in seen.items()},
+    }
+    return from_groups(groups)
+
+
+def _arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """[draws, datum, ...] -> [chain = 1, draws, datum, ...]."""
+    return {name: value.unsqueeze(0).cpu().numpy() for name, value in values.items()}
+
+
+def _stack(draws: list[dict[str, Site]], names: Iterable[str]) -> dict[str, Tensor]:
+    return {name: torch.stack([sites[name].value for sites in draws]) for name in names}

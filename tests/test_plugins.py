@@ -1,0 +1,122 @@
+"""Plugins: found by name through entry points, loaded late, and harmless where they are broken."""
+
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+
+import pyro_vae as pv
+from pyro_vae import cli, plugins
+from pyro_vae.errors import DataError, PluginError, UnknownName, nearest_first
+from pyro_vae.runs import build_model
+
+MODULE = '''
+import pyro_vae as pv
+
+class Wide(pv.VAE):
+    """A wide one."""
+    def __init__(self, data_shape, width: int = 7):
+        super().__init__(data_shape, hidden=(width,))
+
+class Needy(pv.VAE):
+    """Asks for what digits do not offer."""
+    def __init__(self, data_shape, wavelength):
+        super().__init__(data_shape)
+'''
+
+ENTRIES = """[pyro_vae.models]
+wide = third_party:Wide
+needy = third_party:Needy
+broken = third_party_broken:Nothing
+absent = third_party:Absent
+"""
+
+
+@pytest.fixture
+def third_party(tmp_path, monkeypatch):
+    """An installed package that registers models of its own, two of them broken."""
+    (tmp_path / "third_party.py").write_text(MODULE)
+    (tmp_path / "third_party_broken.py").write_text("raise RuntimeError('first line\\nsecond line')")
+    info = tmp_path / "third_party-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("third_party", "third_party_broken"):
+        sys.modules.pop(name, None)
+
+
+def test_built_in_plugins_are_registered_like_any_other():
+    assert {"vae", "blog", "iwae", "kingma"} <= set(plugins.names("model"))
+    assert {"digits", "mnist"} <= set(plugins.names("dataset"))
+    assert {"trace_elbo", "trace_mean_field_elbo", "trace_graph_elbo"} <= set(plugins.names("objective"))
+    assert {"elbo", "reconstruction"} <= set(plugins.names("evaluator"))
+    assert plugins.load("model", "vae") is pv.VAE
+
+
+@pytest.mark.parametrize("kind", plugins.GROUPS)
+def test_every_registered_plugin_loads(kind):
+    assert all(callable(plugins.load(kind, name)) for name in plugins.names(kind))
+    assert plugins.names(kind) == sorted(set(plugins.names(kind)))
+
+
+def test_a_third_party_model_is_one_of_ours(third_party):
+    assert "wide" in plugins.names("model") and "third_party" not in sys.modules, "loaded when first used"
+    pair = build_model("wide", {"data_shape": (1, 8, 8)}, {"width": 5})
+    assert pair.encoder.out_features == 5
+
+
+def test_a_model_is_told_only_what_it_asks_for_and_what_it_lacks_is_named(third_party):
+    with pytest.raises(DataError, match="model 'needy' needs wavelength.*they offer data_shape, data_mean"):
+        build_model("needy", {"data_shape": (1, 8, 8), "data_mean": None}, {})
+
+
+def test_a_third_party_model_is_trained_from_the_command_line(third_party, capsys, monkeypatch):
+    monkeypatch.chdir(third_party)
+    assert cli.main("train wide --width 6 --print_config".split()) == 0
+    assert "model: wide\nwidth: 6\n" in capsys.readouterr().out
+
+
+def test_a_broken_plugin_is_named_and_stops_no_other(third_party, capsys):
+    with pytest.raises(
+        PluginError, match="model 'broken' of package third-party is broken: RuntimeError: first line second"
+    ):
+        plugins.load("model", "broken")
+    with pytest.raises(PluginError, match="model 'absent' of package third-party is broken: AttributeError"):
+        plugins.load("model", "absent")
+    assert plugins.load("model", "vae") is pv.VAE
+    assert cli.main(["list", "models"]) == 0
+    listed = capsys.readouterr().out
+    assert "BROKEN" in listed and "A wide one." in listed
+
+
+def test_two_packages_that_claim_a_name_are_both_named(third_party, tmp_path):
+    info = tmp_path / "rival-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[pyro_vae.models]\nwide = rival:Wide\n")
+    with pytest.raises(PluginError, match="model 'wide' is registered by rival and third-party; uninstall one"):
+        plugins.load("model", "wide")
+
+
+def test_a_package_seen_twice_on_the_path_is_no_conflict(monkeypatch):
+    """An editable install beside a wheel shows the same entry twice."""
+    entry = EntryPoint("vae", "pyro_vae.models.vae:VAE", "pyro_vae.models")
+    monkeypatch.setattr(plugins, "entry_points", lambda **_: [entry, entry])
+    assert plugins.load("model", "vae") is pv.VAE and plugins.names("model") == ["vae"]
+
+
+@pytest.mark.parametrize(
+    "kind, near", [("model", "blog"), ("dataset", "digits"), ("objective", "iwae"), ("evaluator", "elbo")]
+)
+def test_an_unknown_name_lists_the_known_ones_the_nearest_first(kind, near):
+    with pytest.raises(UnknownName) as caught:
+        plugins.load(kind, near[:-1])
+    assert str(caught.value).startswith(f"unknown {kind} {near[:-1]!r}; known: {near}, ")
+    assert sorted(caught.value.known) == plugins.names(kind)
+
+
+def test_nearest_first_ignores_case_and_breaks_ties_by_name():
+    assert nearest_first("MNIST", ["kmnist", "digits", "mnist"]) == ["mnist", "kmnist", "digits"]
+    assert nearest_first("zzz", ["b", "a"]) == ["a", "b"]
