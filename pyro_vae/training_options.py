@@ -74,7 +74,7 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
     parser.set_defaults(binarize=DEFAULT_BINARIZE)
     if not first.data and "data" not in config:
         parser.set_defaults(epochs=DIGITS_EPOCHS)
-    parser.set_defaults(**_typed(config, owners))
+    _set_defaults(parser, _typed(config, owners))
     given = parser.parse_args(arguments)
     if given.model not in (None, chosen["model"]):
         raise UsageError(f"the model comes before the options: {parser.prog} {given.model} ...")
@@ -133,6 +133,13 @@ def _check_distinct(owners: dict[str, list[Option]]) -> None:
             if option.name in seen:
                 raise PluginError(f"{owner} and {seen[option.name]} both have an option {option.name!r}; rename one")
             seen[option.name] = owner
+
+
+def _set_defaults(parser: argparse.ArgumentParser, settings: dict[str, Any]) -> None:
+    """Settings of a config file stand in for options, also for those that have no default."""
+    parser.set_defaults(**settings)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in settings
 
 
 def _typed(config: dict[str, Any], owners: dict[str, list[Option]]) -> dict[str, Any]:

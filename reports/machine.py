@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 from importlib.metadata import version
 
 import torch
@@ -10,11 +9,9 @@ import torch
 PACKAGES = ("torch", "pyro-ppl", "numpy", "arviz")
 
 
-def header(title: str) -> str:
+def header(title: str, command: str) -> str:
     """Title, command, versions and machine, as Markdown."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    script = os.path.relpath(sys.argv[0], os.path.join(os.path.dirname(__file__), ".."))
-    command = " ".join(["python", script, *(a for a in sys.argv[1:] if not a.startswith("--runs"))])
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     threads = torch.get_num_threads()
     return (

@@ -309,6 +309,16 @@ def test_all_parts_fit_together(likelihood):
             assert value.isfinite().all() and not torch.equal(value, start[name]), (options, name)
 
 
+@pytest.mark.parametrize("likelihood", ["categorical", "discretized_logistic", "poisson"])
+def test_an_encoder_of_large_numbers_starts_near_the_prior(likelihood):
+    """Levels up to 255 would put exp(log scale) of fresh weights at infinity, or z far from every prior."""
+    x = (256 * torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))).floor()
+    torch.manual_seed(0)
+    pair = pv.VAE(x.shape[1:], latent_dim=10, likelihood=likelihood)
+    rate = pv.evaluate(pair, x, progress=False).rate
+    assert (rate < 1000.0).all(), "nats; without scaling it is infinite, or millions"
+
+
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (3, 6, 5), (2, 3, 2, 2)])
 def test_sizes_come_from_the_shape_of_the_data(shape):
     pair = pv.VAE(shape, latent_dim=2, hidden=(4,))

@@ -70,6 +70,12 @@ def test_the_seed_fixes_the_figures_and_nothing_else_does(vae):
     assert not torch.equal(first.log_likelihood, evaluate(vae, x, particles=2, seed=4).log_likelihood)
 
 
+def test_equal_data_get_draws_of_their_own(vae):
+    """Also where they stand at the same place of different blocks."""
+    result = evaluate(vae, bits(1).expand(250, *SHAPE))
+    assert len(result.distortion.unique()) == 250 and result.rate.std() < 1e-5
+
+
 def test_data_come_as_a_tensor_a_mapping_a_split_or_one_of_a_dataset(vae):
     x = bits(30)
     data = pv.Dataset("named", pv.Split({"x": bits(9)}), pv.Split({"x": bits(8)}), pv.Split({"x": x}))

@@ -83,7 +83,7 @@ def main() -> None:
     history = pv.load_run(folder).history
     training = sum(row["seconds"] for row in history)
     ratio = statistics.median(p / o for p, o in zip(plain, ours, strict=True))
-    text = header("The first run: the `blog` preset on MNIST")
+    text = header("The first run: the `blog` preset on MNIST", "python reports/first_run/run.py")
     text += f"""
 784-256-64-32-2 with ELU, {EPOCHS} epochs, batch {BATCH}, Adam {LR}, dynamically binarised, 50,000 training images.
 The same run from the command line:

@@ -192,7 +192,7 @@ def main() -> None:
     root = os.environ.get("PYRO_VAE_DATA")
     if not root:
         sys.exit("PYRO_VAE_DATA is not set; it names the folder of the data")
-    text = header("The log-likelihood of VAEs on binarised MNIST")
+    text = header("The log-likelihood of VAEs on binarised MNIST", "python reports/log_likelihood/run.py")
     for kind in [given.only] if given.only else TITLES:
         folder = given.runs / kind
         ensure_trained(folder, kind, root)
