@@ -66,9 +66,14 @@ def choose_engine(name: str, loss: Loss, example: Mapping[str, Tensor], steps: i
     except UserError:
         raise
     except Exception as problem:
-        cause = " ".join(str(problem).split())[:200]
-        return Engine("eager", f"compilation failed: {type(problem).__name__}: {cause}", loss)
+        return Engine("eager", failure(problem), loss)
     return Engine("compiled", "asked for" if name == "compiled" else f"{steps} steps repay it", compiled)
+
+
+def failure(problem: Exception) -> str:
+    """Why compilation failed, in one line."""
+    cause = " ".join(str(problem).split())[:200]
+    return f"compilation failed: {type(problem).__name__}: {cause}"
 
 
 def compile_loss(loss: Loss, example: Mapping[str, Tensor]) -> LossFunction:

@@ -74,7 +74,8 @@ def center(site: Site) -> Tensor:
         mean = site.fn.mean
     except NotImplementedError:
         return site.value
-    return torch.where(mean.isfinite(), mean, site.value.to(mean.dtype))
+    known = mean.isfinite()
+    return torch.where(known, mean, site.value.to(mean.dtype)) if known.any() else site.value
 
 
 def picture_site(sites: Mapping[str, Site]) -> Site:

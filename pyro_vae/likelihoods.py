@@ -58,12 +58,24 @@ def _solve(increasing: Callable[[Tensor], Tensor], target: Tensor, reach: float)
     return (low + high) / 2
 
 
+class BernoulliDistribution(dist.Bernoulli):
+    """A Bernoulli of logits l with log p(x) = x l - log(1 + e^l): fewer passes over memory than torch's form."""
+
+    def expand(self, batch_shape: torch.Size, _instance: dist.Distribution | None = None) -> dist.Distribution:
+        return super().expand(batch_shape, self._get_checked_instance(BernoulliDistribution, _instance))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return value * self.logits - F.softplus(self.logits, threshold=40.0)
+
+
 class Bernoulli(Likelihood):
     """x in {0, 1}: logits from the decoder."""
 
     def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
         (logits,) = self.split(features)
-        return dist.Bernoulli(logits=logits).to_event(self.event_dims)
+        return BernoulliDistribution(logits=logits).to_event(self.event_dims)
 
     def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return _logit(mean)

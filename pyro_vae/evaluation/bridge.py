@@ -16,6 +16,7 @@ from pyro_vae.terms import (
     Site,
     check_per_datum,
     check_sites,
+    check_supports,
     reduce_guide,
     reduce_model,
     run_guide,
@@ -99,6 +100,7 @@ def _guide_density(pair: nn.Module, batch: Batch) -> Density:
             raise ContractError(
                 f"the guide has no density of the latents because of its site {name!r}; use start=prior"
             )
+    check_supports(run_model(pair, batch, {name: site.value for name, site in sites.items()}), sites)
 
     def of_any(values: Values, chains: int, log_prior: PerChain) -> PerChain:
         return reduce_guide(run_program(pair.guide, pair, batch, chains, values), chains, size)
@@ -121,20 +123,9 @@ STARTS = {
 
 
 def draw_starts(pair: nn.Module, batch: Batch, start: str, count: int) -> Values:
-    """Values [count, batch, *event] drawn from the start, one at a time: memory for one particle is enough.
-
-    Raises:
-        ContractError: a value is outside the support of its prior.
-    """
+    """Values [count, batch, *event] drawn from the start, one at a time: memory for one particle is enough."""
     draws = [STARTS[start].draw(pair, batch) for _ in range(count)]
-    latents = latent_sites(pair, batch)
-    for name, site in latents.items():
-        if not all(site.fn.support.check(draw[name].value).all() for draw in draws):
-            raise ContractError(
-                f"the {start} draws {name!r} outside the support of its prior; give both the same support, or use "
-                "start=prior"
-            )
-    return {name: torch.stack([draw[name].value for draw in draws]) for name in latents}
+    return {name: torch.stack([draw[name].value for draw in draws]) for name in latent_sites(pair, batch)}
 
 
 def latent_sites(pair: nn.Module, batch: Batch) -> dict[str, Site]:

@@ -12,7 +12,7 @@ from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.elements import elements
 from pyro_vae.evaluation.stream import rows_that_fit
 from pyro_vae.generation import center
-from pyro_vae.terms import Site, batch_size, reduce_sites, run_guide, run_model
+from pyro_vae.terms import Site, batch_size, prior_before_guide, reduce_sites, run_guide, run_model
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class _Tally:
 
     def add(self, guide: Mapping[str, Site], model: Mapping[str, Site], count: int) -> None:
         terms = reduce_sites(model, guide, count, self.size)
-        lead, closed = (count, self.size), len(guide) == 1
+        lead, closed, settled = (count, self.size), len(guide) == 1, prior_before_guide(model, guide)
         for name, site in guide.items():
             if site.auxiliary:
                 raise ContractError(f"the guide's own site {name!r} leaves the latents without a density q(z|x)")
-            kl, known = unit_kl(site, model[name])
+            kl, known = unit_kl(site, model[name], settled[name])
             closed = closed and known
             self.kl.setdefault(name, _Moments()).add(kl.reshape(*lead, -1))
             self.mean.setdefault(name, _Moments()).add(center(site).reshape(*lead, -1))
@@ -136,18 +136,21 @@ class _Moments:
         return spread / max(1, self.count - 1)
 
 
-def unit_kl(guide: Site, model: Site) -> tuple[Float[Tensor, "... units"], bool]:
+def unit_kl(guide: Site, model: Site, settled: bool) -> tuple[Float[Tensor, "... units"], bool]:
     """KL(q || p) in nats of each unit of a site and whether it is the closed form, else the log ratio at the draw.
 
     One number for the site where its guide or its prior does not factorise over units.
+
+    Args:
+        settled: whether the prior depends on nothing that the guide draws after the site; else no closed form holds.
     """
-    q, p = elements(guide.fn), elements(model.fn)
+    q, p, units = elements(guide.fn), elements(model.fn), len(guide.fn.event_shape)
     if q.event_shape or p.event_shape:
         q, p, units = guide.fn, model.fn, 0
-    else:
-        units = len(guide.fn.event_shape)
-    try:
-        kl, closed = kl_divergence(q, p), True
-    except NotImplementedError:
-        kl, closed = q.log_prob(guide.value) - p.log_prob(guide.value), False
+    kl, closed = q.log_prob(guide.value) - p.log_prob(guide.value), False
+    if settled:
+        try:
+            kl, closed = kl_divergence(q, p), True
+        except NotImplementedError:
+            pass
     return (kl.flatten(-units) if units else kl.unsqueeze(-1)), closed

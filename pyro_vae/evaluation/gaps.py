@@ -84,7 +84,7 @@ class Gaps:
         """
         refined = Refined(pair, batch)
         moved = [*refined.shifts, *refined.log_stretches]
-        optimizer = torch.optim.Adam(moved, self.lr)
+        optimizer = torch.optim.Adam(moved, self.lr, eps=self.lr)  # small gradients are followed, not blown up
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for _ in range(self.steps):
             terms = log_terms(refined, batch, self.draws, frozen_guide=True)

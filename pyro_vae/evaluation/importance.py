@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError
+from pyro_vae.evaluation.compiled import ChunkEngine
 from pyro_vae.evaluation.result import Estimate, quantiles
 from pyro_vae.evaluation.stream import stream_terms
 from pyro_vae.evaluation.weights import MIN_FOR_TAIL, WeightStream
@@ -23,21 +24,30 @@ class Importance:
 
     Per datum: `log_likelihood` (L_K, nats), `half` (L of the first K/2 particles), `jackknife` (bias-corrected: an
     estimate, no bound), `monte_carlo_error` (nats), `ess`, `pareto_k`.
+
+    Args:
+        engine: how the model runs: "eager", "compiled" (traced once for the shape of a chunk), or "auto", which
+            compiles where data x particles repay it.
     """
+
+    def __init__(self, engine: str = "auto"):
+        self.engine = engine
 
     def __call__(
         self, pair: nn.Module, split: Split, particles: int, seed: int, progress: Callable[[int], None]
     ) -> Estimate:
         blocks: list[dict[str, Tensor]] = []
+        engine = ChunkEngine(self.engine, split.size * particles)
         rows, stream = slice(0, 0), WeightStream(particles, 0)
-        for chunk in stream_terms(pair, split, particles, seed, progress):
+        for chunk in stream_terms(pair, split, particles, seed, progress, at=engine):
             if chunk.first == 0:
                 rows, stream = chunk.rows, WeightStream(particles, chunk.terms.log_guide.shape[1])
             stream.add(chunk.terms.log_weight)
             if stream.seen == particles:
                 blocks.append(figures(stream, rows.start))
         per_datum = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
-        return Estimate(per_datum, summary(per_datum, particles), warnings(per_datum, particles))
+        found = {"engine": engine.description, **summary(per_datum, particles)}
+        return Estimate(per_datum, found, warnings(per_datum, particles))
 
 
 def figures(stream: WeightStream, first: int) -> dict[str, Float[Tensor, " batch"]]:

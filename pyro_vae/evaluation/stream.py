@@ -28,8 +28,8 @@ from pyro_vae.terms import (
 
 DATA_BLOCK = 100
 PARTICLE_BLOCK = 250
-CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**31}
-"""Rough size of the model's activations that are held at a time."""
+CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**31}
+"""Rough size of the model's activations that are held at a time; on a CPU, what its caches hold."""
 
 NAMES = ("log_likelihood", "log_prior", "log_guide")
 
@@ -57,6 +57,23 @@ class Chunk(NamedTuple):
     terms: LogTerms
 
 
+TermsAt = Callable[[nn.Module, Mapping[str, Tensor], Draws], LogTerms]
+
+
+def latents(draws: Draws) -> dict[str, Tensor]:
+    """The values of the latents as `run_model` takes them: [batch, *event] for one particle."""
+    return (
+        draws.values if len(draws.log_guide) > 1 else {name: value.squeeze(0) for name, value in draws.values.items()}
+    )
+
+
+def terms_at(pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> LogTerms:
+    """Log terms of a batch at draws of its guide."""
+    count, size = draws.log_guide.shape
+    log_likelihood, log_prior = reduce_model(run_model(pair, batch, latents(draws), count), count, size)
+    return LogTerms(log_likelihood, log_prior, draws.log_guide)
+
+
 def stream_terms(
     pair: nn.Module,
     split: Split,
@@ -64,6 +81,7 @@ def stream_terms(
     seed: int = 0,
     progress: Callable[[int], None] = lambda samples: None,
     chunk_rows: int | None = None,
+    at: TermsAt = terms_at,
 ) -> Iterator[Chunk]:
     """Log terms of exactly `particles` draws of the guide for every datum of a split: block of data after block of
     data, and within each all its particles.
@@ -74,6 +92,7 @@ def stream_terms(
         seed: fixes the draws, whatever the chunks.
         progress: told the number of data x particles that are done.
         chunk_rows: data x particles at a time; default: what fits into `CHUNK_BYTES`.
+        at: what gives the log terms of a chunk: `terms_at`, or a compiled form of it.
 
     Raises:
         ContractError: the pair breaks the contract, or has latents outside the data plate.
@@ -86,7 +105,7 @@ def stream_terms(
         for particle_block, first in enumerate(range(0, particles, PARTICLE_BLOCK)):
             with seeded(seed, block, particle_block):
                 draws = draw(min(PARTICLE_BLOCK, particles - first))
-            terms = terms_in_pieces(pair, batch, draws, rows)
+            terms = terms_in_pieces(pair, batch, draws, rows, at)
             yield Chunk(slice(start, start + terms.log_guide.shape[1]), first, terms)
             progress(terms.log_guide.numel())
 
@@ -117,28 +136,27 @@ def draws_of(pair: nn.Module, batch: Mapping[str, Tensor]) -> Callable[[int], Dr
     return from_one_site if len(once) == 1 else from_the_guide
 
 
-def terms_at(pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> LogTerms:
-    """Log terms of a batch at draws of its guide."""
+def terms_in_pieces(
+    pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws, rows: int, at: TermsAt = terms_at
+) -> LogTerms:
+    """Log terms with at most `rows` data x particles in the model at a time."""
     count, size = draws.log_guide.shape
-    values = draws.values if count > 1 else {name: value.squeeze(0) for name, value in draws.values.items()}
-    log_likelihood, log_prior = reduce_model(run_model(pair, batch, values, count), count, size)
-    return LogTerms(log_likelihood, log_prior, draws.log_guide)
-
-
-def terms_in_pieces(pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws, rows: int) -> LogTerms:
-    """`terms_at` with at most `rows` data x particles in the model at a time."""
-    count, size = draws.log_guide.shape
-    particle_step, data_step = max(1, min(count, rows // size)), min(size, rows)
+    particle_step, data_step = even_step(count, max(1, rows // size)), min(size, rows)
     bands = []
     for start in range(0, size, data_step):
         data = slice(start, start + data_step)
         fields = {name: value[data] for name, value in batch.items()}
         pieces = [
-            terms_at(pair, fields, draws.cut(slice(first, first + particle_step), data))
+            at(pair, fields, draws.cut(slice(first, first + particle_step), data))
             for first in range(0, count, particle_step)
         ]
         bands.append([torch.cat([getattr(piece, name) for piece in pieces]) for name in NAMES])
     return LogTerms(*[torch.cat(parts, 1) for parts in zip(*bands, strict=True)])
+
+
+def even_step(count: int, most: int) -> int:
+    """Particles at a time, at most so many, that cut a block of particles into pieces of one shape."""
+    return count if count <= most else max(step for step in range(1, most + 1) if PARTICLE_BLOCK % step == 0)
 
 
 def rows_that_fit(batch: Mapping[str, Tensor]) -> int:

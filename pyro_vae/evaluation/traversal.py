@@ -49,12 +49,12 @@ def _row(pair: nn.Module, datum: Mapping[str, Tensor], unit: Unit) -> Float[Tens
     latents = {
         name: center(site).expand(columns, *site.value.shape[1:]) for name, site in run_guide(pair, datum).items()
     }
+    sites = run_model(pair, fields, latents)
     moved = latents[unit.site].clone()
     moved.view(columns, -1)[:, unit.index] = unit.values.to(moved)
-    latents[unit.site] = moved
-    sites = run_model(pair, fields, latents)
-    if not sites[unit.site].fn.support.check(moved).all():
+    if not sites[unit.site].fn.support.check(moved).all() or sites[unit.site].fn.support.is_discrete:
         return None
+    latents[unit.site] = moved
     order = [name for name, site in sites.items() if not site.observed]
     for name in order[order.index(unit.site) + 1 :]:
         prior = center(run_model(pair, fields, latents)[name])

@@ -1,6 +1,7 @@
 """What can be said of K importance weights of each datum from a stream of them, in memory that does not grow with K.
 
-Kept for each datum, in float64: log sums of w, w^2 and w^3, the log sum of the first half, and the largest weights.
+Kept for each datum, in float64: log sums of w, w^2 and w^3, the log sum of the first half, and the largest weights,
+which are picked out of a pool of twice as many whenever it is full.
 """
 
 import math
@@ -28,7 +29,8 @@ class WeightStream:
         self.tail = math.ceil(min(particles / 5, 3 * math.sqrt(particles)))
         self.log_sums = torch.full((3, size), -math.inf, dtype=torch.float64)
         self.log_half = torch.full((size,), -math.inf, dtype=torch.float64)
-        self.largest = torch.empty(0, size, dtype=torch.float64)
+        self.kept = max(KEPT, self.tail + 1)
+        self.pool = [torch.empty(0, size, dtype=torch.float64)]
 
     def add(self, log_weight: Float[Tensor, "particles batch"]) -> None:
         """Take the next particles of every datum of the block."""
@@ -38,10 +40,15 @@ class WeightStream:
             self.log_half = torch.logaddexp(self.log_half, in_half.logsumexp(0))
         powers = torch.stack([(power * log_weight).logsumexp(0) for power in (1, 2, 3)])
         self.log_sums = torch.logaddexp(self.log_sums, powers)
-        candidates = torch.cat([self.largest, log_weight])
-        keep = min(len(candidates), max(KEPT, self.tail + 1))
-        self.largest = candidates.topk(keep, dim=0).values
+        self.pool.append(log_weight)
+        if sum(map(len, self.pool)) >= 2 * self.kept:
+            self.pool = [_largest(torch.cat(self.pool), self.kept)]
         self.seen += len(log_weight)
+
+    @property
+    def largest(self) -> Float[Tensor, "kept batch"]:
+        """The largest log weights, in falling order."""
+        return _largest(torch.cat(self.pool), self.kept).sort(0, descending=True).values
 
     def bound(self) -> Float[Tensor, " batch"]:
         """L_K = log 1/K sum w (Burda, Grosse & Salakhutdinov 2016, eq. 8)."""
@@ -89,6 +96,14 @@ class WeightStream:
         tails = self.largest[: self.tail + 1].T.numpy()
         body = np.full(max(0, self.particles - self.tail - 1), -np.inf)
         return torch.tensor([_k_of_tail(tail, body) for tail in tails], dtype=torch.float64)
+
+
+def _largest(log_weight: Float[Tensor, "particles batch"], count: int) -> Float[Tensor, "kept batch"]:
+    """The `count` largest of each datum, in no order. NumPy's selection takes a fiftieth of the time of torch's."""
+    if len(log_weight) <= count:
+        return log_weight
+    columns = np.ascontiguousarray(log_weight.T.numpy())
+    return torch.from_numpy(np.partition(columns, -count, axis=1)[:, -count:].copy()).T
 
 
 def _k_of_tail(tail: np.ndarray, body: np.ndarray) -> float:
