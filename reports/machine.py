@@ -9,13 +9,13 @@ import torch
 PACKAGES = ("torch", "pyro-ppl", "numpy", "arviz")
 
 
-def header(title: str, command: str) -> str:
+def header(title: str, command: str, data: str = "with the data of `PYRO_VAE_DATA`") -> str:
     """Title, command, versions and machine, as Markdown."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     threads = torch.get_num_threads()
     return (
-        f"# {title}\n\nWritten by `{command}`, with the data of `PYRO_VAE_DATA`.\n\n"
+        f"# {title}\n\nWritten by `{command}`, {data}.\n\n"
         f"Python {platform.python_version()}, {versions}. {os.cpu_count()} CPU cores ({platform.machine()}), "
         f"{threads} of them used by torch, {gpu}.\n"
     )

@@ -192,11 +192,14 @@ def main() -> None:
     root = os.environ.get("PYRO_VAE_DATA")
     if not root:
         sys.exit("PYRO_VAE_DATA is not set; it names the folder of the data")
-    text = header("The log-likelihood of VAEs on binarised MNIST", "python reports/log_likelihood/run.py")
+    command = "python reports/log_likelihood/run.py" + (f" --only {given.only}" if given.only else "")
+    text = header("The log-likelihood of VAEs on binarised MNIST", command)
     for kind in [given.only] if given.only else TITLES:
         folder = given.runs / kind
         ensure_trained(folder, kind, root)
         text += section(kind, folder, ensure_evaluated(folder))
+    for kind in set(TITLES) - {given.only} if given.only else ():
+        text += f"\n## {TITLES[kind]}\n\nNot yet run.\n"
     (HERE / "README.md").write_text(text)
 
 
