@@ -1,0 +1,252 @@
+"""How fast and in how much memory the importance-weighted bound is had, beside pythae and a loop by hand.
+
+OMP_NUM_THREADS=2 GOMP_SPINCOUNT=1000 python reports/importance_speed/run.py
+
+pythae comes with `pip install '.[bench]'`; without it its rows are left out. Weights and images are random: speed does
+not depend on them.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae import plots
+from pyro_vae.evaluation.importance import Importance
+from pyro_vae.evaluation.stream import DATA_BLOCK, PARTICLE_BLOCK, even_step, rows_that_fit
+from pyro_vae.models.presets import iwae
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from machine import header, table  # noqa: E402
+from measure import interleaved, log_log, median_ratio, peak_bytes, seconds_of, spread  # noqa: E402
+from peers import HAS_PYTHAE, PlainVAE, pythae_vae  # noqa: E402
+
+SHAPE, LATENT = (1, 28, 28), 50
+BY_HAND_CHUNKS = (5, 10, 25)
+PYTHAE_BATCHES = (100, 500, 1000, 5000)
+OURS = {"ours, compiled": "compiled", "ours, eager": "eager"}
+
+
+def net_and_images(count: int) -> tuple[pv.VAE, Tensor]:
+    """The `iwae` preset with random weights, and random binary images."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return iwae(SHAPE).eval(), torch.bernoulli(torch.rand(count, *SHAPE))
+
+
+class Clocked:
+    """An evaluator that notes when each block of samples was done."""
+
+    def __init__(self, evaluator: Importance):
+        self.evaluator = evaluator
+        self.began, self.blocks = 0.0, []
+
+    def __call__(
+        self, pair: nn.Module, split: pv.Split, particles: int, seed: int, progress: Callable[[int], None]
+    ) -> Any:
+        def tick(samples: int) -> None:
+            progress(samples)
+            self.blocks.append((time.perf_counter(), samples))
+
+        self.began = time.perf_counter()
+        return self.evaluator(pair, split, particles, seed, tick)
+
+    @property
+    def rate(self) -> float:
+        """Samples per second after the first block, in which the chunk is compiled."""
+        (start, _), *later = self.blocks
+        return sum(samples for _, samples in later) / (later[-1][0] - start)
+
+    @property
+    def seconds_to_first_block(self) -> float:
+        return self.blocks[0][0] - self.began
+
+
+def our_rate(engine: str, particles: int, images: Tensor, vae: pv.VAE, first: list[float]) -> float:
+    clock = Clocked(Importance(engine))
+    result = pv.evaluate(vae, images, clock, particles, progress=False)
+    assert result.estimate.summary["engine"].startswith(engine), result.estimate.summary["engine"]
+    first.append(clock.seconds_to_first_block)
+    return clock.rate
+
+
+def by_hand_rate(chunk: int, particles: int, images: Tensor, vae: pv.VAE) -> float:
+    plain = PlainVAE(vae)
+    return len(images) * particles / seconds_of(lambda: plain.log_likelihood(images, particles, chunk))
+
+
+def pythae_rate(batch: int, particles: int, images: Tensor, vae: pv.VAE) -> float:
+    """`get_nll` without gradients, in batches that divide the particles: it rounds their number down to such."""
+    model = pythae_vae(vae, SHAPE, LATENT).eval()
+    with torch.inference_mode():
+        return len(images) * particles / seconds_of(lambda: model.get_nll(images, particles, batch))
+
+
+@torch.inference_mode()
+def products_rate(vae: pv.VAE, images: Tensor, samples: int) -> float:
+    """The decoder's matrix products alone, on chunks of the shape that ours has."""
+    rows = DATA_BLOCK * even_step(PARTICLE_BLOCK, rows_that_fit({"x": images}) // DATA_BLOCK)
+    weights = [layer.weight.T for layer in vae.decoder.modules() if isinstance(layer, nn.Linear)]
+    inputs = [torch.randn(rows, len(weight)) for weight in weights]
+    outputs = [torch.empty(rows, weight.shape[1]) for weight in weights]
+    count = max(1, samples // rows)
+
+    def work() -> None:
+        for _ in range(count):
+            for x, weight, out in zip(inputs, weights, outputs, strict=True):
+                torch.mm(x, weight, out=out)
+
+    return count * rows / seconds_of(work)
+
+
+def measure_speed(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, list[float]], dict]:
+    """Samples per second of every contender, our seconds to the first block, and each peer's best setting."""
+    vae, images = net_and_images(options.data_limit)
+    particles, few = options.particles, images[: max(1, options.data_limit // 20)]
+    settings = {"by hand": {f"{c} particles": by_hand_rate(c, particles, images, vae) for c in BY_HAND_CHUNKS}}
+    best = max(zip(settings["by hand"].values(), BY_HAND_CHUNKS, strict=True))[1]
+    firsts: dict[str, list[float]] = {name: [] for name in OURS}
+    contenders: dict[str, Callable[[], float]] = {
+        name: lambda name=name, engine=engine: our_rate(engine, particles, images, vae, firsts[name])
+        for name, engine in OURS.items()
+    }
+    contenders["by hand, eager torch"] = lambda: by_hand_rate(best, particles, images, vae)
+    if HAS_PYTHAE:
+        batches = [batch for batch in PYTHAE_BATCHES if particles % batch == 0]
+        settings["pythae"] = {f"batch_size {b}": pythae_rate(b, particles, few, vae) for b in batches}
+        size = max(zip(settings["pythae"].values(), batches, strict=True))[1]
+        contenders["pythae"] = lambda: pythae_rate(size, particles, few, vae)
+    contenders["matrix products alone"] = lambda: products_rate(vae, images, len(images) * particles)
+    return interleaved(contenders, options.rounds), firsts, settings
+
+
+def child(kind: str, particles: int, count: int) -> None:
+    """One evaluation in this process; its seconds and peak memory as JSON."""
+    vae, images = net_and_images(count)
+    if kind == "pythae":
+        model = pythae_vae(vae, SHAPE, LATENT).eval()
+        with torch.inference_mode():
+            seconds = seconds_of(lambda: model.get_nll(images, particles, min(1000, particles)))
+    else:
+        options = {"progress": False, "engine": OURS[kind]}
+        seconds = seconds_of(lambda: pv.evaluate(vae, images, "importance", particles, **options))
+    print(json.dumps({"seconds": seconds, "bytes": peak_bytes()}))
+
+
+def measure_growth(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Seconds and peak memory against K, each in a process of its own."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for kind in [*OURS, *(["pythae"] if HAS_PYTHAE else [])]:
+        for particles in options.growth:
+            command = [sys.executable, __file__, "--child", kind, "--growth", str(particles)]
+            command += ["--growth_data", str(options.growth_data)]
+            answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found.setdefault(kind, []).append({"K": particles, **json.loads(answer.splitlines()[-1])})
+    return found
+
+
+def speed_section(rates: dict, firsts: dict, settings: dict, options: argparse.Namespace) -> str:
+    products = rates["matrix products alone"]
+    rows = []
+    for name, values in rates.items():
+        peer = f"{median_ratio(values, rates['pythae']):.2f}" if HAS_PYTHAE else "no pythae"
+        rows.append([name, spread(values), peer, f"{median_ratio(values, products):.2f}"])
+    tried = "\n".join(
+        f"- {name}: " + ", ".join(f"{key} {value:,.0f}" for key, value in found.items())
+        for name, found in settings.items()
+    )
+    first = ", ".join(f"{name} {statistics.median(values):.1f} s" for name, values in firsts.items())
+    return f"""## Samples through the decoder per second
+
+K = {options.particles:,} particles for each of {options.data_limit} images (pythae: a twentieth of the images, which
+it takes one by one), {options.rounds} interleaved rounds after a warm-up; median (smallest to largest), and medians of
+the ratios within a round.
+
+{table(["", "samples per second", "over pythae", "over the matrix products alone"], rows)}
+Bars: 5 times pythae, half of the matrix products alone. Ours is `pv.evaluate(..., "importance")` with everything that
+it reports (k-hat, jackknife, Monte Carlo error, L of K/2), from the first block of samples on; the first
+{PARTICLE_BLOCK * DATA_BLOCK:,} samples, compilation included, took (median): {first}. The loop by hand and pythae give
+the bound alone. The products are those of the decoder on chunks of the same shape, into memory that is there already.
+
+Settings tried once each for the peers, samples per second; the best was taken:
+
+{tried}
+
+"""
+
+
+def growth_section(found: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> str:
+    rows = [
+        [kind, f"{point['K']:,}", f"{point['seconds']:.1f}", f"{point['bytes'] / 2**20:,.0f}"]
+        for kind, points in found.items()
+        for point in points
+    ]
+    rises = []
+    for kind, points in found.items():
+        low, high = points[-3 if len(points) > 2 else 0], points[-1]
+        rises.append(f"{kind} {high['bytes'] / low['bytes'] - 1:+.1%} from K = {low['K']:,} to {high['K']:,}")
+    return f"""## Time and memory against K
+
+{options.growth_data} images, each evaluation in a process of its own; seconds include compilation where there is any,
+memory is the peak of the resident set (Python and torch are most of it). Peak memory: {"; ".join(rises)}. Bar: within
+10%.
+
+![time and memory against K](growth.png)
+
+{table(["", "K", "seconds", "peak memory, MiB"], rows)}"""
+
+
+def growth_figure(found: dict[str, list[dict[str, float]]]) -> Any:
+    panels = {
+        "time": {kind: [(p["K"], p["seconds"]) for p in points] for kind, points in found.items()},
+        "memory": {kind: [(p["K"], p["bytes"] / 2**20) for p in points] for kind, points in found.items()},
+    }
+    return log_log(panels, {"time": ("K", "seconds"), "memory": ("K", "peak resident set, MiB")})
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_limit", type=int, default=200, help="images in the comparison of speed")
+    parser.add_argument("--particles", type=int, default=5000, help="K in the comparison of speed")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--growth", type=int, nargs="+", default=[50, 500, 5000, 50_000], help="K of the growth")
+    parser.add_argument("--growth_data", type=int, default=20, help="images of the growth")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if options.child:
+        return child(options.child, options.growth[0], options.growth_data)
+    began = time.perf_counter()
+    rates, firsts, settings = measure_speed(options)
+    found = measure_growth(options)
+    plots.save(growth_figure(found), HERE / "growth.png")
+    threads = " ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT") if key in os.environ)
+    command = " ".join([threads, "python reports/importance_speed/run.py", *sys.argv[1:]]).strip()
+    text = header("The speed of the importance-weighted bound", command, data="with random weights and images")
+    missing = "" if HAS_PYTHAE else "pythae is not installed and left out (`pip install '.[bench]'`). "
+    text += f"""
+784-200-200-50 (`iwae` preset), the same weights for all, in one run of {time.perf_counter() - began:.0f} s. {missing}
+`GOMP_SPINCOUNT` keeps threads that wait from taking the cores of those that work. `OMP_NUM_THREADS` is the number of
+cores.
+
+"""
+    text += speed_section(rates, firsts, settings, options) + growth_section(found, options)
+    (HERE / "README.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

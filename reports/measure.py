@@ -1,0 +1,63 @@
+"""Time, memory and growth: interleaved repeats, peak memory of a process, figures on log axes."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+Series = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """The rate that each contender reports, in `rounds` rounds over all of them, after one that is thrown away."""
+    for run in contenders.values():
+        run()
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            rates[name].append(run())
+    return rates
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """The median over rounds of a ratio taken within each."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def spread(rates: Sequence[float]) -> str:
+    """Median, and in brackets the smallest and the largest."""
+    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall-clock time of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def peak_bytes() -> int:
+    """The largest resident set that this process has had; that of the program that started it is left out."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def log_log(panels: Mapping[str, Series], axes: Mapping[str, tuple[str, str]]) -> Figure:
+    """Panels side by side, each with named series of (x, y) on log axes; `axes` holds each panel's labels."""
+    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
+    for axis, (title, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for (name, points), marker in zip(series.items(), "osD^vPX*" * len(series), strict=False):
+            axis.plot(*zip(*points, strict=True), marker=marker, label=name)
+        axis.set(xscale="log", yscale="log", title=title, xlabel=axes[title][0], ylabel=axes[title][1])
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize="small")
+    return figure
