@@ -64,8 +64,13 @@ def dispatch(arguments: list[str]) -> int:
 
 
 def say(message: str) -> None:
-    """A message for a person: on stderr, so that stdout is a program's to read."""
-    print(message, file=sys.stderr)
+    """A message for a person, on stderr: stdout is for programs. The first of several processes speaks for all."""
+    if _first_process():
+        print(message, file=sys.stderr)
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def train_command(arguments: list[str]) -> None:
@@ -128,7 +133,7 @@ def evaluate_command(arguments: list[str]) -> None:
         not given.quiet,
     )
     print_results(results)
-    if given.json:
+    if given.json and _first_process():
         write_json([result.entry() for result in results], given.json)
 
 

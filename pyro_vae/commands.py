@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_vae import checkpoints, generation, plots, plugins, runs
+from pyro_vae import checkpoints, generation, plots, plugins, processes, runs
 from pyro_vae.data import Dataset, load_data
 from pyro_vae.devices import find_device
 from pyro_vae.errors import DataError, RunError
-from pyro_vae.evaluation import Result, evaluate
+from pyro_vae.evaluation import Result, evaluate_each
 from pyro_vae.options import dataset_options
 from pyro_vae.report import write_report
-from pyro_vae.training import open_folder, train
+from pyro_vae.training import launch, open_folder, train
 from pyro_vae.training_options import TrainSettings
 
 DATA_SETTINGS = ("data", "binarize", "scale", "seed")
@@ -47,8 +47,12 @@ def train_run(settings: TrainSettings, out: Path, resume: bool, overwrite: bool,
         record=record,
         **settings.training,
     )
-    results = evaluate_run(out, ["elbo", "reconstruction"], data=run.data, progress=False)
-    report_run(out, run.data, run.notes)
+    processes.wait_for_all()
+    results = evaluate_run(
+        out, ["elbo", "reconstruction"], data=run.data, device=settings.training["device"], progress=False
+    )
+    if processes.rank() == 0:
+        report_run(out, run.data, run.notes)
     return results
 
 
@@ -92,27 +96,20 @@ def evaluate_run(
     progress: bool = True,
 ) -> list[Result]:
     """Run evaluators on a stored run; `evaluation.json` keeps the latest entry of each with the same settings."""
+    made = {name: plugins.load("evaluator", name)(**(options or {}).get(name, {})) for name in evaluators}
     run = runs.load_run(folder)
-    run.pair.to(find_device(device))
+    run.pair.to(launch(device).device if processes.started() > 1 else find_device(device))
     if not isinstance(data, Dataset):
         data = fitting_data(run, data)
+    relaxed = bool(run.config.get("relaxed"))
     results = []
-    for name in evaluators:
-        result = evaluate(
-            run.pair,
-            data,
-            name,
-            particles,
-            limit,
-            progress,
-            split=split,
-            seed=seed,
-            relaxed=bool(run.config.get("relaxed")),
-            **(options or {}).get(name, {}),
-        )
+    for result in evaluate_each(
+        run.pair, data, made, particles, limit, progress, split=split, seed=seed, relaxed=relaxed
+    ):
         result.model = run.config.get("model", result.model)
         results.append(result)
-        keep_result(folder, result)
+        if processes.rank() == 0:
+            keep_result(folder, result)
     return results
 
 

@@ -190,7 +190,7 @@ def as_dataset(data: Any, seed: int) -> Dataset:
     return Dataset(name="data", train=train, valid=valid, test=valid)
 
 
-def launch(device: str, precision: str) -> "Fabric":
+def launch(device: str, precision: str = "32-true") -> "Fabric":
     """Fabric on the asked-for device; started by `torchrun`, one process of several."""
     from lightning_fabric import Fabric  # seconds to import, and the command line's help needs this module
 

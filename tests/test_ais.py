@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.errors import ContractError, RunError, UnknownName
 from pyro_vae.evaluation import stream
-from pyro_vae.evaluation.ais import AIS, Block
+from pyro_vae.evaluation.ais import AIS, Group
+from pyro_vae.evaluation.blocks import DATA_BLOCK, Blocks
 
 STARTS = ["guide", "prior"]
 N = 60
@@ -92,9 +93,9 @@ def test_exp_of_the_estimate_is_unbiased_from_below_and_from_above(start):
 def simulated(pair: nn.Module, fields: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
     """The data that a bidirectional evaluation draws in place of the fields."""
     size = len(next(iter(fields.values())))
-    starts = range(0, size, stream.DATA_BLOCK)
+    starts = range(0, size, DATA_BLOCK)
     blocks = [
-        Block((seed, i), {name: value[first : first + stream.DATA_BLOCK] for name, value in fields.items()})
+        Group((seed, i), {name: value[first : first + DATA_BLOCK] for name, value in fields.items()})
         for i, first in enumerate(starts)
     ]
     drawn = [block.simulated(pair).batch for block in blocks]
@@ -232,7 +233,7 @@ def test_the_pair_is_left_without_gradients_and_progress_is_told_of_every_sample
     pair, fields = linear_gaussian("vae", 7)
     told = []
     split = pv.data.as_split(fields)
-    AIS(distributions=5, leapfrog=1, bidirectional=True)(pair, split, 4, 0, told.append)
+    AIS(distributions=5, leapfrog=1, bidirectional=True)(pair, Blocks(pair, split), 4, told.append)
     assert sum(told) == 7 * 4
     assert all(parameter.grad is None for parameter in pair.parameters())
 

@@ -209,11 +209,11 @@ def test_a_pair_that_writes_to_its_state_is_refused():
         evaluate(Writing(SHAPE, hidden=(4,)), bits(5))
 
 
-def test_evaluators_of_the_users_own_are_given_the_split():
+def test_evaluators_of_the_users_own_are_given_the_data():
     class Counting:
-        def __call__(self, pair, split, particles, seed, progress):
-            progress(split.size)
-            return Estimate({"rows": torch.arange(split.size)}, warnings=["only counts"])
+        def __call__(self, pair, blocks, particles, progress):
+            progress(blocks.size)
+            return Estimate({"rows": torch.arange(blocks.split.size)}, warnings=["only counts"])
 
     result = evaluate(small_vae(), bits(6), Counting())
     assert result.evaluator == "Counting" and result.rows.tolist() == list(range(6)) and result.mean == 2.5
@@ -225,8 +225,8 @@ def test_gradients_are_off_unless_an_evaluator_needs_them():
         def __init__(self, needs_gradients):
             self.needs_gradients = needs_gradients
 
-        def __call__(self, pair, split, particles, seed, progress):
-            return Estimate({"grad": torch.full((split.size,), float(torch.is_grad_enabled()))})
+        def __call__(self, pair, blocks, particles, progress):
+            return Estimate({"grad": torch.full((blocks.size,), float(torch.is_grad_enabled()))})
 
     assert evaluate(small_vae(), bits(3), Asking(True)).mean == 1.0
     assert evaluate(small_vae(), bits(3), Asking(False)).mean == 0.0

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ContractError, RunError
+from pyro_vae.evaluation.blocks import Blocks
 from pyro_vae.evaluation.gaps import Gaps, Refined
 from pyro_vae.terms import log_terms
 
@@ -117,7 +118,8 @@ def test_a_refined_pair_starts_as_the_pair_and_leaves_it_as_it_was(x, turned):
 
 def test_progress_is_told_of_every_sample(x, turned):
     told = []
-    Gaps(steps=3)(linear_vae(turned), pv.data.as_split(x), 30, 0, told.append)
+    pair = linear_vae(turned)
+    Gaps(steps=3)(pair, Blocks(pair, pv.data.as_split(x)), 30, told.append)
     assert sum(told) == 30 * N
 
 

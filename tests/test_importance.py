@@ -24,6 +24,7 @@ import pyro_vae as pv
 from pyro_vae.errors import ContractError, DataError, RunError
 from pyro_vae.evaluation import stream
 from pyro_vae.evaluation.arviz_adapter import pareto_k
+from pyro_vae.evaluation.blocks import Block
 from pyro_vae.evaluation.weights import WeightStream
 
 
@@ -152,7 +153,7 @@ def test_exactly_k_particles_and_one_pass_of_the_encoder():
     calls, rows = [], []
     vae.encoder.register_forward_hook(lambda *_: calls.append(1))
     vae.decoder.register_forward_hook(lambda module, inputs, _: rows.append(inputs[0].shape[:-1].numel()))
-    list(stream.stream_terms(vae, pv.data.as_split(x[:100]), 777))
+    list(stream.stream_terms(Block(vae, pv.data.as_split(x[:100]), slice(0, 100), 0), 777))
     assert len(calls) == 1
     assert sum(rows) == 777 * 100 + 100  # and the one run that checks the pair
 

@@ -15,6 +15,7 @@ import pyro_vae as pv
 from pyro_vae.errors import ContractError, RunError
 from pyro_vae.evaluation import stream
 from pyro_vae.evaluation.aggregate import log_aggregate, log_guide_at
+from pyro_vae.evaluation.blocks import Blocks
 from pyro_vae.evaluation.latent import Latent
 from pyro_vae.evaluation.traversal import Unit, _row
 
@@ -162,7 +163,8 @@ def test_figures_follow_from_the_seed_and_are_for_every_datum():
 
 def test_progress_is_told_of_every_sample():
     told = []
-    Latent()(linear_guide(), pv.data.as_split(normal_data(230)), 4, 0, told.append)
+    pair = linear_guide()
+    Latent()(pair, Blocks(pair, pv.data.as_split(normal_data(230))), 4, told.append)
     assert sum(told) == 230 * 4
 
 

@@ -1,11 +1,18 @@
-"""Two processes, as `torchrun` starts them, train one pair."""
+"""Two processes, as `torchrun` starts them, train one pair and share an evaluation."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 
-PROGRAM = """
+import pytest
+import torch
+from pairs import bits, small_vae
+
+import pyro_vae as pv
+
+TRAIN = """
 import torch
 import pyro_vae as pv
 
@@ -17,8 +24,35 @@ run = pv.train(vae, x, epochs=3, batch_size=16, progress=False, out="run")
 print("END", run.history[-1]["valid_elbo"], torch.cat([p.flatten() for p in vae.parameters()]).double().sum().item())
 """
 
+EVALUATORS = {
+    "elbo": {},
+    "importance": {},
+    "reconstruction": {},
+    "ais": {"distributions": 3, "leapfrog": 1},
+    "gaps": {"steps": 2},
+    "latent": {"points": 500},
+}
 
-def test_two_processes_end_with_the_same_weights(tmp_path):
+EVALUATE = f"""
+import sys
+import torch
+import pyro_vae as pv
+from pyro_vae.training import launch
+
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from pairs import bits, small_vae
+
+torch.set_num_threads(1)
+rank = launch("cpu").global_rank
+for size in (50, 230):
+    for name, options in {EVALUATORS!r}.items():
+        result = pv.evaluate(small_vae(), bits(size), name, 30, progress=False, **options)
+        torch.save((result.estimate.per_datum, result.entry()), f"{{size}}_{{name}}_{{rank}}.pt")
+"""
+
+
+def two_processes(arguments, folder):
+    """What each of two processes printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -30,11 +64,12 @@ def test_two_processes_end_with_the_same_weights(tmp_path):
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",
         "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
     }
-    processes = [
+    started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            cwd=tmp_path,
+            [sys.executable, *arguments],
+            cwd=folder,
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -42,8 +77,42 @@ def test_two_processes_end_with_the_same_weights(tmp_path):
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    return outputs
+
+
+def test_two_processes_end_with_the_same_weights(tmp_path):
+    outputs = two_processes(["-c", TRAIN], tmp_path)
     ends = {line for out, _ in outputs for line in out.splitlines() if line.startswith("END")}
     assert len(ends) == 1, outputs
     assert (tmp_path / "run" / "best.pt").exists()
+
+
+def test_two_processes_find_the_figures_of_one(tmp_path):
+    """Also where there is but one block of data, so that the other process has nothing to do."""
+    two_processes(["-c", EVALUATE], tmp_path)
+    for size in (50, 230):
+        for name, options in EVALUATORS.items():
+            alone = pv.evaluate(small_vae(), bits(size), name, 30, progress=False, **options)
+            for rank in range(2):
+                per_datum, entry = torch.load(tmp_path / f"{size}_{name}_{rank}.pt")
+                for figure, value in alone.estimate.per_datum.items():
+                    assert torch.allclose(per_datum[figure], value, atol=1e-6, equal_nan=True), (size, name, figure)
+                assert entry["nats"]["mean"] == pytest.approx(alone.mean, abs=1e-6)
+                assert entry["warnings"] == alone.warnings
+                assert entry.keys() == alone.entry().keys()
+
+
+def test_the_command_line_in_two_processes_writes_once(tmp_path):
+    cli = ["-m", "pyro_vae.cli"]
+    trained = two_processes(
+        [*cli, "train", "--epochs", "2", "--hidden", "16", "--out", "run", "--quiet", "--engine", "eager"], tmp_path
+    )
+    assert [err.count("report: ") for _, err in trained] == [1, 0]
+    command = [*cli, "evaluate", "run", "--with", "importance", "--particles", "30", "--json", "-", "--quiet"]
+    (figures, _), (nothing, silence) = two_processes(command, tmp_path)
+    assert nothing == "" and "importance" not in silence
+    alone = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    (entry,), (of_one,) = json.loads(figures), json.loads(alone.stdout)
+    assert entry["nats"] == pytest.approx(of_one["nats"], abs=1e-6)

@@ -2,22 +2,24 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_vae import plugins
+from pyro_vae import plugins, processes
 from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.errors import ContractError, RunError
-from pyro_vae.evaluation.result import Estimate, Result
+from pyro_vae.evaluation.blocks import Block, Blocks
+from pyro_vae.evaluation.result import Estimate, Evaluator, Result
 from pyro_vae.pair import evaluating
 from pyro_vae.support import check_support, is_discrete, observed_sites
 
-__all__ = ["Estimate", "Result", "evaluate"]
+__all__ = ["Block", "Blocks", "Estimate", "Evaluator", "Result", "evaluate", "evaluate_each"]
 
 
 def evaluate(
@@ -33,12 +35,12 @@ def evaluate(
     relaxed: bool = False,
     **options: Any,
 ) -> Result:
-    """Evaluate a pair on every datum.
+    """Evaluate a pair on every datum. Several processes, started by `torchrun`, share the data, and all must call it.
 
     Args:
         pair: a model and a guide on one module; runs under `eval()`, and is left as it was.
         data: a `Dataset`, of which `split` is taken, or the data themselves (a tensor is the field `x`).
-        evaluator: a registered evaluator's name, or an evaluator.
+        evaluator: a registered evaluator's name, or an `Evaluator`.
         particles: draws of the guide for each datum.
         limit: only the first so many data.
         progress: a progress bar on stderr.
@@ -56,26 +58,46 @@ def evaluate(
         DataError: the data do not fit the pair.
         ContractError: the pair breaks the contract, or evaluation changed one of its parameters.
     """
+    name = evaluator if isinstance(evaluator, str) else type(evaluator).__name__
+    if isinstance(evaluator, str):
+        evaluator = plugins.load("evaluator", evaluator)(**options)
+    (result,) = evaluate_each(
+        pair, data, {name: evaluator}, particles, limit, progress, split=split, seed=seed, relaxed=relaxed
+    )
+    return result
+
+
+def evaluate_each(
+    pair: nn.Module,
+    data: Dataset | Split | Tensor | Mapping[str, Tensor],
+    evaluators: Mapping[str, Any],
+    particles: int = 1,
+    limit: int | None = None,
+    progress: bool = True,
+    *,
+    split: str = "test",
+    seed: int = 0,
+    relaxed: bool = False,
+) -> Iterator[Result]:
+    """The `Result` of each of several evaluators, which share one pass of the data through the encoder where they can.
+
+    Args and errors as for `evaluate`, but for `evaluators`: evaluators by the names that their results bear.
+    """
     for name, value in {"particles": particles, "limit": limit}.items():
         if value is not None and value < 1:
             raise RunError(f"{name} must be at least 1, not {value}")
     if seed < 0:
         raise RunError(f"seed must be at least 0, not {seed}")
-    name = evaluator if isinstance(evaluator, str) else type(evaluator).__name__
-    if isinstance(evaluator, str):
-        evaluator = plugins.load("evaluator", evaluator)(**options)
     chosen = _choose(data, split).head(limit).to(next(pair.parameters()).device)
     with torch.random.fork_rng():
         check_support(pair, chosen, relaxed)
+    keep = len(evaluators) > 1
+    mine = Blocks(pair, chosen, seed, processes.rank(), processes.world_size(), keep)
+    whole = mine if processes.world_size() == 1 else Blocks(pair, chosen, seed, keep=keep)
+    for name, evaluator in evaluators.items():
         began = time.perf_counter()
-        with (
-            unchanged(pair),
-            tqdm(total=chosen.size * particles, disable=not progress, desc=name, unit="sample", unit_scale=True) as bar,
-        ):
-            with torch.inference_mode(not getattr(evaluator, "needs_gradients", False)):
-                estimate = evaluator(pair, chosen, particles, seed, bar.update)
-            bar.update(bar.total - bar.n)
-        seconds = time.perf_counter() - began
+        with torch.random.fork_rng(), unchanged(pair):
+            estimate = _estimate(name, evaluator, whole, mine, particles, progress)
         if relaxed and "log_likelihood" in estimate.per_datum:
             estimate.per_datum = {"loss": -estimate.per_datum.pop("log_likelihood"), **estimate.per_datum}
         result = Result(
@@ -85,12 +107,34 @@ def evaluate(
             split=split,
             n=chosen.size,
             particles=particles,
-            seconds=seconds,
+            seconds=time.perf_counter() - began,
             estimate=estimate,
             relaxed=relaxed,
         )
-        _add_bits_per_dim(result, pair, chosen)
-    return result
+        with torch.random.fork_rng():
+            _add_bits_per_dim(result, pair, chosen)
+        yield result
+
+
+def _estimate(name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, particles: int, progress: bool) -> Estimate:
+    """What an evaluator finds on all blocks, shared among the processes where it can summarise what each found."""
+    shared = hasattr(evaluator, "summarise")
+    blocks = mine if shared else whole
+    show = progress and processes.rank() == 0
+    with (
+        torch.inference_mode(not getattr(evaluator, "needs_gradients", False)),
+        tqdm(total=blocks.size * particles, disable=not show, desc=name, unit="sample", unit_scale=True) as bar,
+    ):
+        found = evaluator(blocks.pair, blocks, particles, bar.update) if len(blocks) else None
+        bar.update(bar.total - bar.n)
+    return evaluator.summarise(_joined(processes.gather(found)), particles) if shared else found
+
+
+def _joined(parts: Sequence[Estimate | None]) -> Estimate:
+    """The figures of all processes, in the data's order."""
+    found = [part for part in parts if part is not None]
+    per_datum = {name: torch.cat([part.per_datum[name] for part in found]) for name in found[0].per_datum}
+    return replace(found[0], per_datum=per_datum)
 
 
 def _choose(data: Any, split: str) -> Split:

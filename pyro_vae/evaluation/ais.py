@@ -2,23 +2,23 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae.data import Split
 from pyro_vae.errors import ContractError, RunError, UnknownName
 from pyro_vae.evaluation.annealing import HMC, Noise, Tick, anneal, moves_of, sigmoid_path, tune
+from pyro_vae.evaluation.blocks import DATA_BLOCK, Blocks, seeded
 from pyro_vae.evaluation.bridge import STARTS, Batch, PairBridge, Values, batch_rows, draw_starts
 from pyro_vae.evaluation.result import Estimate, quantiles
-from pyro_vae.evaluation.stream import DATA_BLOCK, rows_that_fit, seeded
+from pyro_vae.evaluation.stream import rows_that_fit
 from pyro_vae.evaluation.ticker import ticker
 from pyro_vae.evaluation.weights import WeightStream
 from pyro_vae.generation import observed, sample
-from pyro_vae.terms import run_guide, run_model, select_fields
+from pyro_vae.terms import run_guide, run_model
 
 MAX_CHAINS = 16
 PILOTS = 4
@@ -77,24 +77,29 @@ class AIS:
         self.start, self.bidirectional = start, bidirectional
 
     @torch.no_grad()
-    def __call__(
-        self, pair: nn.Module, split: Split, particles: int, seed: int, progress: Callable[[int], None]
-    ) -> Estimate:
-        chains = self.chains or min(particles, MAX_CHAINS)
+    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
+        chains = self._chains(particles)
         moves = moves_of(self.distributions, chains, PILOTS)
         if self.bidirectional:
             moves += moves_of(self.distributions, 2 * chains, PILOTS)
         parts = []
-        for blocks in _groups(pair, split, chains, seed):
-            samples = sum(block.size for block in blocks) * particles
-            parts.append(self._evaluate(pair, blocks, chains, ticker(progress, samples, moves)))
+        for together in _groups(blocks, chains):
+            samples = sum(group.size for group in together) * particles
+            parts.append(self._evaluate(pair, together, chains, ticker(progress, samples, moves)))
         per_datum = {name: torch.cat([part[name].double().cpu() for part in parts]) for name in parts[0]}
-        _refuse_weightless(per_datum["log_likelihood"])
-        summary = self._summary(per_datum, chains)
-        return Estimate(per_datum, summary, _warnings(per_datum, summary, chains))
+        _refuse_weightless(per_datum["log_likelihood"], blocks.first)
+        return Estimate(per_datum)
 
-    def _evaluate(self, pair: nn.Module, blocks: Sequence["Block"], chains: int, tick: Tick) -> PerDatum:
-        forward = self._run(pair, blocks, chains, tick)
+    def summarise(self, found: Estimate, particles: int) -> Estimate:
+        chains = self._chains(particles)
+        summary = self._summary(found.per_datum, chains)
+        return replace(found, summary=summary, warnings=_warnings(found.per_datum, summary, chains))
+
+    def _chains(self, particles: int) -> int:
+        return self.chains or min(particles, MAX_CHAINS)
+
+    def _evaluate(self, pair: nn.Module, groups: Sequence["Group"], chains: int, tick: Tick) -> PerDatum:
+        forward = self._run(pair, groups, chains, tick)
         weights = _weigh(forward.log_weight)
         found = {
             "log_likelihood": weights.bound(),
@@ -102,26 +107,26 @@ class AIS:
             "ess": weights.ess(),
             "acceptance": forward.acceptance,
         }
-        return found | (self._sandwich(pair, blocks, chains, tick) if self.bidirectional else {})
+        return found | (self._sandwich(pair, groups, chains, tick) if self.bidirectional else {})
 
-    def _sandwich(self, pair: nn.Module, blocks: Sequence["Block"], chains: int, tick: Tick) -> PerDatum:
-        """Bounds on log p(x) of data drawn from the model in place of the blocks'."""
-        simulated = [block.simulated(pair) for block in blocks]
+    def _sandwich(self, pair: nn.Module, groups: Sequence["Group"], chains: int, tick: Tick) -> PerDatum:
+        """Bounds on log p(x) of data drawn from the model in place of the groups'."""
+        simulated = [group.simulated(pair) for group in groups]
         forward = self._run(pair, simulated, chains, tick)
         bridge = forward.hmc.bridge
-        truth = bridge.places(_side_by_side([block.truth for block in simulated], dim=1))
+        truth = bridge.places(_side_by_side([group.truth for group in simulated], dim=1))
         ends, betas = bridge.at(truth.expand(chains, -1, -1)), sigmoid_path(self.distributions)
         reverse, _ = anneal(forward.hmc, ends, betas.flip(0), forward.steps.flip(0), tick)
         return {"simulated_lower": _weigh(forward.log_weight).bound(), "simulated_upper": -_weigh(reverse).bound()}
 
-    def _run(self, pair: nn.Module, blocks: Sequence["Block"], chains: int, tick: Tick) -> "Forward":
-        """Tune the steps, then anneal from the start to the posterior, blocks side by side."""
-        batch = _side_by_side([block.batch for block in blocks], dim=0)
+    def _run(self, pair: nn.Module, groups: Sequence["Group"], chains: int, tick: Tick) -> "Forward":
+        """Tune the steps, then anneal from the start to the posterior, groups side by side."""
+        batch = _side_by_side([group.batch for group in groups], dim=0)
         bridge = PairBridge(pair, batch, self.start, max(1, rows_that_fit(batch) // chains))
-        starts = [block.starts(pair, self.start, SPREAD_DRAWS + chains) for block in blocks]
+        starts = [group.starts(pair, self.start, SPREAD_DRAWS + chains) for group in groups]
         places = bridge.places(_side_by_side(starts, dim=1))
         spread = places[:SPREAD_DRAWS].std(0).clamp(min=1e-6)
-        noise = Noise([seeded(*block.key, MOVES).seed for block in blocks], [block.size for block in blocks], places)
+        noise = Noise([seeded(*group.key, MOVES).seed for group in groups], [group.size for group in groups], places)
         hmc, betas = HMC(bridge, spread, self.leapfrog, noise), sigmoid_path(self.distributions)
         steps = tune(hmc, bridge.at(places[:PILOTS]), betas, tick)
         return Forward(hmc, steps, *anneal(hmc, bridge.at(places[SPREAD_DRAWS:]), betas, steps, tick))
@@ -149,7 +154,7 @@ class Forward(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Block:
+class Group:
     """Data whose random numbers follow from `key`: fields [batch, ...], and the latents [1, batch, *event] that they
     were drawn from, where these are known."""
 
@@ -161,10 +166,10 @@ class Block:
     def size(self) -> int:
         return batch_rows(self.batch)
 
-    def simulated(self, pair: nn.Module) -> "Block":
+    def simulated(self, pair: nn.Module) -> "Group":
         """Data drawn from the model in place of these; what the model conditions on stays."""
         with seeded(*self.key, SIMULATION):
-            return Block((*self.key, SIMULATION), *simulate(pair, self.batch))
+            return Group((*self.key, SIMULATION), *simulate(pair, self.batch))
 
     def starts(self, pair: nn.Module, start: str, count: int) -> Values:
         """Values [count, batch, *event] drawn from the start."""
@@ -192,18 +197,16 @@ def simulate(pair: nn.Module, batch: Batch) -> tuple[Batch, Values]:
     return fields, {name: site.value.unsqueeze(0) for name, site in drawn.items() if not site.observed}
 
 
-def _groups(pair: nn.Module, split: Split, chains: int, seed: int) -> Iterator[list[Block]]:
-    """As many blocks at a time as fit into memory."""
-    group: list[Block] = []
-    for index, start in enumerate(range(0, split.size, DATA_BLOCK)):
-        with seeded(seed, index):
-            batch = select_fields(pair, split.take(slice(start, start + DATA_BLOCK)))
-        group.append(Block((seed, index), batch))
-        if (len(group) + 1) * DATA_BLOCK * chains > rows_that_fit(batch):
-            yield group
-            group = []
-    if group:
-        yield group
+def _groups(blocks: Blocks, chains: int) -> Iterator[list[Group]]:
+    """As many groups at a time as fit into memory side by side."""
+    together: list[Group] = []
+    for block in blocks:
+        together.append(Group(block.key, block.batch()))
+        if (len(together) + 1) * DATA_BLOCK * chains > rows_that_fit(together[0].batch):
+            yield together
+            together = []
+    if together:
+        yield together
 
 
 def _side_by_side(parts: Sequence[Mapping[str, Tensor]], dim: int) -> dict[str, Tensor]:
@@ -216,11 +219,12 @@ def _weigh(log_weight: Float[Tensor, "chains batch"]) -> WeightStream:
     return weights
 
 
-def _refuse_weightless(bound: Float[Tensor, " n"]) -> None:
+def _refuse_weightless(bound: Float[Tensor, " n"], first: int) -> None:
     if not bound.isfinite().all():
+        datum = first + int((~bound.isfinite()).nonzero()[0])
         raise ContractError(
-            f"the weights of all chains of datum {int((~bound.isfinite()).nonzero()[0])} are zero or not finite: the "
-            "chains start where the model has no density, or the datum is outside the likelihood's support"
+            f"the weights of all chains of datum {datum} are zero or not finite: the chains start "
+            "where the model has no density, or the datum is outside the likelihood's support"
         )
 
 

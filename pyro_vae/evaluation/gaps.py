@@ -15,12 +15,13 @@ from torch.distributions import Normal
 from pyro_vae import bounds
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError, RunError
+from pyro_vae.evaluation.blocks import Block, Blocks
 from pyro_vae.evaluation.elements import elements
 from pyro_vae.evaluation.result import Estimate
-from pyro_vae.evaluation.stream import DATA_BLOCK, seeded, stream_terms
+from pyro_vae.evaluation.stream import stream_terms
 from pyro_vae.evaluation.ticker import ticker
 from pyro_vae.evaluation.weights import WeightStream
-from pyro_vae.terms import batch_size, log_terms, reduce_guide, run_guide, select_fields
+from pyro_vae.terms import batch_size, log_terms, reduce_guide, run_guide
 
 REFINING, EVALUATING = 1, 2
 """What random numbers are for, as the last part of their seeds."""
@@ -58,23 +59,22 @@ class Gaps:
                 raise RunError(f"{name} must be positive, not {value}")
         self.steps, self.lr, self.draws = steps, lr, draws
 
-    def __call__(
-        self, pair: nn.Module, split: Split, particles: int, seed: int, progress: Callable[[int], None]
-    ) -> Estimate:
+    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
         parts = []
-        for block, start in enumerate(range(0, split.size, DATA_BLOCK)):
-            with seeded(seed, block):
-                batch = select_fields(pair, split.take(slice(start, start + DATA_BLOCK)))
-            size = len(next(iter(batch.values())))
-            tick = ticker(progress, size * particles, size * (self.steps * self.draws + 2 * particles))
-            with seeded(seed, block, REFINING):
+        for block in blocks:
+            batch = block.batch()
+            tick = ticker(progress, block.size * particles, block.size * (self.steps * self.draws + 2 * particles))
+            with block.seeded(REFINING):
                 refined = self.refine(pair, batch, tick)
             of_guide, of_refined = (
-                _figures(program, batch, particles, seeded(seed, block, EVALUATING).seed, tick)
+                _figures(Block(program, Split(batch), slice(0, block.size), *block.key, EVALUATING), particles, tick)
                 for program in (pair, refined)
             )
             parts.append(of_guide | {f"refined_{name}": value for name, value in of_refined.items()})
-        return _estimate({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, particles)
+        return Estimate({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+    def summarise(self, found: Estimate, particles: int) -> Estimate:
+        return _estimate(found.per_datum, particles)
 
     def refine(self, pair: nn.Module, batch: Batch, tick: Callable[[int], None] = lambda rows: None) -> "Refined":
         """The pair with the guide that is best for each datum of the batch, as far as the steps reach.
@@ -150,12 +150,12 @@ class _Move(Messenger):
 
 
 @torch.no_grad()
-def _figures(program: nn.Module, batch: Batch, particles: int, seed: int, tick: Callable[[int], None]) -> PerDatum:
-    """ELBO, importance-weighted bound and k-hat of a pair on one block of data; the same seed gives the same noise."""
-    stream, total = WeightStream(particles, batch_size(program, batch)), torch.zeros(())
-    for chunk in stream_terms(program, Split(batch), particles, seed, tick):
-        stream.add(chunk.terms.log_weight)
-        total = total + chunk.terms.log_weight.double().sum(0).cpu()
+def _figures(block: Block, particles: int, tick: Callable[[int], None]) -> PerDatum:
+    """ELBO, importance-weighted bound and k-hat of the data of a block; the same key gives the same noise."""
+    stream, total = WeightStream(particles, block.size), torch.zeros(())
+    for terms in stream_terms(block, particles, tick):
+        stream.add(terms.log_weight)
+        total = total + terms.log_weight.double().sum(0).cpu()
     return {"elbo": total / particles, "bound": stream.bound(), "pareto_k": stream.pareto_k()}
 
 

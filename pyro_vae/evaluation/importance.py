@@ -1,14 +1,15 @@
 """The importance-weighted bound L_K of each datum, with what tells whether to believe it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae.data import Split
 from pyro_vae.errors import ContractError
+from pyro_vae.evaluation.blocks import Blocks
 from pyro_vae.evaluation.compiled import ChunkEngine
 from pyro_vae.evaluation.result import Estimate, quantiles
 from pyro_vae.evaluation.stream import stream_terms
@@ -33,21 +34,23 @@ class Importance:
     def __init__(self, engine: str = "auto"):
         self.engine = engine
 
-    def __call__(
-        self, pair: nn.Module, split: Split, particles: int, seed: int, progress: Callable[[int], None]
-    ) -> Estimate:
-        blocks: list[dict[str, Tensor]] = []
-        engine = ChunkEngine(self.engine, split.size * particles)
-        rows, stream = slice(0, 0), WeightStream(particles, 0)
-        for chunk in stream_terms(pair, split, particles, seed, progress, at=engine):
-            if chunk.first == 0:
-                rows, stream = chunk.rows, WeightStream(particles, chunk.terms.log_guide.shape[1])
-            stream.add(chunk.terms.log_weight)
-            if stream.seen == particles:
-                blocks.append(figures(stream, rows.start))
-        per_datum = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
-        found = {"engine": engine.description, **summary(per_datum, particles)}
-        return Estimate(per_datum, found, warnings(per_datum, particles))
+    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
+        parts: list[dict[str, Tensor]] = []
+        engine = ChunkEngine(self.engine, blocks.size * particles)
+        for block in blocks:
+            stream = WeightStream(particles, block.size)
+            for terms in stream_terms(block, particles, progress, at=engine):
+                stream.add(terms.log_weight)
+            parts.append(figures(stream, block.rows.start))
+        per_datum = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return Estimate(per_datum, {"engine": engine.description})
+
+    def summarise(self, found: Estimate, particles: int) -> Estimate:
+        return replace(
+            found,
+            summary=found.summary | summary(found.per_datum, particles),
+            warnings=warnings(found.per_datum, particles),
+        )
 
 
 def figures(stream: WeightStream, first: int) -> dict[str, Float[Tensor, " batch"]]:

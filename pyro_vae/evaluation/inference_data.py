@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.errors import RunError
 from pyro_vae.evaluation.arviz_adapter import from_groups
-from pyro_vae.evaluation.stream import draws_of, seeded, terms_at
+from pyro_vae.evaluation.blocks import Block, seeded
+from pyro_vae.evaluation.stream import draws_of, terms_at
 from pyro_vae.generation import observed, sample
-from pyro_vae.terms import Site, run_model, select_fields
+from pyro_vae.terms import Site, run_model
 
 Groups = dict[str, dict[str, np.ndarray]]
 
@@ -38,8 +39,9 @@ def inference_data(
         raise RunError(f"draws and limit must be at least 1, not {draws} and {limit}")
     split = (data.test if isinstance(data, Dataset) else as_split(data)).head(limit)
     with torch.no_grad(), seeded(seed):
-        batch = select_fields(pair, split.take(slice(None)))
-        drawn = draws_of(pair, batch)(draws)
+        block = Block(pair, split, slice(0, split.size), seed)
+        block.check()
+        batch, drawn = block.batch(), draws_of(block, draws)
         terms = terms_at(pair, batch, drawn)
         values = drawn.values if draws > 1 else {name: value.squeeze(0) for name, value in drawn.values.items()}
         seen = observed(run_model(pair, batch, values, draws))

@@ -1,22 +1,20 @@
 """What the latents carry: active units, the KL of each dimension, their information about x, and what they do to it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae.data import Split
 from pyro_vae.errors import RunError
 from pyro_vae.evaluation.aggregate import log_aggregate
+from pyro_vae.evaluation.blocks import Blocks
 from pyro_vae.evaluation.codes import Codes, codes_of
 from pyro_vae.evaluation.result import Estimate
-from pyro_vae.evaluation.stream import DATA_BLOCK, seeded
 from pyro_vae.evaluation.ticker import ticker
 from pyro_vae.evaluation.traversal import Unit, traversals
-from pyro_vae.terms import select_fields
 
 ACTIVE = 0.01
 """A unit is active where the variance over data of its posterior mean is above this (Burda et al. 2016)."""
@@ -49,35 +47,27 @@ class Latent:
             raise RunError(f"points must be at least 1, not {points}")
         self.points = points
 
-    def __call__(
-        self, pair: nn.Module, split: Split, particles: int, seed: int, progress: Callable[[int], None]
-    ) -> Estimate:
-        kept = max(1, min(particles, self.points // split.size))
-        passes = particles + kept * -(-split.size // DATA_BLOCK)
-        tick = ticker(progress, split.size * particles, split.size * passes)
+    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
+        size = blocks.size
+        kept = max(1, min(particles, self.points // size))
+        tick = ticker(progress, size * particles, size * (particles + kept * len(blocks)))
         parts = []
-        for block, batch in enumerate(_batches(pair, split, seed)):
-            with seeded(seed, block, DRAWS):
-                parts.append(codes_of(pair, batch, particles, kept, tick))
+        for block in blocks:
+            with block.seeded(DRAWS):
+                parts.append(codes_of(pair, block.batch(), particles, kept, tick))
         codes = Codes.side_by_side(parts)
         points = {name: value.flatten(0, 1) for name, value in codes.values.items()}
-        log_marginal = log_aggregate(pair, _batches(pair, split, seed), points, tick).reshape(kept, split.size)
+        log_marginal = log_aggregate(pair, (block.batch() for block in blocks), points, tick).reshape(kept, size)
         per_datum = {
             "rate": torch.stack([kl.sum(1) for kl in codes.kl.values()]).sum(0),
             "mutual_information": (codes.log_guide - log_marginal).mean(0),
             "marginal_kl": (log_marginal - codes.log_prior).mean(0),
         }
         variances = codes.variances()
-        figure = traversals(pair, next(_batches(pair, split.head(1), seed)), _most_active(variances, codes.values))
+        first = {name: value[:1] for name, value in next(iter(blocks)).batch().items()}
+        figure = traversals(pair, first, _most_active(variances, codes.values))
         figures = {} if figure is None else {"traversals": figure}
         return Estimate(per_datum, _summary(per_datum, codes, variances), _warnings(per_datum), figures)
-
-
-def _batches(pair: nn.Module, split: Split, seed: int) -> Iterator[Mapping[str, Tensor]]:
-    for block, start in enumerate(range(0, split.size, DATA_BLOCK)):
-        with seeded(seed, block):
-            batch = select_fields(pair, split.take(slice(start, start + DATA_BLOCK)))
-        yield batch
 
 
 def _most_active(variances: Variances, draws: Mapping[str, Tensor]) -> list[Unit]:

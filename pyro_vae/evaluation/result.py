@@ -1,12 +1,15 @@
 """What an evaluation gives: numbers of each datum, their summary, and what to think of them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from pyro_vae.evaluation.blocks import Blocks
 
 
 @dataclass
@@ -24,6 +27,19 @@ class Estimate:
     summary: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Evaluator(Protocol):
+    """What `evaluate` calls: an object whose constructor takes its options.
+
+    It runs on the data of `blocks`, in inference mode unless it has `needs_gradients = True`. Where it also has
+    `summarise(found: Estimate, particles: int) -> Estimate`, several processes share the data: each calls it on blocks
+    of its own, their figures per datum are put together, and `summarise` adds the summary and the warnings.
+    """
+
+    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
+        """Evaluate a pair with `particles` draws for each datum; `progress` is told of the samples that are done."""
+        ...
 
 
 @dataclass

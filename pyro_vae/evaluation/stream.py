@@ -1,32 +1,18 @@
-"""Log terms of many particles for every datum, streamed: memory does not grow with the number of particles.
+"""Log terms of many particles for every datum of a block, streamed: memory does not grow with their number.
 
-Random numbers belong to blocks of data x particles whose sizes are fixed, so a figure depends on its seed alone and
-not on how the work is cut to fit into memory.
+Particles come in blocks of a fixed size too, with random numbers of their own.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae.data import Split
-from pyro_vae.terms import (
-    LogTerms,
-    check_per_datum,
-    check_sites,
-    check_supports,
-    reduce_guide,
-    reduce_model,
-    run_guide,
-    run_model,
-    select_fields,
-)
+from pyro_vae.evaluation.blocks import Block
+from pyro_vae.terms import LogTerms, reduce_guide, reduce_model, run_model
 
-DATA_BLOCK = 100
 PARTICLE_BLOCK = 250
 CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**31}
 """Rough size of the model's activations that are held at a time; on a CPU, what its caches hold."""
@@ -49,14 +35,6 @@ class Draws(NamedTuple):
         return Draws(values, self.log_guide[particles, data])
 
 
-class Chunk(NamedTuple):
-    """Log terms [particles, batch] of a block of data, the particles from `first` on."""
-
-    rows: slice
-    first: int
-    terms: LogTerms
-
-
 TermsAt = Callable[[nn.Module, Mapping[str, Tensor], Draws], LogTerms]
 
 
@@ -75,65 +53,36 @@ def terms_at(pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> LogT
 
 
 def stream_terms(
-    pair: nn.Module,
-    split: Split,
+    block: Block,
     particles: int,
-    seed: int = 0,
     progress: Callable[[int], None] = lambda samples: None,
-    chunk_rows: int | None = None,
     at: TermsAt = terms_at,
-) -> Iterator[Chunk]:
-    """Log terms of exactly `particles` draws of the guide for every datum of a split: block of data after block of
-    data, and within each all its particles.
-
-    The guide runs once for each block of data if it has one latent site, else once for each block of particles.
+) -> Iterator[LogTerms]:
+    """Log terms [some particles, batch] of exactly `particles` draws of the guide for every datum of a block.
 
     Args:
-        seed: fixes the draws, whatever the chunks.
         progress: told the number of data x particles that are done.
-        chunk_rows: data x particles at a time; default: what fits into `CHUNK_BYTES`.
         at: what gives the log terms of a chunk: `terms_at`, or a compiled form of it.
 
     Raises:
         ContractError: the pair breaks the contract, or has latents outside the data plate.
     """
-    for block, start in enumerate(range(0, split.size, DATA_BLOCK)):
-        with seeded(seed, block):
-            batch = select_fields(pair, split.take(slice(start, start + DATA_BLOCK)))
-            draw = draws_of(pair, batch)
-        rows = chunk_rows or rows_that_fit(batch)
-        for particle_block, first in enumerate(range(0, particles, PARTICLE_BLOCK)):
-            with seeded(seed, block, particle_block):
-                draws = draw(min(PARTICLE_BLOCK, particles - first))
-            terms = terms_in_pieces(pair, batch, draws, rows, at)
-            yield Chunk(slice(start, start + terms.log_guide.shape[1]), first, terms)
-            progress(terms.log_guide.numel())
+    block.check()
+    batch = block.batch()
+    rows = rows_that_fit(batch)
+    for index, first in enumerate(range(0, particles, PARTICLE_BLOCK)):
+        with block.seeded(index):
+            draws = draws_of(block, min(PARTICLE_BLOCK, particles - first))
+        terms = terms_in_pieces(block.pair, batch, draws, rows, at)
+        yield terms
+        progress(terms.log_guide.numel())
 
 
-def draws_of(pair: nn.Module, batch: Mapping[str, Tensor]) -> Callable[[int], Draws]:
-    """A function from a number of particles to fresh draws of the guide.
-
-    The encoder runs only once where the guide has one latent site: its distribution is all there is to draw from.
-    """
-    once = run_guide(pair, batch)
-    model = run_model(pair, batch, {name: site.value for name, site in once.items()})
-    check_sites(model, once)
-    check_per_datum(model, once)
-    check_supports(model, once)
-    size = len(next(iter(batch.values())))
-    reduce_guide(once, 1, size)
-
-    def from_the_guide(count: int) -> Draws:
-        sites = run_guide(pair, batch, count)
-        values = {name: site.value if count > 1 else site.value.unsqueeze(0) for name, site in sites.items()}
-        return Draws(values, reduce_guide(sites, count, size))
-
-    def from_one_site(count: int) -> Draws:
-        (site,) = once.values()
-        drawn = replace(site, value=site.fn.sample((count,)))
-        return Draws({site.name: drawn.value}, drawn.log_prob())
-
-    return from_one_site if len(once) == 1 else from_the_guide
+def draws_of(block: Block, particles: int) -> Draws:
+    """Fresh draws of the guide for the data of a block."""
+    sites = block.draw(particles)
+    values = {name: site.value if particles > 1 else site.value.unsqueeze(0) for name, site in sites.items()}
+    return Draws(values, reduce_guide(sites, particles, block.size))
 
 
 def terms_in_pieces(
@@ -164,18 +113,3 @@ def rows_that_fit(batch: Mapping[str, Tensor]) -> int:
     value = max(batch.values(), key=lambda field: field[0].numel())
     row = value[0].numel() * value.element_size() * TENSORS_PER_ROW
     return max(1, CHUNK_BYTES[value.device.type] // row)
-
-
-class seeded:
-    """A context in which torch's global random numbers follow from the given integers, and are untouched after."""
-
-    def __init__(self, *key: int):
-        self.seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-
-    def __enter__(self) -> None:
-        self.fork = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
-        self.fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *exception: object) -> None:
-        self.fork.__exit__(*exception)
