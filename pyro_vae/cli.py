@@ -104,7 +104,7 @@ def evaluate_command(arguments: list[str]) -> None:
     parser.add_argument("--split", default="test", help="train, valid or test")
     parser.add_argument("--data", help="other data than the run's: a name or a file")
     parser.add_argument("--limit", type=int, help="only the first so many data")
-    parser.add_argument("--json", help="also write the figures to this file; - is stdout")
+    parser.add_argument("--json", help="also write the figures, those of every datum too, to this file; - is stdout")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -134,7 +134,7 @@ def evaluate_command(arguments: list[str]) -> None:
     )
     print_results(results)
     if given.json and _first_process():
-        write_json([result.entry() for result in results], given.json)
+        write_json([result.entry(per_datum=True) for result in results], given.json)
 
 
 def sample_command(arguments: list[str]) -> None:

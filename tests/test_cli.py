@@ -219,6 +219,9 @@ def test_json_on_stdout_is_json_and_nothing_else(run, pyro_vae):
     assert [(e["evaluator"], e["n"], e["particles"]) for e in entries] == [("elbo", 40, 3), ("reconstruction", 40, 3)]
     assert entries[0]["nats"]["mean"] == pytest.approx(-entries[0]["rate"]["mean"] - entries[0]["distortion"]["mean"])
     assert "evaluator" in done.err and "±" in done.err
+    of_each = [entry.pop("per_datum") for entry in entries]
+    assert sum(of_each[0]["log_likelihood"]) / 40 == pytest.approx(entries[0]["nats"]["mean"])
+    assert {name: len(values) for name, values in of_each[1].items()} == {"reconstruction_nll": 40, "squared_error": 40}
     stored = json.loads((run / "evaluation.json").read_text())
     assert len(stored) == 4 and stored[2:] == entries
 
@@ -228,7 +231,8 @@ def test_an_evaluation_replaces_that_with_the_same_settings(run, pyro_vae):
         done = pyro_vae(f"evaluate run --limit 30 --seed {seed} --quiet --json figures.json")
         assert done.status == 0 and done.out == ""
     stored = json.loads((run / "evaluation.json").read_text())
-    assert len(stored) == 3 and [stored[2]] == json.loads((run.parent / "figures.json").read_text())
+    (written,) = json.loads((run.parent / "figures.json").read_text())
+    assert len(stored) == 3 and stored[2] | {"per_datum": written["per_datum"]} == written
     assert pyro_vae("evaluate run --split valid --limit 30 --quiet").status == 0
     assert len(json.loads((run / "evaluation.json").read_text())) == 4
 

@@ -98,8 +98,9 @@ class Result:
         relaxed = ["grey values under a Bernoulli: these figures are a loss, not a log-likelihood"]
         return (relaxed if self.relaxed else []) + self.estimate.warnings
 
-    def entry(self) -> dict[str, Any]:
-        """This result as an entry of `evaluation.json`; numbers that are not finite become null."""
+    def entry(self, per_datum: bool = False) -> dict[str, Any]:
+        """This result as an entry of `evaluation.json`, on demand with the figures of every datum; numbers that are not
+        finite become null."""
         entry = {
             "evaluator": self.evaluator,
             "model": self.model,
@@ -115,6 +116,8 @@ class Result:
             "warnings": self.warnings,
             **self.estimate.summary,
         }
+        if per_datum:
+            entry["per_datum"] = {name: value.tolist() for name, value in self.estimate.per_datum.items()}
         return _finite(entry)
 
     @property
