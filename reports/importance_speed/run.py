@@ -15,13 +15,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import plots
+from pyro_vae.evaluation import Blocks, Estimate
 from pyro_vae.evaluation.blocks import DATA_BLOCK
 from pyro_vae.evaluation.importance import Importance
 from pyro_vae.evaluation.stream import PARTICLE_BLOCK, even_step, rows_that_fit
@@ -53,15 +53,16 @@ class Clocked:
         self.evaluator = evaluator
         self.began, self.blocks = 0.0, []
 
-    def __call__(
-        self, pair: nn.Module, split: pv.Split, particles: int, seed: int, progress: Callable[[int], None]
-    ) -> Any:
+    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
         def tick(samples: int) -> None:
             progress(samples)
             self.blocks.append((time.perf_counter(), samples))
 
         self.began = time.perf_counter()
-        return self.evaluator(pair, split, particles, seed, tick)
+        return self.evaluator(pair, blocks, particles, tick)
+
+    def summarise(self, found: Estimate, particles: int) -> Estimate:
+        return self.evaluator.summarise(found, particles)
 
     @property
     def rate(self) -> float:
@@ -208,7 +209,7 @@ memory is the peak of the resident set (Python and torch are most of it). Peak m
 {table(["", "K", "seconds", "peak memory, MiB"], rows)}"""
 
 
-def growth_figure(found: dict[str, list[dict[str, float]]]) -> Any:
+def growth_figure(found: dict[str, list[dict[str, float]]]) -> Estimate:
     panels = {
         "time": {kind: [(p["K"], p["seconds"]) for p in points] for kind, points in found.items()},
         "memory": {kind: [(p["K"], p["bytes"] / 2**20) for p in points] for kind, points in found.items()},
