@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_vae.compiler import compile_graph
 from pyro_vae.errors import UnknownName, UserError
 
 ENGINES = ("auto", "eager", "compiled")
@@ -84,7 +85,7 @@ def compile_loss(loss: Loss, example: Mapping[str, Tensor]) -> LossFunction:
         program = torch.export.export(loss, (dict(example), beta), strict=False, dynamic_shapes=(batch_dims, None))
     traced = program.module()
     check_batch_size_is_free(loss, traced, example)
-    return torch.compile(traced, options={"fallback_random": True})
+    return compile_graph(traced)
 
 
 def check_batch_size_is_free(loss: Loss, traced: LossFunction, example: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,6 @@ from pyro_vae.errors import UnknownName
 from pyro_vae.evaluation import compiled, stream
 from pyro_vae.evaluation.blocks import Block
 from pyro_vae.evaluation.compiled import ChunkEngine, check_parity
-from pyro_vae.evaluation.decompositions import FOR_CPU
 from pyro_vae.evaluation.stream import PARTICLE_BLOCK, draws_of, even_step, terms_at
 
 
@@ -98,22 +97,3 @@ def test_an_unknown_engine_lists_those_there_are():
 def test_a_block_of_particles_is_cut_evenly(most):
     assert even_step(PARTICLE_BLOCK, most) <= most and PARTICLE_BLOCK % even_step(PARTICLE_BLOCK, most) == 0
     assert even_step(most, most) == most
-
-
-@pytest.mark.parametrize("function", FOR_CPU, ids=str)
-def test_a_form_for_the_cpu_is_the_function_to_float32(function):
-    x = torch.cat([torch.linspace(-60, 60, 100_001), torch.tensor([0.0, 1e-6, -1e-6, 500.0, -500.0, 3e4, -3e4])])
-    others = (
-        (torch.linspace(0, 1, len(x)),) if function is torch.ops.aten.binary_cross_entropy_with_logits.default else ()
-    )
-    exact = function(x.double(), *[other.double() for other in others])
-    assert torch.allclose(FOR_CPU[function](x, *others).double(), exact, rtol=4e-7, atol=2e-7)
-
-
-def test_the_forms_take_all_arguments_of_the_functions():
-    x, target, weight = torch.randn(3, 5), torch.rand(3, 5), torch.rand(5)
-    entropy = torch.ops.aten.binary_cross_entropy_with_logits.default
-    for arguments in ((weight, None, 0), (None, 3 * weight, 1), (weight, weight, 2)):
-        assert torch.allclose(FOR_CPU[entropy](x, target, *arguments), entropy(x, target, *arguments))
-    plus = torch.ops.aten.softplus.default
-    assert torch.allclose(FOR_CPU[plus](x, 3.0, 20.0), plus(x, 3.0, 20.0))

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_vae.compiler import compile_graph
 from pyro_vae.engine import ENGINES, failure
 from pyro_vae.errors import UnknownName, UserError
-from pyro_vae.evaluation.decompositions import FOR_CPU
 from pyro_vae.evaluation.stream import Draws, latents, terms_at
 from pyro_vae.terms import LogTerms, reduce_model, run_model
 
@@ -80,10 +80,7 @@ class ChunkEngine:
 def compile_terms(pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> ModelFunction:
     """Trace the model once at these draws with `torch.export` (non-strict) and compile the graph for their shape."""
     module = ModelTerms(pair, *draws.log_guide.shape)
-    traced = torch.export.export(module, (dict(batch), latents(draws)), strict=False)
-    if draws.log_guide.device.type == "cpu" and draws.log_guide.dtype == torch.float32:
-        traced = traced.run_decompositions(dict(FOR_CPU))
-    return torch.compile(traced.module(), options={"fallback_random": True})
+    return compile_graph(torch.export.export(module, (dict(batch), latents(draws)), strict=False).module())
 
 
 def check_parity(compiled: ModelFunction, pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> None:

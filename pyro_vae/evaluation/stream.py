@@ -4,20 +4,24 @@ Particles come in blocks of a fixed size too, with random numbers of their own.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from pyro_vae.evaluation.blocks import Block
-from pyro_vae.terms import LogTerms, reduce_guide, reduce_model, run_model
+from pyro_vae.terms import LogTerms, Site, reduce_guide, reduce_model, run_model
 
 PARTICLE_BLOCK = 250
 CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**31}
 """Rough size of the model's activations that are held at a time; on a CPU, what its caches hold."""
 
 NAMES = ("log_likelihood", "log_prior", "log_guide")
+
+CACHED = 2**16
+"""Numbers that a processor's cache holds besides what is made of them."""
 
 TENSORS_PER_ROW = 4
 """About as many tensors of the size of one datum does a model hold for each particle."""
@@ -82,7 +86,24 @@ def draws_of(block: Block, particles: int) -> Draws:
     """Fresh draws of the guide for the data of a block."""
     sites = block.draw(particles)
     values = {name: site.value if particles > 1 else site.value.unsqueeze(0) for name, site in sites.items()}
-    return Draws(values, reduce_guide(sites, particles, block.size))
+    step = particles
+    if len(sites) == 1:
+        (value,) = values.values()
+        step = max(1, CACHED // value[0].numel())
+    cuts = [slice(first, first + step) for first in range(0, particles, step)]
+    log_guides = [_log_guide(sites, {name: value[cut] for name, value in values.items()}) for cut in cuts]
+    return Draws(values, torch.cat(log_guides))
+
+
+def _log_guide(
+    sites: Mapping[str, Site], values: Mapping[str, Shaped[Tensor, "particles batch ..."]]
+) -> Float[Tensor, "particles batch"]:
+    count, size = next(iter(values.values())).shape[:2]
+    placed = {
+        name: replace(site, value=values[name] if count > 1 else values[name].squeeze(0))
+        for name, site in sites.items()
+    }
+    return reduce_guide(placed, count, size)
 
 
 def terms_in_pieces(
