@@ -2,8 +2,9 @@
 
 import inspect
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import pyro
@@ -108,14 +109,26 @@ def field_names(pair: nn.Module) -> tuple[list[str], list[str]]:
             )
     if not isinstance(pair, nn.Module):
         raise ContractError(f"{type(pair).__name__} is not a torch.nn.Module; derive it from pyro_vae.Pair")
-    signatures = [inspect.signature(program).parameters for program in (pair.model, pair.guide)]
-    if list(signatures[0]) != list(signatures[1]):
-        raise ContractError(
-            f"model takes {list(signatures[0])} but guide takes {list(signatures[1])}; both must take the same fields"
-        )
-    required = [n for n, p in signatures[0].items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    optional = [n for n, p in signatures[0].items() if p.default is not p.empty]
+    model, guide = _parameters(pair.model), _parameters(pair.guide)
+    if list(model) != list(guide):
+        raise ContractError(f"model takes {list(model)} but guide takes {list(guide)}; both must take the same fields")
+    required = [n for n, p in model.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    optional = [n for n, p in model.items() if p.default is not p.empty]
     return required, optional
+
+
+def _parameters(program: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a program by name, without self."""
+    function = getattr(program, "__func__", None)
+    if function is None:
+        return dict(inspect.signature(program).parameters)
+    return dict(list(_signature(function).items())[1:])
+
+
+@lru_cache(maxsize=128)
+def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Kept, because every step asks for it several times."""
+    return inspect.signature(function).parameters
 
 
 def select_fields(pair: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("32-true", "bf16-mixed")
 SAVE_EVERY_SECONDS = 20.0
 VALIDATION_SEED = 20
+NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 @dataclass
@@ -192,14 +193,13 @@ def as_dataset(data: Any, seed: int) -> Dataset:
 
 def launch(device: str, precision: str = "32-true") -> "Fabric":
     """Fabric on the asked-for device; started by `torchrun`, one process of several."""
-    from lightning_fabric import Fabric  # seconds to import, and the command line's help needs this module
-
+    fabric_type = import_fabric()
     device = find_device(device)
     if precision not in PRECISIONS:
         raise UnknownName("precision", precision, PRECISIONS)
     try:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
-        fabric = Fabric(
+        fabric = fabric_type(
             accelerator=device,
             devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             num_nodes=max(1, processes // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
@@ -211,6 +211,20 @@ def launch(device: str, precision: str = "32-true") -> "Fabric":
     if processes > 1:
         fabric.launch()
     return fabric
+
+
+def import_fabric() -> type["Fabric"]:
+    """Lightning's Fabric, imported where it is needed, because it takes seconds.
+
+    Its import sets a variable by which torch looks for a GPU's driver at every step of Adam, a fifth of a millisecond
+    where there is none; what the variable was stays.
+    """
+    before = os.environ.get(NVML_CHECK)
+    from lightning_fabric import Fabric
+
+    if before is None:
+        os.environ.pop(NVML_CHECK, None)
+    return Fabric
 
 
 def open_folder(out: str | Path | None, resume: bool, overwrite: bool) -> Path | None:
