@@ -1,10 +1,10 @@
 """A part of a model is a name out of a table, or an object of the user's own."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pyro_vae.errors import UnknownName
+from pyro_vae.errors import ContractError, UnknownName
 
 
 def build(kind: str, part: Any, table: Mapping[str, Callable[..., Any]], **options: Any) -> Any:
@@ -25,3 +25,11 @@ def build(kind: str, part: Any, table: Mapping[str, Callable[..., Any]], **optio
     constructor = table[part]
     accepted = inspect.signature(constructor).parameters
     return constructor(**{name: value for name, value in options.items() if name in accepted})
+
+
+def check_sizes(**sizes: Sequence[int]) -> None:
+    """Raise `ContractError` where one of these sizes, by name, is not positive."""
+    for name, values in sizes.items():
+        for value in values:
+            if value < 1:
+                raise ContractError(f"{name} must be at least 1, not {value}")

@@ -33,13 +33,12 @@ def load_data(
     """
     rescale = _known("scale", scale, SCALES)
     redraw = _known("binarization", binarize, BINARIZATIONS)
-    stored = _stored(name_or_file, seed, options)
-    data = redraw(rescale(stored), seed)
+    data = redraw(rescale(stored(name_or_file, seed, options)), seed)
     return data if data.derive is None else _derived(data)
 
 
-def _stored(name_or_file: str | Path, seed: int, options: dict[str, Any]) -> Dataset:
-    """The data set with values as they are stored."""
+def stored(name_or_file: str | Path, seed: int, options: dict[str, Any]) -> Dataset:
+    """The data set with values as they are stored; raises as `load_data` does."""
     source = _source(name_or_file)
     signature = inspect.signature(source)
     try:

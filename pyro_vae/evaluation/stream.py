@@ -85,6 +85,8 @@ def stream_terms(
 def draws_of(block: Block, particles: int) -> Draws:
     """Fresh draws of the guide for the data of a block."""
     sites = block.draw(particles)
+    if not sites:
+        return Draws({}, torch.zeros(particles, block.size, device=block.split.device))
     values = {name: site.value if particles > 1 else site.value.unsqueeze(0) for name, site in sites.items()}
     step = particles
     if len(sites) == 1:

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae import parts
-from pyro_vae.errors import ContractError
 from pyro_vae.likelihoods import LIKELIHOODS
 from pyro_vae.nets import DECODERS, ENCODERS
 from pyro_vae.pair import Pair
@@ -53,7 +52,7 @@ class VAE(Pair):
         data_mean: Float[Tensor, "..."] | None = None,
     ):
         super().__init__()
-        _check_sizes(data_shape=data_shape, latent_dim=[latent_dim], hidden=hidden, components=[components])
+        parts.check_sizes(data_shape=data_shape, latent_dim=[latent_dim], hidden=hidden, components=[components])
         self.likelihood = parts.build("likelihood", likelihood, LIKELIHOODS, data_shape=data_shape, sigma=sigma)
         self.encoder = parts.build("net", net, ENCODERS, data_shape=data_shape, hidden=hidden, activation=activation)
         self.posterior = parts.build(
@@ -81,10 +80,3 @@ class VAE(Pair):
     def guide(self, x: Float[Tensor, "batch ..."]) -> None:
         with self.plate(x.shape[0]):
             pyro.sample("z", self.posterior(self.encoder(self.likelihood.encoder_input(x))))
-
-
-def _check_sizes(**sizes: Sequence[int]) -> None:
-    for name, values in sizes.items():
-        for value in values:
-            if value < 1:
-                raise ContractError(f"{name} must be at least 1, not {value}")

@@ -1,0 +1,45 @@
+"""The Monte Carlo estimate of log p(x), or of log p(x|c), with draws from the prior."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from pyro_vae.evaluation.blocks import Block, Blocks
+from pyro_vae.evaluation.importance import figures, summary, warnings
+from pyro_vae.evaluation.result import Estimate
+from pyro_vae.evaluation.stream import PARTICLE_BLOCK, even_step, rows_that_fit
+from pyro_vae.evaluation.weights import WeightStream
+from pyro_vae.terms import reduce_model, run_model
+
+
+class PriorSampling:
+    """log 1/K sum_k p(x|z_k), z_k ~ p(z), K = particles; z_k ~ p(z|c) where the model has a context (Sohn, Lee & Yan
+    2015, eq. 7): a lower bound in expectation, and a looser one than `importance`.
+
+    Per datum, in nats: as `importance`.
+    """
+
+    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
+        parts = [figures(_weigh(block, particles, progress), block.rows.start) for block in blocks]
+        return Estimate({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+    def summarise(self, found: Estimate, particles: int) -> Estimate:
+        return replace(
+            found, summary=summary(found.per_datum, particles), warnings=warnings(found.per_datum, particles)
+        )
+
+
+def _weigh(block: Block, particles: int, progress: Callable[[int], None]) -> WeightStream:
+    block.check()
+    batch, stream = block.batch(), WeightStream(particles, block.size)
+    for index, first in enumerate(range(0, particles, PARTICLE_BLOCK)):
+        count = min(PARTICLE_BLOCK, particles - first)
+        step = even_step(count, max(1, rows_that_fit(batch) // block.size))
+        with block.seeded(index):
+            for _ in range(0, count, step):
+                log_likelihood, _ = reduce_model(run_model(block.pair, batch, {}, step), step, block.size)
+                stream.add(log_likelihood)
+                progress(log_likelihood.numel())
+    return stream
