@@ -110,7 +110,9 @@ class TraceGraphELBO:
                 ScaleKL(beta, size / (data_size or size)),
                 DefaultBaseline(),
             ):
-                elbo, surrogate = estimator._loss_and_surrogate_loss(pair.model, pair.guide, (), fields)
+                # fields as one argument: Pyro's handlers have a `context` of their own
+                programs = (lambda given: pair.model(**given), lambda given: pair.guide(**given))
+                elbo, surrogate = estimator._loss_and_surrogate_loss(*programs, (fields,), {})
         self.averages[size] = {name: average.detach() for name, average in after["params"].items()}
         return (-elbo.detach() + without_value(surrogate)) / size
 

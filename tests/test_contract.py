@@ -138,7 +138,7 @@ def test_the_model_makes_data_of_its_own_shape(name):
 def test_plain_svi_lowers_its_loss_and_leaves_the_store_empty(name):
     pair, batch = build(name), select_fields(build(name), example(40))
     svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO(num_particles=2))
-    losses = [svi.step(**batch) for _ in range(40)]
+    losses = [svi.step(*batch.values()) for _ in range(40)]
     first, last = np.mean(losses[:5]), np.mean(losses[-5:])
     assert last < first - 2.0 * np.std(losses[:5]), f"{first:.1f} -> {last:.1f}"
     assert len(pyro.get_param_store()) == 0
@@ -152,7 +152,7 @@ def test_trace_elbo_as_a_module_works_with_a_torch_optimizer(name):
     losses = []
     for _ in range(40):
         optimizer.zero_grad()
-        losses.append(loss(**batch))
+        losses.append(loss(*batch.values()))
         losses[-1].backward()
         optimizer.step()
     assert np.mean([x.item() for x in losses[-5:]]) < np.mean([x.item() for x in losses[:5]]) - 20.0

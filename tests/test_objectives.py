@@ -64,7 +64,7 @@ def pyros_loss_and_gradients(
     pair.zero_grad()
     torch.manual_seed(7)
     elbo = estimator(particles, max_plate_nesting=1, vectorize_particles=particles > 1)
-    loss = elbo.loss_and_grads(_announcing(pair), pair.guide, **batch)
+    loss = elbo.loss_and_grads(_announcing(pair), lambda given: pair.guide(**given), batch)
     gradients = [p.grad / n if p.grad is not None else torch.zeros(()) for p in pair.parameters()]
     pair.zero_grad()
     return [torch.as_tensor(loss) / n, *(g.clone() for g in gradients)]
@@ -73,7 +73,7 @@ def pyros_loss_and_gradients(
 def _announcing(pair: nn.Module):
     """The model, with a `pyro.param` of its own: without one, `Trace_ELBO` takes no gradient of a plain pair."""
 
-    def model(**batch: Tensor) -> None:
+    def model(batch: dict[str, Tensor]) -> None:
         pyro.param("anything", torch.zeros(()))
         pair.model(**batch)
 
