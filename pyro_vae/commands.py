@@ -16,6 +16,7 @@ from pyro_vae.errors import DataError, RunError
 from pyro_vae.evaluation import Result, evaluate_each
 from pyro_vae.options import dataset_options
 from pyro_vae.report import write_report
+from pyro_vae.terms import select_fields
 from pyro_vae.training import launch, open_folder, train
 from pyro_vae.training_options import TrainSettings
 
@@ -143,7 +144,7 @@ def report_run(folder: Path, data: Dataset | None = None, notes: Sequence[str] =
 def sample_run(folder: Path, n: int, out: Path, seed: int = 0) -> None:
     """Draw `n` data from the model: means as a picture (.png), or every site's values as arrays (.npz)."""
     run = runs.load_run(folder)
-    fields = generation.blank_fields(run.fields, n)
+    fields = _fields_to_sample(run, n)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sites = generation.sample(run.pair, fields)
@@ -151,6 +152,14 @@ def sample_run(folder: Path, n: int, out: Path, seed: int = 0) -> None:
         save_arrays(out, {name: site.value for name, site in sites.items()})
     else:
         plots.save_images(generation.center(generation.picture_site(generation.observed(sites))), out)
+
+
+def _fields_to_sample(run: runs.StoredRun, n: int) -> dict[str, torch.Tensor]:
+    """Fields for `n` draws: what the model conditions on is that of the test data, over and over if need be."""
+    if len(run.fields) == 1:
+        return generation.blank_fields(run.fields, n)
+    test = run_data(run.folder).test
+    return select_fields(run.pair, test.take(torch.arange(n) % test.size))
 
 
 def reconstruct_run(folder: Path, n: int, out: Path) -> None:

@@ -169,5 +169,11 @@ def _add_bits_per_dim(result: Result, pair: nn.Module, split: Split) -> None:
     elif not is_discrete(pair, batch):
         result.bits_per_dim_note = "the data are continuous, so their density has no bits"
     else:
-        dims = sum(site.fn.event_shape.numel() for site in observed_sites(pair, batch).values())
+        dims = sum(_elements_that_count(site.fn) for site in observed_sites(pair, batch).values())
         result.bits_per_dim = -result.mean / (dims * math.log(2))
+
+
+def _elements_that_count(fn: Any) -> int:
+    """Of one datum; a distribution with a mask says which."""
+    mask = getattr(fn, "mask", None)
+    return int(mask.sum()) if isinstance(mask, Tensor) else fn.event_shape.numel()

@@ -296,7 +296,10 @@ def frozen_regressor(folder: str, shapes: dict[str, tuple[int, ...]]) -> Regress
     Raises:
         RunError: no run folder, or the run of another model, or of one for data of other shapes.
     """
-    pair = runs.load_run(folder).pair
+    try:
+        pair = runs.load_run(folder).pair
+    except RunError as reason:
+        raise RunError(f"baseline {folder}: {reason}") from reason
     if not isinstance(pair, Regressor):
         raise RunError(
             f"baseline {folder} is a run of {type(pair).__name__}, not of a regressor; train one on the same data: "
