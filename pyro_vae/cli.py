@@ -22,6 +22,7 @@ Deep latent-variable models as Pyro programs.
   encode RUN         posterior mean and scale of every datum
   export RUN         draws and importance weights for ArviZ
   report RUN         write the run's report again
+  check [MODEL]      does a model keep the contract on a data set? Takes the options of train
   list [KIND]        the models, datasets, objectives and evaluators that are installed
 
 `pyro-vae COMMAND --help` tells a command's options; `pyro-vae train` alone trains a 2-D VAE on digits.
@@ -209,6 +210,17 @@ def report_command(arguments: list[str]) -> None:
     say(f"report: {commands.report_run(given.run)}")
 
 
+def check_command(arguments: list[str]) -> None:
+    """pyro-vae check"""
+    from pyro_vae import commands
+    from pyro_vae.training_options import parse_train
+
+    parser = _parser("check", "Check that a model keeps the contract of a pair on a data set.")
+    settings, _ = parse_train(parser, arguments)
+    for checked in commands.check_model(settings):
+        print(f"ok: {checked}")
+
+
 def list_command(arguments: list[str]) -> None:
     """pyro-vae list"""
     from pyro_vae import plugins
@@ -241,6 +253,7 @@ COMMANDS = {
     "encode": encode_command,
     "export": export_command,
     "report": report_command,
+    "check": check_command,
     "list": list_command,
 }
 

@@ -20,6 +20,7 @@ from pyro_vae.terms import select_fields
 from pyro_vae.training import launch, open_folder, train
 from pyro_vae.training_options import TrainSettings
 
+CHECKED = 16
 DATA_SETTINGS = ("data", "binarize", "scale", "seed")
 
 
@@ -55,6 +56,15 @@ def train_run(settings: TrainSettings, out: Path, resume: bool, overwrite: bool,
     if processes.rank() == 0:
         report_run(out, run.data, run.notes)
     return results
+
+
+def check_model(settings: TrainSettings) -> list[str]:
+    """What was checked of a registered model on a batch of its training data; raises as `check_pair` does."""
+    from pyro_vae.testing import check_pair
+
+    data = load_settings_data(settings.data, settings.data_options)
+    pair = runs.build_model(settings.model, data.facts, settings.model_options, settings.data["seed"])
+    return check_pair(pair, data.train.head(CHECKED).take(slice(None)))
 
 
 def load_settings_data(data: Mapping[str, Any], options: Mapping[str, Any]) -> Dataset:

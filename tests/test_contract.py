@@ -19,6 +19,7 @@ from pyro_vae.nets import ENCODERS
 from pyro_vae.posteriors import POSTERIORS
 from pyro_vae.priors import PRIORS
 from pyro_vae.terms import batch_size, select_fields
+from pyro_vae.testing import check_pair
 
 MODELS = plugins.names("model")
 OBJECTIVES = plugins.names("objective")
@@ -74,6 +75,11 @@ def dtype(request):
 
 
 # --- every registered model ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_passes_the_checks_that_plugin_authors_run(name):
+    check_pair(build(name), example())
 
 
 @pytest.mark.parametrize("particles, n", [(1, 5), (3, 5), (4, 4), (2, 1)])

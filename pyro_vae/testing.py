@@ -1,0 +1,150 @@
+"""The contract of a pair as a function: `check_pair` runs on a user's pair the checks that our own models pass."""
+
+import copy
+from collections.abc import Callable, Mapping
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+
+from pyro_vae.data import Split
+from pyro_vae.errors import ContractError
+from pyro_vae.evaluation import evaluate
+from pyro_vae.evaluation.blocks import Block
+from pyro_vae.generation import sample
+from pyro_vae.objectives import TraceELBO
+from pyro_vae.pair import evaluating
+from pyro_vae.support import observed_sites
+from pyro_vae.terms import Site, log_terms, reduce_guide, reduce_model, run_guide, run_model, run_program, select_fields
+
+Batch = Mapping[str, Tensor]
+SEED = 0
+
+
+def check_pair(pair: nn.Module, batch: Batch) -> list[str]:
+    """Run every check of the contract of a pair; the pair and all global state are left as they were.
+
+    Args:
+        pair: a model and a guide on one module.
+        batch: the fields that it takes, at least two data, as it is given them in training.
+
+    Returns:
+        What was checked, in words.
+
+    Raises:
+        ContractError: one or more checks failed; says in words what.
+    """
+    failures: dict[str, str] = {}
+    with torch.random.fork_rng():
+        for what, check in CHECKS.items():
+            torch.manual_seed(SEED)
+            try:
+                check(copy.deepcopy(pair), batch)
+            except Exception as problem:
+                failures.setdefault(" ".join(str(problem).split()) or type(problem).__name__, what)
+                if check in (_takes_fields, _has_terms_of_each_datum):
+                    break  # the others build on it
+    if failures:
+        listed = "; ".join(f"({i}) {what}: {message}" for i, (message, what) in enumerate(failures.items(), start=1))
+        raise ContractError(f"{type(pair).__name__} fails {len(failures)} of {len(CHECKS)} checks: {listed}")
+    return list(CHECKS)
+
+
+def _takes_fields(pair: nn.Module, batch: Batch) -> None:
+    sizes = {name: len(value) for name, value in select_fields(pair, batch).items()}
+    if len(set(sizes.values())) > 1 or min(sizes.values()) < 2:
+        raise ContractError(f"the batch must hold at least two data, as many in each field, not {sizes}")
+
+
+def _has_terms_of_each_datum(pair: nn.Module, batch: Batch) -> None:
+    size = len(next(iter(batch.values())))
+    for particles in (1, 3, size):
+        terms = log_terms(pair, batch, particles)
+        for name in ("log_likelihood", "log_prior", "log_guide"):
+            if not getattr(terms, name).isfinite().all():
+                raise ContractError(f"{name} is not finite at {particles} draws of the guide")
+
+
+def _has_one_support(pair: nn.Module, batch: Batch) -> None:
+    Block(pair, Split(batch), slice(0, len(next(iter(batch.values())))), SEED).check()
+
+
+def _keeps_data_apart(pair: nn.Module, batch: Batch) -> None:
+    with evaluating(pair), torch.no_grad():
+        guide = run_guide(pair, batch)
+        together = _terms_at(pair, batch, {name: site.value for name, site in guide.items()})
+        row = slice(1, 2)
+        alone = _terms_at(
+            pair, {name: value[row] for name, value in batch.items()}, {n: site.value[row] for n, site in guide.items()}
+        )
+    for name, one, other in zip(("log p(x|z)", "log p(z)", "log q(z|x)"), together, alone, strict=True):
+        if not torch.allclose(one[:, row], other, rtol=1e-4, atol=1e-4):
+            raise ContractError(
+                f"{name} of a datum depends on the other data of its batch under eval(); keep data apart, in the plate"
+            )
+
+
+def _terms_at(pair: nn.Module, batch: Batch, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    size = len(next(iter(batch.values())))
+    guide = run_program(pair.guide, pair, batch, 1, values)
+    return *reduce_model(run_model(pair, batch, values), 1, size), reduce_guide(guide, 1, size)
+
+
+def _trains_all_parameters(pair: nn.Module, batch: Batch) -> None:
+    TraceELBO()(pair, batch, particles=2).backward()
+    for name, parameter in pair.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            raise ContractError(
+                f"parameter {name!r} gets no gradient; use it in the model or the guide, or freeze it with "
+                "requires_grad_(False)"
+            )
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            raise ContractError(f"the gradient of parameter {name!r} is not finite")
+
+
+def _works_with_plain_pyro(pair: nn.Module, batch: Batch) -> None:
+    fields = select_fields(pair, batch)
+    with pyro.get_param_store().scope():
+        programs: list[Callable[[Batch], object]] = [lambda b: pair.model(**b), lambda b: pair.guide(**b)]
+        loss = Trace_ELBO().loss(*programs, fields)
+    if not torch.tensor(loss).isfinite():
+        raise ContractError("Pyro's Trace_ELBO of the pair is not finite")
+
+
+def _generates(pair: nn.Module, batch: Batch) -> None:
+    fields = select_fields(pair, batch)
+    given, drawn = observed_sites(pair, fields), _observed(sample(pair, fields))
+    if not given:
+        raise ContractError("the model observes nothing; give a site obs=")
+    for name, site in given.items():
+        if drawn[name].value.shape != site.value.shape:
+            raise ContractError(
+                f"site {name!r} draws values of shape {list(drawn[name].value.shape)} but observes "
+                f"{list(site.value.shape)}; give its distribution the shape of the data"
+            )
+
+
+def _observed(sites: Mapping[str, Site]) -> dict[str, Site]:
+    return {name: site for name, site in sites.items() if site.observed}
+
+
+def _is_left_alone_by_evaluation(pair: nn.Module, batch: Batch) -> None:
+    evaluate(pair, Split(batch), "elbo", 2, progress=False, relaxed=True)
+
+
+def _fits_the_data(pair: nn.Module, batch: Batch) -> None:
+    evaluate(pair, Split(batch), "importance", 30, progress=False)
+
+
+CHECKS: dict[str, Callable[[nn.Module, Batch], None]] = {
+    "model and guide take the same fields, which the data have": _takes_fields,
+    "all sites are in the data plate, with one finite log-probability a datum": _has_terms_of_each_datum,
+    "guide and prior of each latent have one support": _has_one_support,
+    "a datum's terms do not depend on the other data": _keeps_data_apart,
+    "every parameter gets a gradient": _trains_all_parameters,
+    "plain Pyro takes the pair": _works_with_plain_pyro,
+    "the model generates what it observes": _generates,
+    "evaluation changes no parameter and no buffer": _is_left_alone_by_evaluation,
+    "the data are in the likelihood's support, and importance weights are finite": _fits_the_data,
+}
