@@ -43,8 +43,8 @@ def check_pair(pair: nn.Module, batch: Batch) -> list[str]:
                 check(copy.deepcopy(pair), batch)
             except Exception as problem:
                 failures.setdefault(" ".join(str(problem).split()) or type(problem).__name__, what)
-                if check in (_takes_fields, _has_terms_of_each_datum):
-                    break  # the others build on it
+                if check in FIRST:
+                    break
     if failures:
         listed = "; ".join(f"({i}) {what}: {message}" for i, (message, what) in enumerate(failures.items(), start=1))
         raise ContractError(f"{type(pair).__name__} fails {len(failures)} of {len(CHECKS)} checks: {listed}")
@@ -139,8 +139,8 @@ def _fits_the_data(pair: nn.Module, batch: Batch) -> None:
 
 CHECKS: dict[str, Callable[[nn.Module, Batch], None]] = {
     "model and guide take the same fields, which the data have": _takes_fields,
-    "all sites are in the data plate, with one finite log-probability a datum": _has_terms_of_each_datum,
-    "guide and prior of each latent have one support": _has_one_support,
+    "model and guide have the same latents, in the data plate and with one support": _has_one_support,
+    "every site has one finite log-probability a datum": _has_terms_of_each_datum,
     "a datum's terms do not depend on the other data": _keeps_data_apart,
     "every parameter gets a gradient": _trains_all_parameters,
     "plain Pyro takes the pair": _works_with_plain_pyro,
@@ -148,3 +148,6 @@ CHECKS: dict[str, Callable[[nn.Module, Batch], None]] = {
     "evaluation changes no parameter and no buffer": _is_left_alone_by_evaluation,
     "the data are in the likelihood's support, and importance weights are finite": _fits_the_data,
 }
+
+FIRST = (_takes_fields, _has_one_support, _has_terms_of_each_datum)
+"""What fails these fails others for the same reason."""

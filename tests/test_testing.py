@@ -131,7 +131,7 @@ BROKEN = {
     Unused: "every parameter gets a gradient: parameter 'spare' gets no gradient",
     GuideLacks: "latent site 'z' is not in the guide",
     GuideHasMore: "the guide samples 'more', which the model lacks",
-    OtherSupport: "guide and prior of each latent have one support: site 'z'",
+    OtherSupport: "with one support: site 'z'",
     OtherField: "needs the field 'picture'; the data have x",
     OtherFields: r"model takes \['x'\] but guide takes \['x', 'label'\]",
     Mixing: r"log q\(z\|x\) of a datum depends on the other data",
