@@ -115,7 +115,7 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option], titl
     """Add typed options to a parser, in a group of their own."""
     group = parser.add_argument_group(title) if options else parser
     for option in options:
-        shown = f" (default: {option.default})" if option.default not in (None, "") else ""
+        shown = " (default: %(default)s)" if option.default not in (None, "") else ""
         flag = {"nargs": "?", "const": True} if option.type is bool else {}
         group.add_argument(
             f"--{option.name}",
@@ -123,6 +123,6 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option], titl
             default=option.default,
             required=option.required,
             metavar=option.name.upper(),
-            help=(option.help + shown).replace("%", "%%"),
+            help=option.help.replace("%", "%%") + shown,
             **flag,
         )

@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 
 from pyro_vae import checkpoints, plugins
+from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.errors import DataError, RunError
 
 CONFIG, LAST, BEST, METRICS, EVALUATION, REPORT = (
@@ -59,7 +60,8 @@ def build_model(name: str, facts: Mapping[str, Any], options: Mapping[str, Any],
     given = {key: value for key, value in facts.items() if key in parameters} | dict(options)
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in given:
-            raise DataError(f"model {name!r} needs {key}, which these data do not offer; they offer {', '.join(facts)}")
+            field = f", so data with a field {FIELDS_OF_FACTS[key]}" if key in FIELDS_OF_FACTS else ""
+            raise DataError(f"model {name!r} needs {key}{field}; these data offer {', '.join(facts)}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return constructor(**given)

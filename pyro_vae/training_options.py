@@ -8,11 +8,11 @@ from typing import Any
 
 from pyro_vae import plugins, runs
 from pyro_vae.data import load_data
+from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.errors import PluginError, RunError, UnknownName, UsageError
 from pyro_vae.options import Option, add_options, dataset_options, options_of, parse_value
 from pyro_vae.training import train
 
-FROM_THE_DATA = ("data_shape", "data_mean", "context_shape", "num_labels")
 NOT_SETTINGS = ("pair", "data", "objective", "seed", "out", "progress", "resume", "overwrite", "record")
 DEFAULTS = {"model": "vae", "data": "digits", "objective": "trace_mean_field_elbo"}
 DEFAULT_BINARIZE = "dynamic"
@@ -61,7 +61,7 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
     if first.resume and (stored := runs.read_config(Path(first.out)).get("model", chosen["model"])) != chosen["model"]:
         raise RunError(f"{first.out} is a run of model {stored!r}, not {chosen['model']!r}; choose another --out")
     owners = {
-        "the model": options_of(plugins.load("model", chosen["model"]), FROM_THE_DATA),
+        "the model": options_of(plugins.load("model", chosen["model"]), FIELDS_OF_FACTS),
         "the data set": dataset_options(chosen["data"]),
         "the objective": options_of(plugins.load("objective", chosen["objective"])),
         "data": options_of(load_data, ("name_or_file", "options")),

@@ -104,7 +104,7 @@ def test_every_command_explains_itself(command, pyro_vae):
 
 def test_the_help_of_training_lists_the_options_of_the_model(pyro_vae):
     told = " ".join(pyro_vae("train --help").out.split())
-    for words in ("--latent_dim", "--likelihood", "size of z. (default: 2)", "--kl_warmup", "--binarize"):
+    for words in ("--latent_dim", "--likelihood", "size of z. (default: 2)", "--kl_warmup", "(default: dynamic)"):
         assert words in told
     assert "--prior" not in pyro_vae("train blog --help").out
     assert "--gradient" in pyro_vae("train --objective iwae --help").out

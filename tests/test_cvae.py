@@ -204,5 +204,5 @@ def test_a_model_that_never_sees_its_context_is_refused():
 
 
 def test_data_without_a_context_are_refused(tmp_path):
-    with pytest.raises(DataError, match="needs context_shape, which these data do not offer"):
+    with pytest.raises(DataError, match="needs context_shape, so data with a field context; these"):
         run(tmp_path / "cvae", "cvae", data="digits")

@@ -170,7 +170,7 @@ def test_a_model_is_built_from_facts_and_options_and_a_seed_alone():
 def test_a_model_that_cannot_be_built_says_why():
     with pytest.raises(UnknownName, match="known: vae"):
         runs.build_model("vea", FACTS, {})
-    with pytest.raises(DataError, match="needs data_shape, which these data do not offer; they offer num_labels"):
+    with pytest.raises(DataError, match="needs data_shape, so data with a field x; these data offer num_labels"):
         runs.build_model("vae", {"num_labels": 10}, {})
     with pytest.raises(ContractError, match="latent_dim must be at least 1"):
         runs.build_model("vae", FACTS, {"latent_dim": 0})

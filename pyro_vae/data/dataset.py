@@ -14,6 +14,9 @@ from pyro_vae.data.arrays import check_finite, to_tensor
 from pyro_vae.data.split import Batch, Split, Step
 from pyro_vae.errors import DataError
 
+FIELDS_OF_FACTS = {"data_shape": "x", "data_mean": "x", "context_shape": "context", "num_labels": "label"}
+"""What a model's constructor may ask for, and the field that tells it; see `Dataset.facts`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
