@@ -13,7 +13,7 @@ _HOMES = {
     "Dataset": "pyro_vae.data",
     "Split": "pyro_vae.data",
     "train": "pyro_vae.training",
-    "Run": "pyro_vae.training",
+    "Run": "pyro_vae.trainer",
     "evaluate": "pyro_vae.evaluation",
     "Result": "pyro_vae.evaluation",
     "inference_data": "pyro_vae.evaluation.inference_data",

@@ -11,13 +11,13 @@ import torch
 
 from pyro_vae import checkpoints, generation, plots, plugins, processes, runs
 from pyro_vae.data import Dataset, load_data
-from pyro_vae.devices import find_device
+from pyro_vae.devices import find_device, launch
 from pyro_vae.errors import DataError, RunError
 from pyro_vae.evaluation import Result, evaluate_each
 from pyro_vae.options import dataset_options
 from pyro_vae.report import write_report
 from pyro_vae.terms import select_fields
-from pyro_vae.training import launch, open_folder, train
+from pyro_vae.training import open_folder, train
 from pyro_vae.training_options import TrainSettings
 
 CHECKED = 16

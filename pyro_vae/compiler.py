@@ -1,14 +1,13 @@
-"""Compiles a traced graph, on a CPU with faster forms of what models are made of.
+"""Compiles a graph, on a CPU with faster forms of what models are made of.
 
 Matrix products go to oneDNN, which is twice as fast as MKL on processors that are not Intel's. tanh and softplus, whose
 own forms are accurate in the last bit and take four times as long, are equal to the last bits of float32.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 LARGE = 2**15
 """Elements of the larger operand from which oneDNN repays its call."""
@@ -16,20 +15,20 @@ LARGE = 2**15
 TERMS = 7
 
 
-def compile_graph(traced: nn.Module) -> Callable[..., Any]:
-    """A module without Python of its own, compiled; random numbers are those of eager torch."""
-    return torch.compile(traced, backend=_inductor)
+def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
+    """A flat graph of tensor operations, compiled for inputs of these shapes and called without a gradient; its random
+    numbers are those of eager torch.
 
-
-def _inductor(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-    """Torch's compiler with our forms, past its cache of graphs, which knows of none."""
+    It passes torch's cache of graphs, which knows of no forms but torch's own.
+    """
     from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
     forms = {**select_decomp_table(), **FORMS}
-    with config.patch(enable_autograd_cache=False):
-        return compile_fx(graph, inputs, config_patches={"fallback_random": True}, decompositions=forms)
+    with config.patch(enable_autograd_cache=False), torch.no_grad():
+        detached = [tensor.detach() for tensor in inputs]
+        return compile_fx(graph, detached, config_patches={"fallback_random": True}, decompositions=forms)
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:

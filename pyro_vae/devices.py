@@ -1,8 +1,32 @@
-"""Devices by name."""
+"""Devices and precisions by name."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from pyro_vae.errors import RunError
+from pyro_vae.errors import RunError, UnknownName
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+
+
+class Precision(NamedTuple):
+    """A precision: Fabric's name for it, and the relative difference that it explains between two ways to compute."""
+
+    fabric: str
+    tolerance: float
+
+
+PRECISIONS = {
+    "32-true": Precision("32-true", 1e-5),
+    "tf32": Precision("32-true", 2e-3),
+    "bf16-mixed": Precision("bf16-mixed", 2e-2),
+}
 
 
 def find_device(name: str) -> str:
@@ -20,3 +44,69 @@ def find_device(name: str) -> str:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RunError(f"device {name!r} is not there: torch sees no GPU; use cpu or auto")
     return name
+
+
+def find_precision(name: str, device: str) -> Precision:
+    """The precision of this name.
+
+    Raises:
+        UnknownName: there is none.
+        RunError: the device does not have it.
+    """
+    if name not in PRECISIONS:
+        raise UnknownName("precision", name, PRECISIONS)
+    if name == "tf32" and not find_device(device).startswith("cuda"):
+        raise RunError("precision 'tf32' is one of NVIDIA's GPUs; on a CPU use 32-true or bf16-mixed")
+    return PRECISIONS[name]
+
+
+@contextmanager
+def matrix_products(precision: str) -> Iterator[None]:
+    """Matrix products of float32 in this precision; torch's own setting is as it was afterwards."""
+    before = torch.get_float32_matmul_precision()
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def cuda_devices(device: torch.device) -> list[int]:
+    """What `torch.random.fork_rng` is told of a device."""
+    return [device.index or 0] if device.type == "cuda" else []
+
+
+def launch(device: str, precision: str = "32-true") -> "Fabric":
+    """Fabric on the asked-for device; started by `torchrun`, one process of several."""
+    chosen = find_precision(precision, device).fabric
+    fabric_type = import_fabric()
+    device = find_device(device)
+    try:
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        fabric = fabric_type(
+            accelerator=device,
+            devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            num_nodes=max(1, processes // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+            strategy="ddp" if processes > 1 else "auto",
+            precision=chosen,
+        )
+    except (ValueError, RuntimeError) as problem:
+        raise RunError(f"cannot use device {device!r} with precision {precision!r}: {problem}") from problem
+    if processes > 1:
+        fabric.launch()
+    return fabric
+
+
+def import_fabric() -> type["Fabric"]:
+    """Lightning's Fabric, imported where it is needed, because it takes seconds.
+
+    Its import sets a variable by which torch looks for a GPU's driver at every step of Adam, a fifth of a millisecond
+    where there is none; what the variable was stays.
+    """
+    before = os.environ.get(NVML_CHECK)
+    from lightning_fabric import Fabric
+
+    if before is None:
+        os.environ.pop(NVML_CHECK, None)
+    return Fabric

@@ -17,7 +17,7 @@ import yaml
 from matplotlib.image import imread
 
 import pyro_vae as pv
-from pyro_vae import checkpoints, cli, training
+from pyro_vae import checkpoints, cli, trainer
 from pyro_vae.errors import UserError
 
 TRAIN = "train --hidden 16 --quiet"
@@ -173,7 +173,7 @@ def test_training_is_resumed_to_the_same_end(trained, pyro_vae, tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on(trained, pyro_vae, tmp_path, monkeypatch):
-    run_epoch = training.Trainer._run_epoch
+    run_epoch = trainer.Trainer._run_epoch
 
     def interrupted(self, bar, start):
         if self.epoch == 1:
@@ -181,7 +181,7 @@ def test_ctrl_c_says_how_to_go_on(trained, pyro_vae, tmp_path, monkeypatch):
         return run_epoch(self, bar, start)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "_run_epoch", interrupted)
+        patch.setattr(trainer.Trainer, "_run_epoch", interrupted)
         stopped = pyro_vae(f"{TRAIN} --epochs 2 --out cut")
     assert stopped.status == 130 and stopped.err == "pyro-vae: interrupted; continue a training with --resume\n"
     assert pyro_vae("train --quiet --resume --out cut").status == 0

@@ -68,7 +68,7 @@ def test_a_third_party_model_is_one_of_ours(third_party):
 
 
 def test_a_model_is_told_only_what_it_asks_for_and_what_it_lacks_is_named(third_party):
-    with pytest.raises(DataError, match="model 'needy' needs wavelength.*they offer data_shape, data_mean"):
+    with pytest.raises(DataError, match="model 'needy' needs wavelength.*these data offer data_shape, data_mean"):
         build_model("needy", {"data_shape": (1, 8, 8), "data_mean": None}, {})
 
 

@@ -37,7 +37,7 @@ EVALUATE = f"""
 import sys
 import torch
 import pyro_vae as pv
-from pyro_vae.training import launch
+from pyro_vae.devices import launch
 
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from pairs import bits, small_vae

@@ -26,7 +26,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import pyro_vae as pv
-from pyro_vae import checkpoints, plugins, training
+from pyro_vae import checkpoints, plugins, trainer, training
 from pyro_vae.data.present import dynamic
 from pyro_vae.errors import ContractError, DataError, DivergenceError, RunError, UnknownName, UserError
 from pyro_vae.objectives import TraceMeanFieldELBO
@@ -342,7 +342,7 @@ def test_the_run_holds_the_weights_of_its_best_epoch():
     run = train(small_vae(), data, epochs=8, lr=0.1, **QUIET)
     elbos = [row["valid_elbo"] for row in run.history]
     assert run.best_epoch == 1 + int(np.argmax(elbos)) < 8
-    again = training.elbo_parts(run.pair, data.valid, data.train.size, cuda=[])
+    again = trainer.elbo_parts(run.pair, data.valid, data.train.size, cuda=[])
     assert again["valid_elbo"] == pytest.approx(max(elbos), rel=1e-6)
     assert not run.pair.training
 
