@@ -5,26 +5,21 @@ import math
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.terms import LogTerms
+from pyro_vae.terms import ElboTerms, LogTerms
 
 
-def elbo(terms: LogTerms, beta: float | Tensor = 1.0) -> Float[Tensor, " batch"]:
+def elbo(terms: LogTerms | ElboTerms, beta: float | Tensor = 1.0) -> Float[Tensor, " batch"]:
     """E_q[log p(x|z)] - beta KL(q || p), the mean over particles (Kingma & Welling 2014, eq. 2; beta: Higgins et
     al. 2017)."""
-    return (terms.log_likelihood - beta * divergence(terms)).mean(0)
+    return (terms.log_likelihood - beta * terms.kl).mean(0)
 
 
-def divergence(terms: LogTerms) -> Float[Tensor, "particles batch"]:
-    """KL(q || p): the closed form where `terms.kl` holds it, else log q - log p at the draws."""
-    return terms.log_guide - terms.log_prior if terms.kl is None else terms.kl
-
-
-def rate(terms: LogTerms) -> Float[Tensor, " batch"]:
+def rate(terms: LogTerms | ElboTerms) -> Float[Tensor, " batch"]:
     """The KL part of minus the ELBO, the mean over particles (Alemi et al. 2018)."""
-    return divergence(terms).mean(0)
+    return terms.kl.mean(0)
 
 
-def distortion(terms: LogTerms) -> Float[Tensor, " batch"]:
+def distortion(terms: LogTerms | ElboTerms) -> Float[Tensor, " batch"]:
     """-E_q[log p(x|z)], the other part."""
     return -terms.log_likelihood.mean(0)
 

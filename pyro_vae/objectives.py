@@ -18,7 +18,7 @@ from torch.distributions import constraints
 from pyro_vae import bounds
 from pyro_vae.errors import ContractError
 from pyro_vae.pair import LocalParameters, select_fields
-from pyro_vae.terms import LogTerms, batch_size, log_terms, validation_off
+from pyro_vae.terms import ElboTerms, LogTerms, batch_size, elbo_terms, log_terms, validation_off
 
 AVERAGES = "__baseline_avg_downstream_cost_"  # how Pyro names the averages that TraceGraph_ELBO keeps
 
@@ -41,7 +41,7 @@ class TraceELBO:
         loss = -bounds.elbo(terms, beta).mean() + shared_loss(terms, beta, data_size)
         if terms.score is None:
             return loss
-        cost = terms.log_likelihood - beta * (terms.log_guide - terms.log_prior)
+        cost = terms.log_likelihood - beta * terms.kl
         # `loss` holds beta log q of these sites as well, whose gradient has mean zero: the last term takes it out
         return loss + without_value(-(terms.score * (cost.detach() + beta)).mean())
 
@@ -67,7 +67,7 @@ class TraceMeanFieldELBO:
         beta: float | Tensor = 1.0,
         data_size: int | None = None,
     ) -> Float[Tensor, ""]:
-        terms = log_terms(pair, batch, particles, analytic_kl=True, allow_shared=True)
+        terms = elbo_terms(pair, batch, particles, allow_shared=True)
         require_reparameterised(terms, "trace_elbo or trace_graph_elbo")
         return -bounds.elbo(terms, beta).mean() + shared_loss(terms, beta, data_size)
 
@@ -144,14 +144,14 @@ def without_value(term: Tensor) -> Tensor:
     return term - term.detach()
 
 
-def shared_loss(terms: LogTerms, beta: float | Tensor, data_size: int | None) -> Tensor | float:
+def shared_loss(terms: ElboTerms | LogTerms, beta: float | Tensor, data_size: int | None) -> Tensor | float:
     """Each datum's share of minus beta (log p - log q) of the latents outside the data plate, nats per datum."""
     if terms.shared is None:
         return 0.0
-    return -beta * terms.shared.mean() / (data_size or terms.log_guide.shape[1])
+    return -beta * terms.shared.mean() / (data_size or terms.log_likelihood.shape[1])
 
 
-def require_reparameterised(terms: LogTerms, alternatives: str) -> None:
+def require_reparameterised(terms: ElboTerms | LogTerms, alternatives: str) -> None:
     """Raise `ContractError` where a guide site has no pathwise gradient."""
     if terms.score is not None:
         raise ContractError(

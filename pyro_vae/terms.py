@@ -32,22 +32,35 @@ class LogTerms(NamedTuple):
     """Log-probabilities in nats, each [particles, batch], at z ~ q(z|x).
 
     The fields after the first three serve training: `score` sums log q over the sites that cannot be reparameterised
-    (None where all can, and under `no_grad`), `kl` is KL(q(z|x) || p(z)) with a closed form wherever one is known
-    (None unless asked for), `shared` [particles] is log p - log q of latents outside the data plate (None where there
-    are none).
+    (None where all can, and under `no_grad`), `shared` [particles] is log p - log q of latents outside the data plate
+    (None where there are none).
     """
 
     log_likelihood: Float[Tensor, "particles batch"]
     log_prior: Float[Tensor, "particles batch"]
     log_guide: Float[Tensor, "particles batch"]
     score: Float[Tensor, "particles batch"] | None = None
-    kl: Float[Tensor, "particles batch"] | None = None
     shared: Float[Tensor, " particles"] | None = None
 
     @property
     def log_weight(self) -> Float[Tensor, "particles batch"]:
         """log p(x, z) - log q(z|x)."""
         return self.log_likelihood + self.log_prior - self.log_guide
+
+    @property
+    def kl(self) -> Float[Tensor, "particles batch"]:
+        """log q(z|x) - log p(z), whose mean is KL(q(z|x) || p(z))."""
+        return self.log_guide - self.log_prior
+
+
+class ElboTerms(NamedTuple):
+    """What an ELBO is made of, in nats, each [particles, batch]: `kl` is KL(q(z|x) || p(z)) in closed form wherever one
+    is known, else log q - log p at the draws. The other fields are those of `LogTerms`."""
+
+    log_likelihood: Float[Tensor, "particles batch"]
+    kl: Float[Tensor, "particles batch"]
+    score: Float[Tensor, "particles batch"] | None = None
+    shared: Float[Tensor, " particles"] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +192,6 @@ def log_terms(
     batch: Mapping[str, Tensor],
     particles: int = 1,
     *,
-    analytic_kl: bool = False,
     frozen_guide: bool = False,
     allow_shared: bool = False,
 ) -> LogTerms:
@@ -189,7 +201,6 @@ def log_terms(
         pair: a model and a guide on one module.
         batch: named tensors, the batch first.
         particles: draws of z for each datum, vectorised in a plate at dim -2.
-        analytic_kl: also give `kl`, in closed form where torch knows one.
         frozen_guide: evaluate log q with the guide's parameters held fixed, so that gradients reach them only
             through z (Roeder, Wu & Duvenaud 2017).
         allow_shared: accept latents outside the data plate, which have no per-datum bound, and give their
@@ -204,9 +215,16 @@ def log_terms(
     model = run_model(pair, batch, values, particles)
     if frozen_guide:
         guide = rerun_guide_frozen(pair, batch, values, particles)
-    return reduce_sites(
-        model, guide, particles, batch_size(pair, batch), analytic_kl=analytic_kl, allow_shared=allow_shared
-    )
+    return reduce_sites(model, guide, particles, batch_size(pair, batch), allow_shared=allow_shared)
+
+
+def elbo_terms(
+    pair: nn.Module, batch: Mapping[str, Tensor], particles: int = 1, *, allow_shared: bool = False
+) -> ElboTerms:
+    """log p(x|z) at z ~ q(z|x), and KL(q(z|x) || p(z)); arguments and errors are those of `log_terms`."""
+    guide = run_guide(pair, batch, particles)
+    model = run_model(pair, batch, {name: site.value for name, site in guide.items()}, particles)
+    return reduce_to_elbo(model, guide, particles, batch_size(pair, batch), allow_shared=allow_shared)
 
 
 def batch_size(pair: nn.Module, batch: Mapping[str, Tensor]) -> int:
@@ -215,34 +233,36 @@ def batch_size(pair: nn.Module, batch: Mapping[str, Tensor]) -> int:
 
 
 def reduce_sites(
-    model: Mapping[str, Site],
-    guide: Mapping[str, Site],
-    particles: int,
-    size: int,
-    *,
-    analytic_kl: bool = False,
-    allow_shared: bool = False,
+    model: Mapping[str, Site], guide: Mapping[str, Site], particles: int, size: int, *, allow_shared: bool = False
 ) -> LogTerms:
     """Sum the sites of a model and a guide that ran on the same draws into `LogTerms`."""
-    check_sites(model, guide)
-    if allow_shared:
-        check_per_datum({name: site for name, site in model.items() if site.observed}, {})
-    else:
-        check_per_datum(model, guide)
-    sums = _Sums(particles, size)
-    closed_form = prior_before_guide(model, guide)
+    sums = _checked_sums(model, guide, particles, size, allow_shared)
     for site in model.values():
         sums.add("log_likelihood" if site.observed else "log_prior", site)
-        if analytic_kl and not site.observed and site.in_plate:
-            sums.add_kl(guide[site.name], site, closed_form[site.name])
     for site in guide.values():
         sums.add("log_guide", site, shared_sign=-1.0)
-        if analytic_kl and site.name not in model and site.in_plate:
+    totals = [sums.total(name) for name in ("log_likelihood", "log_prior", "log_guide")]
+    return LogTerms(*totals, score=sums.totals.get("score"), shared=sums.shared)
+
+
+def reduce_to_elbo(
+    model: Mapping[str, Site], guide: Mapping[str, Site], particles: int, size: int, *, allow_shared: bool = False
+) -> ElboTerms:
+    """Sum the sites of a model and a guide that ran on the same draws into `ElboTerms`."""
+    sums = _checked_sums(model, guide, particles, size, allow_shared)
+    closed_form = prior_before_guide(model, guide)
+    for site in model.values():
+        if site.observed:
+            sums.add("log_likelihood", site)
+        elif site.in_plate:
+            sums.add_kl(guide[site.name], site, closed_form[site.name])
+        else:
             sums.add("kl", site)
-        if torch.is_grad_enabled() and not getattr(site.fn, "has_rsample", False):
-            sums.add_score(site)
-    totals = {name: sums.total(name) for name in ("log_likelihood", "log_prior", "log_guide")}
-    return LogTerms(**totals, score=sums.totals.get("score"), kl=sums.totals.get("kl"), shared=sums.shared)
+    for site in guide.values():
+        if site.name not in model or not site.in_plate:
+            sums.add("kl", site, shared_sign=-1.0)
+    totals = [sums.total(name) for name in ("log_likelihood", "kl")]
+    return ElboTerms(*totals, score=sums.totals.get("score"), shared=sums.shared)
 
 
 def reduce_model(
@@ -261,6 +281,23 @@ def reduce_guide(guide: Mapping[str, Site], particles: int, size: int) -> Float[
     for site in guide.values():
         sums.add("log_guide", site)
     return sums.total("log_guide")
+
+
+def _checked_sums(
+    model: Mapping[str, Site], guide: Mapping[str, Site], particles: int, size: int, allow_shared: bool
+) -> "_Sums":
+    """Nothing but the score, of sites that keep the contract."""
+    check_sites(model, guide)
+    if allow_shared:
+        check_per_datum({name: site for name, site in model.items() if site.observed}, {})
+    else:
+        check_per_datum(model, guide)
+    sums = _Sums(particles, size)
+    if torch.is_grad_enabled():
+        for site in guide.values():
+            if not getattr(site.fn, "has_rsample", False):
+                sums.add_score(site)
+    return sums
 
 
 class _Sums:
@@ -293,6 +330,7 @@ class _Sums:
         return self.totals.get(name, like.new_zeros(self.particles, self.size))
 
     def add_kl(self, guide: Site, model: Site, closed_form: bool) -> None:
+        self._check_value(guide)
         if closed_form:
             try:
                 kl = kl_divergence(guide.fn, model.fn)

@@ -26,7 +26,7 @@ from pyro_vae.objectives import shared_loss
 from pyro_vae.pair import evaluating
 from pyro_vae.runs import BEST, CONFIG, LAST, METRICS, run_files
 from pyro_vae.schedules import find_schedule, ramp
-from pyro_vae.terms import log_terms, run_guide, run_model, select_fields
+from pyro_vae.terms import elbo_terms, run_guide, run_model, select_fields
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -344,7 +344,7 @@ def elbo_parts(pair: nn.Module, split: Split, data_size: int, cuda: list[int]) -
     with evaluating(pair), torch.random.fork_rng(devices=cuda):
         torch.manual_seed(VALIDATION_SEED)
         for batch in split.batches(1024):
-            terms = log_terms(pair, batch, analytic_kl=True, allow_shared=True)
+            terms = elbo_terms(pair, batch, allow_shared=True)
             rate = bounds.rate(terms) + shared_loss(terms, 1.0, data_size)
             sums += torch.stack([rate.sum(), bounds.distortion(terms).sum()]).double().cpu()
     rate, distortion = (sums / split.size).tolist()

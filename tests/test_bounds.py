@@ -26,7 +26,7 @@ from sklearn.decomposition import PCA, FactorAnalysis
 from torch import nn
 
 from pyro_vae import bounds
-from pyro_vae.terms import LogTerms, log_terms, reduce_sites, run_guide, run_model
+from pyro_vae.terms import ElboTerms, LogTerms, log_terms, reduce_sites, run_guide, run_model
 
 N, D, Q = 60, 6, 3
 
@@ -164,9 +164,9 @@ def test_the_elbo_is_minus_rate_minus_distortion():
     assert torch.allclose(bounds.elbo(terms, beta=0.0), terms.log_likelihood.mean(0))
 
 
-def test_a_closed_form_kl_takes_the_place_of_the_drawn_one():
+def test_bounds_take_the_terms_of_an_elbo_with_their_closed_form_kl():
     kl = torch.arange(35.0, dtype=torch.float64).view(7, 5)
-    terms = random_terms(kl=kl)
+    terms = ElboTerms(random_terms().log_likelihood, kl)
     assert torch.equal(bounds.rate(terms), kl.mean(0))
     assert torch.allclose(bounds.elbo(terms, 0.5), (terms.log_likelihood - 0.5 * kl).mean(0))
 

@@ -52,7 +52,7 @@ def dynamic(data: Dataset, seed: int) -> Dataset:
     if _is_binary(data):
         return data
     held_out = {name: _draw_once(data.splits[name], name, seed) for name in ("valid", "test")}
-    return replace(data, train=data.train.then(_draw), undrawn=data.train, **held_out)
+    return replace(data, train=data.train.then(_draw_anew), undrawn=data.train, **held_out)
 
 
 SCALES: dict[str, Callable[[Dataset], Dataset]] = {"unit": unit, "raw": raw}
@@ -110,8 +110,14 @@ def _is_binary(data: Dataset) -> bool:
     return binary
 
 
-def _draw(batch: Batch, generator: torch.Generator | None = None) -> Batch:
+def _draw(batch: Batch, generator: torch.Generator) -> Batch:
     return {**batch, "x": torch.bernoulli(batch["x"], generator=generator)}
+
+
+def _draw_anew(batch: Batch) -> Batch:
+    """By comparison with uniform numbers, in a quarter of the time that torch takes on a CPU."""
+    x = batch["x"]
+    return {**batch, "x": torch.lt(torch.rand_like(x), x, out=torch.empty_like(x))}
 
 
 def _draw_once(split: Split, name: str, seed: int) -> Split:

@@ -10,7 +10,7 @@ from pyro_vae import bounds
 from pyro_vae.evaluation.blocks import Blocks
 from pyro_vae.evaluation.result import Estimate, quantiles
 from pyro_vae.evaluation.stream import rows_that_fit
-from pyro_vae.terms import reduce_sites, run_model
+from pyro_vae.terms import reduce_to_elbo, run_model
 
 
 class ELBO:
@@ -30,7 +30,7 @@ class ELBO:
                     count = min(step, particles - first)
                     guide = block.draw(count)
                     model = run_model(pair, batch, {name: site.value for name, site in guide.items()}, count)
-                    terms = reduce_sites(model, guide, count, block.size, analytic_kl=True)
+                    terms = reduce_to_elbo(model, guide, count, block.size)
                     total += count * torch.stack([bounds.rate(terms), bounds.distortion(terms)]).double().cpu()
                     progress(count * block.size)
             parts.append(total / particles)
