@@ -5,7 +5,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pyro_vae import bounds, checkpoints
 from pyro_vae.averaging import Average
+from pyro_vae.cuda_graph import CapturedStep
 from pyro_vae.data import Dataset, Split
 from pyro_vae.devices import cuda_devices
 from pyro_vae.engine import EagerStep, Engine, Loss, choose_engine
@@ -115,7 +116,9 @@ class Trainer:
         self.train_split = data.train.to(fabric.device)
         self.valid_split = data.valid.to(fabric.device)
         self.loss = Loss(pair, objective, settings.particles, data.train.size, fabric.autocast, tolerance)
-        self.optimizer = torch.optim.Adam(pair.parameters(), lr=settings.lr, fused=True)
+        on_gpu = fabric.device.type == "cuda"
+        self.rate = torch.tensor(settings.lr, device=fabric.device) if on_gpu else settings.lr
+        self.optimizer = torch.optim.Adam(pair.parameters(), lr=self.rate, fused=True, capturable=on_gpu)
         self.average = Average(pair, settings.ema) if settings.ema else None
         self.order = torch.Generator(device=fabric.device).manual_seed(settings.seed)
         self.schedule = find_schedule(settings.schedule)
@@ -124,6 +127,7 @@ class Trainer:
         self.best: dict[str, Any] = {"epoch": 0, "elbo": -math.inf, "pair": None}
         self.saved_at = time.monotonic()
         self.beta = torch.ones((), device=fabric.device)
+        self.advance: Callable[[dict[str, Tensor]], Tensor] = self._advance
 
     def open(self, overwrite: bool) -> None:
         """Make the run folder and write the settings; with `overwrite`, take away what an earlier run left."""
@@ -153,6 +157,8 @@ class Trainer:
                 self.engine = Engine("eager", "several processes", EagerStep(self.fabric.setup_module(self.loss)))
             else:
                 self.engine = choose_engine(engine, self.loss, example, steps)
+        if self.engine.name == "compiled" and self.fabric.device.type == "cuda":
+            self.advance = CapturedStep(self._advance)
 
     @torch.no_grad()
     def _try_loss(self, example: dict[str, Tensor]) -> None:
@@ -194,7 +200,7 @@ class Trainer:
         row = {"epoch": self.epoch + 1, "loss": loss.mean().item(), **self._validate()}
         if math.isnan(row["valid_loss"]):
             self._explain_divergence(start)
-        row |= {"lr": self.optimizer.param_groups[0]["lr"], "beta": self.beta.item()}
+        row |= {"lr": float(self.rate), "beta": self.beta.item()}
         return row | {"seconds": time.perf_counter() - began}
 
     def _batches(self) -> Any:
@@ -204,7 +210,11 @@ class Trainer:
             yield {n: v[rank::world] for n, v in fields.items()} if world > 1 else fields
 
     def _step(self, batch: dict[str, Tensor], step: int) -> Tensor:
-        loss = self._loss(batch, step)
+        self._set_rates(step)
+        return self.advance(batch)
+
+    def _advance(self, batch: dict[str, Tensor]) -> Tensor:
+        loss = self.engine.step(batch, self.beta)
         self._update()
         return loss
 
@@ -218,14 +228,16 @@ class Trainer:
     def _weights_are_finite(self) -> bool:
         return bool(torch.stack([parameter.isfinite().all() for parameter in self.pair.parameters()]).all())
 
-    def _loss(self, batch: dict[str, Tensor], step: int) -> Tensor:
+    def _set_rates(self, step: int) -> None:
+        """Learning rate and beta of a step, written where a captured step reads them."""
         settings, per_epoch = self.settings, self.steps_per_epoch
         done = self.epoch * per_epoch + step
         factor = ramp(done, settings.lr_warmup * per_epoch) * self.schedule(done / (settings.epochs * per_epoch))
+        lr = settings.lr * factor
+        self.rate = self.rate.fill_(lr) if isinstance(self.rate, Tensor) else lr
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * factor
+            group["lr"] = self.rate
         self.beta.fill_(settings.beta * ramp(done, settings.kl_warmup * per_epoch))
-        return self.engine.step(batch, self.beta)
 
     @property
     def kept(self) -> nn.Module:
@@ -305,7 +317,8 @@ class Trainer:
         epoch = f"epoch {self.epoch + 1}"
         for step, batch in enumerate(self._batches()):
             rng = torch.get_rng_state()
-            loss = self._loss(batch, step)
+            self._set_rates(step)
+            loss = self.engine.step(batch, self.beta)
             if not loss.isfinite():
                 torch.set_rng_state(rng)
                 self._diverged(f"the loss is not finite at {epoch}, step {step + 1}", self.pair, batch)
