@@ -5,13 +5,14 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -191,8 +192,8 @@ class Trainer:
     def _run_epoch(self, bar: tqdm, start: dict[str, Any]) -> dict[str, float]:
         began = time.perf_counter()
         losses = []
-        for step, batch in enumerate(self._batches()):
-            losses.append(self._step(batch, step))
+        for loss in self.steps():
+            losses.append(loss)
             bar.update()
         loss = torch.stack(losses)
         if not (loss.isfinite().all() and self._weights_are_finite()):
@@ -209,9 +210,11 @@ class Trainer:
             fields = select_fields(self.pair, batch)
             yield {n: v[rank::world] for n, v in fields.items()} if world > 1 else fields
 
-    def _step(self, batch: dict[str, Tensor], step: int) -> Tensor:
-        self._set_rates(step)
-        return self.advance(batch)
+    def steps(self) -> Iterator[Float[Tensor, ""]]:
+        """One pass over the training data, a step each time: losses in nats per datum, still on the device."""
+        for step, batch in enumerate(self._batches()):
+            self._set_rates(step)
+            yield self.advance(batch)
 
     def _advance(self, batch: dict[str, Tensor]) -> Tensor:
         loss = self.engine.step(batch, self.beta)

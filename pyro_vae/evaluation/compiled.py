@@ -14,7 +14,8 @@ from pyro_vae.terms import LogTerms, reduce_model, run_model
 from pyro_vae.tracing import call_with, compile_function, named_tensors
 
 REPAYING_SAMPLES = {"cpu": 5_000_000, "cuda": 1_000_000_000}
-"""Compiling takes about a quarter of a minute and saves microseconds a sample on a CPU, tens of nanoseconds on a GPU."""
+"""Compiling takes about a quarter of a minute and saves microseconds a sample on a CPU, tens of
+nanoseconds on a GPU."""
 
 Pieces = tuple[Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]
 ModelFunction = Callable[[dict[str, Tensor], dict[str, Tensor]], Pieces]
