@@ -1,10 +1,13 @@
 """Time, memory and growth: interleaved repeats, peak memory of a process, figures on log axes."""
 
+import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -39,6 +42,18 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def answer_of(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Any:
+    """What another Python process prints as JSON on its last line.
+
+    Raises:
+        RuntimeError: it failed; says what it printed.
+    """
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def peak_bytes() -> int:
     """The largest resident set that this process has had; that of the program that started it is left out."""
     status = Path("/proc/self/status")
@@ -51,10 +66,23 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def log_log(panels: Mapping[str, Series], axes: Mapping[str, tuple[str, str]]) -> Figure:
-    """Panels side by side, each with named series of (x, y) on log axes; `axes` holds each panel's labels."""
-    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
-    for axis, (title, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+def anonymous_bytes() -> int:
+    """Memory that this process holds now, without the pages of mapped files, which the system takes back at need."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return peak_bytes()
+    line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
+
+
+def log_log(panels: Mapping[str, Series], axes: Mapping[str, tuple[str, str]], columns: int | None = None) -> Figure:
+    """Panels in rows of `columns` (all in one where it is not given), each with named series of (x, y) on log axes;
+    `axes` holds each panel's labels."""
+    columns = columns or len(panels)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.8 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, (title, series) in zip(places, panels.items(), strict=False):
         for (name, points), marker in zip(series.items(), "osD^vPX*" * len(series), strict=False):
             axis.plot(*zip(*points, strict=True), marker=marker, label=name)
         axis.set(xscale="log", yscale="log", title=title, xlabel=axes[title][0], ylabel=axes[title][1])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 
+SHAPE, LATENT = (1, 28, 28), 50
 HAS_PYTHAE = find_spec("pythae") is not None
 
 

@@ -10,106 +10,29 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import plots
-from pyro_vae.evaluation import Blocks, Estimate
+from pyro_vae.evaluation import Estimate
 from pyro_vae.evaluation.blocks import DATA_BLOCK
-from pyro_vae.evaluation.importance import Importance
-from pyro_vae.evaluation.stream import PARTICLE_BLOCK, even_step, rows_that_fit
-from pyro_vae.models.presets import iwae
+from pyro_vae.evaluation.stream import PARTICLE_BLOCK
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from machine import header, table  # noqa: E402
-from measure import interleaved, log_log, median_ratio, peak_bytes, seconds_of, spread  # noqa: E402
-from peers import HAS_PYTHAE, PlainVAE, pythae_vae  # noqa: E402
+from measure import answer_of, interleaved, log_log, median_ratio, peak_bytes, seconds_of, spread  # noqa: E402
+from peers import HAS_PYTHAE, LATENT, SHAPE, pythae_vae  # noqa: E402
+from sampling import by_hand_rate, net_and_images, our_rate, products_rate, pythae_rate  # noqa: E402
 
-SHAPE, LATENT = (1, 28, 28), 50
 BY_HAND_CHUNKS = (5, 10, 25)
 PYTHAE_BATCHES = (100, 500, 1000, 5000)
 OURS = {"ours, compiled": "compiled", "ours, eager": "eager"}
-
-
-def net_and_images(count: int) -> tuple[pv.VAE, Tensor]:
-    """The `iwae` preset with random weights, and random binary images."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return iwae(SHAPE).eval(), torch.bernoulli(torch.rand(count, *SHAPE))
-
-
-class Clocked:
-    """An evaluator that notes when each block of samples was done."""
-
-    def __init__(self, evaluator: Importance):
-        self.evaluator = evaluator
-        self.began, self.blocks = 0.0, []
-
-    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
-        def tick(samples: int) -> None:
-            progress(samples)
-            self.blocks.append((time.perf_counter(), samples))
-
-        self.began = time.perf_counter()
-        return self.evaluator(pair, blocks, particles, tick)
-
-    def summarise(self, found: Estimate, particles: int) -> Estimate:
-        return self.evaluator.summarise(found, particles)
-
-    @property
-    def rate(self) -> float:
-        """Samples per second after the first block, in which the chunk is compiled."""
-        (start, _), *later = self.blocks
-        return sum(samples for _, samples in later) / (later[-1][0] - start)
-
-    @property
-    def seconds_to_first_block(self) -> float:
-        return self.blocks[0][0] - self.began
-
-
-def our_rate(engine: str, particles: int, images: Tensor, vae: pv.VAE, first: list[float]) -> float:
-    clock = Clocked(Importance(engine))
-    result = pv.evaluate(vae, images, clock, particles, progress=False)
-    assert result.estimate.summary["engine"].startswith(engine), result.estimate.summary["engine"]
-    first.append(clock.seconds_to_first_block)
-    return clock.rate
-
-
-def by_hand_rate(chunk: int, particles: int, images: Tensor, vae: pv.VAE) -> float:
-    plain = PlainVAE(vae)
-    return len(images) * particles / seconds_of(lambda: plain.log_likelihood(images, particles, chunk))
-
-
-def pythae_rate(batch: int, particles: int, images: Tensor, vae: pv.VAE) -> float:
-    """`get_nll` without gradients, in batches that divide the particles: it rounds their number down to such."""
-    model = pythae_vae(vae, SHAPE, LATENT).eval()
-    with torch.inference_mode():
-        return len(images) * particles / seconds_of(lambda: model.get_nll(images, particles, batch))
-
-
-@torch.inference_mode()
-def products_rate(vae: pv.VAE, images: Tensor, samples: int) -> float:
-    """The decoder's matrix products alone, on chunks of the shape that ours has."""
-    rows = DATA_BLOCK * even_step(PARTICLE_BLOCK, rows_that_fit({"x": images}) // DATA_BLOCK)
-    weights = [layer.weight.T for layer in vae.decoder.modules() if isinstance(layer, nn.Linear)]
-    inputs = [torch.randn(rows, len(weight)) for weight in weights]
-    outputs = [torch.empty(rows, weight.shape[1]) for weight in weights]
-    count = max(1, samples // rows)
-
-    def work() -> None:
-        for _ in range(count):
-            for x, weight, out in zip(inputs, weights, outputs, strict=True):
-                torch.mm(x, weight, out=out)
-
-    return count * rows / seconds_of(work)
 
 
 def measure_speed(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, list[float]], dict]:
@@ -151,10 +74,8 @@ def measure_growth(options: argparse.Namespace) -> dict[str, list[dict[str, floa
     found: dict[str, list[dict[str, float]]] = {}
     for kind in [*OURS, *(["pythae"] if HAS_PYTHAE else [])]:
         for particles in options.growth:
-            command = [sys.executable, __file__, "--child", kind, "--growth", str(particles)]
-            command += ["--growth_data", str(options.growth_data)]
-            answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found.setdefault(kind, []).append({"K": particles, **json.loads(answer.splitlines()[-1])})
+            command = [__file__, "--child", kind, "--growth", str(particles), "--growth_data", str(options.growth_data)]
+            found.setdefault(kind, []).append({"K": particles, **answer_of(command)})
     return found
 
 

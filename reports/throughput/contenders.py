@@ -1,0 +1,255 @@
+"""The ways to train one net that are held against each other: each is built once, and then runs epochs."""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from measure import seconds_of
+from peers import HAS_PYTHAE, LATENT, SHAPE, PlainVAE, pythae_vae
+from PIL import Image
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import ToTensor
+
+import pyro_vae as pv
+from pyro_vae import plugins
+from pyro_vae.cuda_graph import CapturedStep
+from pyro_vae.data import Split
+from pyro_vae.data.present import dynamic
+from pyro_vae.devices import launch
+from pyro_vae.trainer import Settings, Trainer
+
+RATE = 1e-3
+
+Epoch = Callable[[], float]
+"""Trains on all images once, and gives images per second."""
+
+
+class Case(NamedTuple):
+    """A net, a batch size, an objective (several particles: the importance-weighted bound), and steps an epoch."""
+
+    net: dict
+    batch: int
+    particles: int
+    steps: int
+
+    def build(self) -> pv.VAE:
+        torch.manual_seed(0)
+        return pv.VAE(SHAPE, **{"latent_dim": LATENT, **self.net})
+
+    def images(self, batches: int | None = None) -> Tensor:
+        """Random grey levels, uint8 [images, 28, 28]: speed does not depend on what they show."""
+        generator = torch.Generator().manual_seed(0)
+        count = self.batch * (batches or self.steps)
+        return torch.randint(0, 256, (count, *SHAPE[1:]), dtype=torch.uint8, generator=generator)
+
+
+IWAE_NET = {"hidden": (200, 200), "activation": "tanh"}
+CASES = {
+    "784-400-50, batch 128": Case({"hidden": (400,)}, 128, 1, 60),
+    "iwae net, batch 20": Case(IWAE_NET, 20, 1, 150),
+    "iwae net, batch 100": Case(IWAE_NET, 100, 1, 60),
+    "conv net, batch 128": Case({"hidden": (128,), "net": "conv"}, 128, 1, 6),
+    "iwae net, K = 50, batch 20": Case(IWAE_NET, 20, 50, 20),
+}
+
+
+def timed(images: Tensor, epoch: Callable[[], object]) -> Epoch:
+    """Images per second of an epoch, to the end of what a GPU still has to do."""
+
+    def run() -> None:
+        epoch()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return lambda: len(images) / seconds_of(run)
+
+
+def plain_loss(case: Case, plain: PlainVAE) -> Callable[[Tensor], Tensor]:
+    return plain.loss if case.particles == 1 else partial(plain.iwae_loss, particles=case.particles)
+
+
+def by_hand(case: Case, images: Tensor, device: str, compiled: bool = False, fast_draw: bool = False) -> Epoch:
+    """Fused Adam, data in memory, binarised at every presentation."""
+    plain = PlainVAE(case.build()).to(device)
+    optimizer = torch.optim.Adam(plain.parameters(), RATE, fused=True)
+    loss_of = plain_loss(case, plain)
+    loss_of = torch.compile(loss_of, dynamic=False) if compiled else loss_of
+    grey = (images.float() / 255).unsqueeze(1).to(device)
+
+    def draw(x: Tensor) -> Tensor:
+        return torch.lt(torch.rand_like(x), x, out=torch.empty_like(x)) if fast_draw else torch.bernoulli(x)
+
+    def epoch() -> float:
+        losses = []
+        for rows in torch.randperm(len(grey), device=device).split(case.batch):
+            optimizer.zero_grad()
+            loss = loss_of(draw(grey[rows]))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean().item()
+
+    return timed(images, epoch)
+
+
+def by_hand_captured(case: Case, images: Tensor, device: str) -> Epoch:
+    """The same, a step captured as a CUDA graph."""
+    plain = PlainVAE(case.build()).to(device)
+    optimizer = torch.optim.Adam(plain.parameters(), RATE, fused=True, capturable=True)
+    loss_of = plain_loss(case, plain)
+    grey = (images.float() / 255).unsqueeze(1).to(device)
+
+    def work(batch: dict[str, Tensor]) -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(torch.bernoulli(batch["x"]))
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    step = CapturedStep(work)
+
+    def epoch() -> float:
+        order = torch.randperm(len(grey), device=device).split(case.batch)
+        return torch.stack([step({"x": grey[rows]}) for rows in order]).mean().item()
+
+    return timed(images, epoch)
+
+
+class Pictures(Dataset):
+    """A picture at a time through PIL and ToTensor, as torchvision's MNIST gives them."""
+
+    def __init__(self, images: Tensor):
+        self.images = images.numpy()
+        self.transform = ToTensor()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index], mode="L")), 0
+
+
+def tutorial(case: Case, images: Tensor, device: str) -> Epoch:
+    """ToTensor, DataLoader, Adam as it comes, a loss by hand, its value read at every step."""
+    plain = PlainVAE(case.build()).to(device)
+    optimizer = torch.optim.Adam(plain.parameters(), RATE)
+    loss_of = plain_loss(case, plain)
+    loader = DataLoader(Pictures(images), case.batch, shuffle=True)
+
+    def epoch() -> None:
+        for x, _ in loader:
+            optimizer.zero_grad()
+            loss = loss_of(x.to(device))
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+    return timed(images, epoch)
+
+
+class PyroExample(nn.Module):
+    """The VAE of Pyro's examples: `pyro.module`, plates, targets as they are."""
+
+    def __init__(self, vae: pv.VAE):
+        super().__init__()
+        self.encoder, self.heads, self.decoder = vae.encoder, vae.posterior.heads, vae.decoder
+        self.name = f"example_{id(self)}"
+
+    def model(self, x: Tensor) -> None:
+        pyro.module(f"{self.name}_decoder", self.decoder)
+        with pyro.plate("data", x.shape[0]):
+            zeros = x.new_zeros(x.shape[0], LATENT)
+            z = pyro.sample("latent", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
+            logits = self.decoder(z).reshape(*z.shape[:-1], -1)
+            pyro.sample("obs", dist.Bernoulli(logits=logits, validate_args=False).to_event(1), obs=x.flatten(1))
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module(f"{self.name}_encoder", self.encoder)
+        pyro.module(f"{self.name}_heads", self.heads)
+        with pyro.plate("data", x.shape[0]):
+            loc, log_scale = self.heads(self.encoder(x)).chunk(2, -1)
+            pyro.sample("latent", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def pyro_svi(case: Case, images: Tensor, device: str, loader: bool = True) -> Epoch:
+    """`SVI` with `pyro.optim.Adam`; as in Pyro's example with a DataLoader, or with data in memory."""
+    example = PyroExample(case.build()).to(device)
+    elbo = Trace_ELBO() if case.particles == 1 else RenyiELBO(0, case.particles, vectorize_particles=True)
+    svi = SVI(example.model, example.guide, pyro.optim.Adam({"lr": RATE}), elbo)
+    batches = DataLoader(Pictures(images), case.batch, shuffle=True)
+    grey = (images.float() / 255).unsqueeze(1).to(device)
+
+    def epoch() -> None:
+        if loader:
+            for x, _ in batches:
+                svi.step(x.to(device))
+        else:
+            for rows in torch.randperm(len(grey)).split(case.batch):
+                svi.step(torch.bernoulli(grey[rows.to(device)]))
+
+    return timed(images, epoch)
+
+
+def pythae_trainer(case: Case, images: Tensor, device: str) -> Epoch:
+    """An epoch of pythae's `BaseTrainer`, which reads its loss at every step."""
+    from pythae.data.datasets import BaseDataset
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    model = pythae_vae(case.build(), SHAPE, LATENT, case.particles)
+    with tempfile.TemporaryDirectory() as folder:
+        config = BaseTrainerConfig(
+            output_dir=folder,
+            num_epochs=10**6,
+            learning_rate=RATE,
+            per_device_train_batch_size=case.batch,
+            no_cuda=device == "cpu",
+        )
+        data = BaseDataset((images.float() / 255).unsqueeze(1), torch.zeros(len(images)))
+        trainer = BaseTrainer(model, train_dataset=data, training_config=config)
+        trainer.prepare_training()
+    trainer.callback_handler.callbacks.clear()
+    return timed(images, lambda: trainer.train_step(1))
+
+
+def our_trainer(case: Case, images: Tensor, device: str, engine: str, precision: str = "32-true") -> Trainer:
+    grey = pv.Dataset("grey", *[Split({"x": (images.float() / 255).unsqueeze(1)})] * 3)
+    objective = plugins.load("objective", "trace_mean_field_elbo" if case.particles == 1 else "iwae")()
+    settings = Settings(10**6, case.batch, RATE, "constant", 0, 1.0, 0, None, None, 0.0, 0, case.particles)
+    trainer = Trainer(launch(device, precision), case.build(), dynamic(grey, 0), objective, settings, {}, None)
+    trainer.prepare(engine)
+    assert trainer.engine.name == engine, trainer.engine.reason
+    return trainer
+
+
+def ours(case: Case, images: Tensor, device: str, engine: str) -> Epoch:
+    """The loop of `pv.train`, without validation."""
+    trainer = our_trainer(case, images, device, engine)
+    return timed(images, lambda: torch.stack(list(trainer.steps())).mean().item())
+
+
+Build = Callable[[Case, Tensor, str], Epoch]
+
+CONTENDERS: dict[str, Build] = {
+    "by hand, fused Adam": by_hand,
+    "by hand, drawing as ours": partial(by_hand, fast_draw=True),
+    "by hand, torch.compile": partial(by_hand, compiled=True),
+    "Pyro SVI, DataLoader": pyro_svi,
+    "Pyro SVI, data in memory": partial(pyro_svi, loader=False),
+    "tutorial": tutorial,
+    "pythae": pythae_trainer,
+    "ours, eager": partial(ours, engine="eager"),
+    "ours, compiled": partial(ours, engine="compiled"),
+}
+ON_A_GPU: dict[str, Build] = {"by hand, CUDA graph": by_hand_captured}
+
+
+def contenders(device: str) -> dict[str, Build]:
+    """Those that can be had here."""
+    found = CONTENDERS | (ON_A_GPU if device == "cuda" else {})
+    return found if HAS_PYTHAE else {name: build for name, build in found.items() if name != "pythae"}

@@ -1,0 +1,354 @@
+"""What a pair costs, beside whatever a user might pick instead: training, evaluation, memory, growth.
+
+OMP_NUM_THREADS=2 GOMP_SPINCOUNT=1000 python reports/throughput/run.py [--quick]
+
+pythae comes with `pip install '.[bench]'`; without it its rows are left out by name. With PYRO_VAE_DATA, the folder of
+MNIST, the effect of mixed precision on L_5000 is measured as well. A GPU, where there is one, has its own tables.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import pyro_vae as pv
+from pyro_vae import plots
+from pyro_vae.models.presets import iwae
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+import growth  # noqa: E402
+from contenders import CASES, Case, contenders  # noqa: E402
+from machine import header, table  # noqa: E402
+from measure import answer_of, interleaved, log_log, median_ratio, peak_bytes, seconds_of, spread  # noqa: E402
+from peers import HAS_PYTHAE, SHAPE  # noqa: E402
+from sampling import net_and_images, our_rate, products_rate, pythae_rate  # noqa: E402
+
+LIMIT, COMPILED, EAGER = "by hand, fused Adam", "ours, compiled", "ours, eager"
+FIRST, IWAE = "784-400-50, batch 128", "iwae net, K = 50, batch 20"
+IN_A_PROCESS = (FIRST, IWAE)
+PRODUCTS = "matrix products alone"
+KINDS = {
+    "matrix products": ("mm", "addmm", "bmm", "mkldnn", "convolution"),
+    "Adam": ("_fused_adam",),
+    "random numbers": ("bernoulli", "rand", "normal"),
+}
+Rates = dict[str, list[float]]
+
+
+def train_rates(case: Case, rounds: int, device: str) -> Rates:
+    """Images per second of every contender, interleaved."""
+    images = case.images()
+    epochs = {name: build(case, images, device) for name, build in contenders(device).items()}
+    if "conv" not in case.net.values():
+        epochs[PRODUCTS] = products_epoch(case, images, device)
+    return interleaved(epochs, rounds)
+
+
+def products_epoch(case: Case, images: Tensor, device: str) -> Callable[[], float]:
+    """The matrix products of forward and backward pass, into memory that is there already."""
+    rows = {"encoder": case.batch, "posterior": case.batch, "decoder": case.batch * case.particles}
+    vae = case.build().to(device)
+    products = []
+    for part, count in rows.items():
+        for layer in getattr(vae, part).modules():
+            if isinstance(layer, nn.Linear):
+                x, y = (torch.randn(count, size, device=device) for size in (layer.in_features, layer.out_features))
+                weight = layer.weight.detach()
+                products += [(x, weight.T, torch.empty_like(y)), (y.T, x, torch.empty_like(weight))]
+                first = part == "encoder" and layer.in_features == 784
+                products += [] if first else [(y, weight, torch.empty_like(x))]
+
+    def work() -> None:
+        for _ in range(case.steps):
+            for left, right, out in products:
+                torch.mm(left, right, out=out)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return lambda: len(images) / seconds_of(work)
+
+
+def evaluation_rates(rounds: int, particles: int) -> Rates:
+    """Samples per second of L_K with the `iwae` net."""
+    vae, images = net_and_images(200)
+    ways: dict[str, Callable[[], float]] = {
+        COMPILED: lambda: our_rate("compiled", particles, images, vae, []),
+        EAGER: lambda: our_rate("eager", particles, images, vae, []),
+    }
+    if HAS_PYTHAE:
+        best = max((batch for batch in (100, 500, 1000) if particles % batch == 0), key=lambda b: _pythae(b, particles))
+        ways["pythae"] = lambda: pythae_rate(best, particles, images[:10], vae)
+    ways[PRODUCTS] = lambda: products_rate(vae, images, len(images) * particles)
+    return interleaved(ways, rounds)
+
+
+def _pythae(batch: int, particles: int) -> float:
+    vae, images = net_and_images(3)
+    return pythae_rate(batch, particles, images, vae)
+
+
+def child(name: str, case: Case, device: str) -> None:
+    """Seconds from data in memory to the end of the first step, and peak memory after an epoch, as JSON."""
+    build = contenders(device)[name]
+    first = seconds_of(lambda: build(case, case.images(1), device)())
+    build(case, case.images(), device)()
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
+    print(json.dumps({"first": first, "bytes": peak}))
+
+
+def starts(names: list[str], device: str) -> dict[str, dict[str, dict[str, float]]]:
+    """First step and peak memory of each contender, in processes of their own, with nothing compiled beforehand."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for case in IN_A_PROCESS:
+        for name in names:
+            with tempfile.TemporaryDirectory() as cache:
+                environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+                answer = answer_of([__file__, "--child", name, case, device], environment)
+            found.setdefault(case, {})[name] = answer
+    return found
+
+
+def shares(case: Case, name: str) -> dict[str, float]:
+    """Milliseconds a step by kind of work, on the CPU; the profiler's own cost is in what is left to Python."""
+    images = case.images()
+    epoch = contenders("cpu")[name](case, images, "cpu")
+    epoch()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        seconds = len(images) / epoch()
+    kinds = dict.fromkeys([*KINDS, "other operations"], 0.0)
+    for event in seen.key_averages():
+        if event.key.startswith(("aten::", "mkldnn::", "pyro_vae::", "graph_", "Torch-Compiled", "CompiledFx")):
+            kind = next((k for k, words in KINDS.items() if any(w in event.key for w in words)), "other operations")
+            kinds[kind] += event.self_cpu_time_total / 1e3 / case.steps
+    kinds["between operations, and fused loops"] = max(0.0, 1e3 * seconds / case.steps - sum(kinds.values()))
+    return kinds
+
+
+def precisions(epochs: int) -> dict[str, dict[str, float]] | None:
+    """L_5000 of the `iwae` preset by precision, the same seed."""
+    if not os.environ.get("PYRO_VAE_DATA"):
+        return None
+    data = pv.load_data("mnist", binarize="dynamic", root=os.environ["PYRO_VAE_DATA"])
+    names = ["32-true", "bf16-mixed", *(["tf32"] if torch.cuda.is_available() else [])]
+    found = {}
+    for name in names:
+        torch.manual_seed(0)
+        options = {"batch_size": 100, "engine": "compiled", "schedule": "cosine", "precision": name, "progress": False}
+        run = pv.train(iwae(SHAPE), data, epochs=epochs, **options)
+        result = pv.evaluate(run.pair, data.test.head(500), "importance", 5000, progress=False)
+        per_epoch = statistics.median(row["seconds"] for row in run.history[1:] or run.history)
+        found[name] = {"l": result.mean, "error": result.standard_error, "seconds": per_epoch, "engine": run.engine}
+    return found
+
+
+def seconds_of_help(repeats: int) -> float:
+    command = [sys.executable, "-m", "pyro_vae.cli", "--help"]
+    run = lambda: subprocess.run(command, capture_output=True, check=True)  # noqa: E731
+    return statistics.median(seconds_of(run) for _ in range(repeats))
+
+
+def bars(found: dict[str, Any]) -> list[list[str]]:
+    """The bars for two CPU cores, and what was measured."""
+    train, evaluation = found["train"]["cpu"][FIRST], found["evaluation"]
+
+    def ratio(rates: Rates, above: str, below: str) -> float | None:
+        return median_ratio(rates[above], rates[below]) if below in rates else None
+
+    rows: list[tuple[str, float | None, float]] = [
+        ("ours compiled / by hand, fused Adam", ratio(train, COMPILED, LIMIT), 1.0),
+        ("ours eager / the same", ratio(train, EAGER, LIMIT), 0.85),
+        ("ours compiled / Pyro SVI with DataLoader", ratio(train, COMPILED, "Pyro SVI, DataLoader"), 2),
+        ("ours compiled / the tutorial way", ratio(train, COMPILED, "tutorial"), 2),
+        ("ours compiled / pythae, training", ratio(train, COMPILED, "pythae"), 2),
+        ("ours compiled / pythae, evaluation", ratio(evaluation, COMPILED, "pythae"), 5),
+        ("evaluation / matrix products alone", ratio(evaluation, COMPILED, PRODUCTS), 0.6),
+    ]
+    lines = []
+    for name, value, bar in rows:
+        met = "left out: pythae is not installed" if value is None else "met" if value >= bar else "**missed**"
+        lines.append([name, "" if value is None else f"{value:.2f}", f"at least {bar}", met])
+    seconds = found["help"]
+    return [*lines, ["`pyro-vae --help`", f"{seconds:.2f} s", "under 0.7 s", "met" if seconds < 0.7 else "**missed**"]]
+
+
+def training_section(rates: dict[str, Rates], starts_of: dict[str, dict[str, dict[str, float]]]) -> str:
+    names = list(dict.fromkeys(name for case in rates.values() for name in case))
+    speed, ratios = [], []
+    for name in names:
+        cells = [case.get(name) for case in rates.values()]
+        speed.append([name, *[f"{statistics.median(cell):,.0f}" if cell else "" for cell in cells]])
+        of_limit = [case[LIMIT] for case in rates.values()]
+        ratios.append([name, *[f"{median_ratio(c, r):.2f}" if c else "" for c, r in zip(cells, of_limit, strict=True)]])
+    begin = []
+    for name in next(iter(starts_of.values())):
+        points = [case[name] for case in starts_of.values()]
+        begin.append([name, *[f"{p['first']:.2f}" for p in points], *[f"{p['bytes'] / 2**20:,.0f}" for p in points]])
+    heads = [f"{what}: {case}" for what in ("s", "MiB") for case in starts_of]
+    return f"""Images per second, medians:
+
+{table(["", *rates], speed)}
+Over "{LIMIT}", medians of the ratios within a round:
+
+{table(["", *rates], ratios)}
+Seconds from data in memory to the end of the first step (imports not counted, nothing compiled before), and peak
+memory, each in a process of its own:
+
+{table(["", *heads], begin)}"""
+
+
+def write(found: dict[str, Any], options: argparse.Namespace, seconds: float) -> None:
+    threads = " ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT") if key in os.environ)
+    command = " ".join([threads, "python reports/throughput/run.py", *sys.argv[1:]]).strip()
+    missing = "" if HAS_PYTHAE else "pythae is not installed and left out (`pip install '.[bench]'`). "
+    train, growths = found["train"], found["growth"]
+    profiles = found["shares"]
+    evaluated = [[name, spread(rates)] for name, rates in found["evaluation"].items()]
+    text = header("What a pair costs", command, data="on random images")
+    text += f"""
+One run of {seconds / 60:.0f} minutes; {options.rounds} interleaved rounds after a warm-up. {missing}Rows:
+
+- by hand: the same net and loss in plain torch, fused Adam, images in memory, binarised by `torch.bernoulli` at every
+  presentation; the same drawing as ours does; the same under `torch.compile`.
+- Pyro SVI: the VAE of Pyro's examples, `pyro.optim.Adam`, `Trace_ELBO` (`RenyiELBO` for K = 50), images through PIL,
+  `ToTensor` and a `DataLoader` as there; or images in memory.
+- tutorial: `ToTensor`, `DataLoader`, Adam as it comes, a loss by hand.
+- pythae: an epoch of its `BaseTrainer`.
+- ours: the loop of `pv.train` on a `pv.VAE`.
+
+## Bars, {FIRST}
+
+{table(["two CPU cores", "measured", "bar", ""], bars(found))}
+## Training on the CPU
+
+{training_section(train["cpu"], found["starts"]["cpu"])}
+"Matrix products alone" are those of forward and backward pass by `torch.mm`, the floor of whoever uses them; compiled,
+ours has them from oneDNN, which is faster on some processors.
+
+## Where a step goes
+
+Milliseconds a step of "{FIRST}" under torch's profiler, which slows what runs between operations:
+
+{table(["", *next(iter(profiles.values()))], [[n, *[f"{v:.2f}" for v in k.values()]] for n, k in profiles.items()])}
+At batch 20 the eager engine falls behind a loop by hand because Pyro's handlers and distributions cost the same half
+millisecond or more for 20 images as for 128; compiled, they ran once.
+
+## Evaluation, samples through the decoder per second
+
+`iwae` net, L_K by `pv.evaluate(..., "importance")`; see [importance_speed](../importance_speed/README.md) for more.
+
+{table(["", "samples per second, median (smallest to largest)"], evaluated)}
+## Growth
+
+Compiled training of a 784-400 net, one size varied at a time around {growth.BASE}: seconds a step and memory, a process
+for each point. From {growth.MAPPED:,} images on they are mapped from a .npy, the largest of
+{max(p["value"] for p in growths["images"]) * 784 / 2**30:.1f} GiB; the time then includes reading. Memory is what the
+process holds itself: pages of a mapped file are the system's.
+
+![growth](growth.png)
+
+{precision_section(found["precision"], options)}
+## GPU
+
+{gpu_section(found)}
+"""
+    (HERE / "README.md").write_text(text)
+    panels, axes = {}, {}
+    for axis, points in growths.items():
+        for what, key, unit in (("time", "seconds", 1e-3), ("memory", "bytes", 2**20)):
+            panels[f"{what}, {axis}"] = {"compiled": [(p["value"], p[key] / unit) for p in points]}
+            axes[f"{what}, {axis}"] = (axis, "ms a step" if what == "time" else "MiB")
+    plots.save(log_log(panels, axes, columns=4), HERE / "growth.png")
+
+
+def precision_section(found: dict[str, dict[str, float]] | None, options: argparse.Namespace) -> str:
+    if found is None:
+        return "## Mixed precision\n\nNot measured: PYRO_VAE_DATA is not set.\n"
+    rows = [
+        [name, f"{-p['l']:.2f} ± {p['error']:.2f}", f"{p['seconds']:.1f}", p["engine"]] for name, p in found.items()
+    ]
+    return f"""## Mixed precision
+
+The `iwae` preset after {options.epochs} epochs of MNIST, the same seed; -L_5000 of the first 500 test images (their
+spread over images is common to both rows).
+
+{table(["precision", "-L_5000", "seconds an epoch", "engine"], rows)}"""
+
+
+def gpu_section(found: dict[str, Any]) -> str:
+    if "cuda" not in found["train"]:
+        return "Not yet run: no GPU was at hand. The same command adds these tables where torch sees one."
+    gpu = found["gpu"]
+    train = found["train"]["cuda"]
+    first = train[FIRST]
+    steps = statistics.median(train["iwae net, batch 20"][COMPILED]) / 20
+    hand = "by hand, CUDA graph"
+    rows = [
+        ["ours compiled / Pyro SVI", f"{median_ratio(first[COMPILED], first['Pyro SVI, DataLoader']):.1f}", "10"],
+        ["ours compiled / by hand in a CUDA graph", f"{median_ratio(first[COMPILED], first[hand]):.2f}", "0.9"],
+        ["L_5000 of 10,000 images, s", f"{gpu['seconds']:.2f}", "at most 2"],
+        ["steps per second, iwae net, batch 20", f"{steps:,.0f}", "10,000"],
+    ]
+    return table(["", "measured", "bar"], rows) + "\n" + training_section(train, found["starts"]["cuda"])
+
+
+def gpu_evaluation() -> dict[str, float]:
+    """Seconds of L_5000 of 10,000 images with the `iwae` net, compiled beforehand."""
+    vae, images = net_and_images(10_000)
+    vae, split = vae.cuda(), pv.Split({"x": images}).to("cuda")
+    pv.evaluate(vae, split.head(200), "importance", 5000, progress=False, engine="compiled")
+    work = lambda: pv.evaluate(vae, split, "importance", 5000, progress=False, engine="compiled")  # noqa: E731
+    return {"seconds": seconds_of(work)}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--epochs", type=int, default=20, help="of the trainings that compare precisions")
+    parser.add_argument("--quick", action="store_true", help="two minutes of it, to see that it works; writes nothing")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if options.child:
+        name, case, device = options.child
+        return child(name, CASES[case], device)
+    began, quick = time.perf_counter(), options.quick
+    rounds = 1 if quick else options.rounds
+    cases = {FIRST: CASES[FIRST]._replace(steps=10)} if quick else CASES
+    points = {axis: values[:1] for axis, values in growth.POINTS.items()} if quick else growth.POINTS
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    found: dict[str, Any] = {
+        "train": {
+            device: {name: train_rates(case, rounds, device) for name, case in cases.items()} for device in devices
+        },
+        "evaluation": evaluation_rates(rounds=1 if quick else 3, particles=500 if quick else 5000),
+        "shares": {name: shares(CASES[FIRST], name) for name in (LIMIT, EAGER, COMPILED)},
+        "starts": {device: starts([COMPILED] if quick else list(contenders(device)), device) for device in devices},
+        "help": seconds_of_help(3 if quick else 9),
+        "growth": growth.measure(points, "eager" if quick else "compiled", devices[-1]),
+        "precision": None if quick else precisions(options.epochs),
+    }
+    if "cuda" in devices:
+        found["gpu"] = gpu_evaluation()
+    if quick:
+        print(json.dumps(found, indent=1))
+    else:
+        write(found, options, time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
