@@ -310,7 +310,7 @@ def test_a_rounding_difference_at_a_kink_is_not_taken_for_a_wrong_graph(graphs, 
 
 
 def test_parity_allows_what_rounding_does_to_importance_weights(graphs):
-    """Log-weights of hundreds of nats leave single precision four digits of a weight; an error of 1% is none of that."""
+    """Log-weights of hundreds of nats leave single precision four digits of a weight; 1% is no rounding."""
     torch.manual_seed(0)
     pair = pv.VAE((784,), latent_dim=5, hidden=(20,))
     loss = loss_of(pair, plugins.load("objective", "iwae")(), particles=20)

@@ -26,6 +26,8 @@ sys.path.insert(0, str(HERE.parent))
 from machine import header, table  # noqa: E402
 
 PARTICLES = 500
+MANY, FEW = 100_000, 300
+"""Draws from the prior for each of a few images: where it is wide, 500 of them do not find what fits."""
 VALID = 5_000
 TASKS = {
     "1 quadrant": ("quadrants", {"observed": 1}),
@@ -36,14 +38,15 @@ TASKS = {
 }
 EPOCHS = {"regressor": 30, "cvae": 100}
 EPOCHS_OF_TASK = {"column": {"regressor": 20, "cvae": 40}}
+WEIGHTED_EPOCHS = {"1 quadrant": 100, "2 quadrants": 100, "3 quadrants": 60}
 NETS = {"regressor": {"hidden": (400, 400)}, "cvae": {"hidden": (400, 400), "latent_dim": 50}}
 DOERSCH = {"hidden": (1000, 500, 250), "latent_dim": 30, "prior": "standard_normal"}
 OPTIONS = {("column", "cvae"): DOERSCH, ("column", "regressor"): {"hidden": (250, 500, 1000)}}
 SOHN = {"1 quadrant": (99.75, 68.39, 63.91), "2 quadrants": (62.18, 45.34, 44.73), "3 quadrants": (25.99, 20.96, 20.95)}
 """Negative conditional log-likelihood in nats: the baseline net, Monte Carlo, importance sampling."""
 
-VARIANTS = {"cvae_iwae": 5, "cvae": 1}
-"""Folders of a task's CVAEs, and the particles that each is trained with."""
+WEIGHTED = {"1 quadrant": 5, "2 quadrants": 5, "3 quadrants": 10}
+"""Particles of the importance-weighted bound L_K that a second CVAE is trained on."""
 
 ROWS = 8
 DRAWS = 6
@@ -64,7 +67,7 @@ def settings(task: str, model: str, root: str, baseline: Path | None, particles:
         objective_options={} if particles == 1 else {"gradient": "pathwise"},
         training={
             "particles": particles,
-            "epochs": EPOCHS_OF_TASK.get(task, EPOCHS)[model],
+            "epochs": EPOCHS_OF_TASK.get(task, EPOCHS)[model] if particles == 1 else WEIGHTED_EPOCHS[task],
             "batch_size": 200,
             "lr": 2e-3,
             "schedule": "cosine",
@@ -83,12 +86,12 @@ def ensure_trained(folder: Path, chosen: TrainSettings) -> None:
     commands.train_run(chosen, folder, resume=started, overwrite=False, progress=False)
 
 
-def ensure_evaluated(folder: Path, name: str, particles: int) -> dict[str, np.ndarray]:
-    """Per-datum figures on the whole test set, computed where the run folder does not hold them."""
-    path = folder / f"{name}_{particles}.npz"
+def ensure_evaluated(folder: Path, name: str, particles: int, limit: int | None = None) -> dict[str, np.ndarray]:
+    """Per-datum figures of the test set, or of its first, computed where the run folder does not hold them."""
+    path = folder / (f"{name}_{particles}.npz" if limit is None else f"{name}_{particles}_{limit}.npz")
     if not path.exists():
         options = {"importance": {"engine": "compiled"}} if particles > 1 else {}
-        (result,) = commands.evaluate_run(folder, [name], particles, options=options, progress=False)
+        (result,) = commands.evaluate_run(folder, [name], particles, limit=limit, options=options, progress=False)
         commands.save_arrays(path, result.estimate.per_datum)
     return dict(np.load(path))
 
@@ -100,18 +103,25 @@ def prepare(task: str, folder: Path, root: str) -> dict[str, dict[str, np.ndarra
         baseline = folder / task.replace(" ", "_") / "regressor"
         ensure_trained(baseline, settings(task, "regressor", root, None))
         found["regressor"] = ensure_evaluated(baseline, "importance", 1)
-    for variant, particles in VARIANTS.items():
-        if particles == 1 or task in SOHN:
+    for variant, particles in {"cvae": 1, "cvae_iwae": WEIGHTED.get(task)}.items():
+        if particles is not None:
             cvae = folder / task.replace(" ", "_") / variant
             ensure_trained(cvae, settings(task, "cvae", root, baseline, particles))
             for evaluator in ("importance", "prior"):
                 found[f"{variant}, {evaluator}"] = ensure_evaluated(cvae, evaluator, PARTICLES)
+            if task in SOHN:
+                found[f"{variant}, many from the prior"] = ensure_evaluated(cvae, "prior", MANY, FEW)
     return found
 
 
-def nll(figures: dict[str, np.ndarray]) -> str:
+def many_draws(found: dict[str, dict[str, np.ndarray]], variant: str) -> list[str]:
+    """The two estimates for the first few images."""
+    return [nll(found[f"{variant}, many from the prior"]), nll(found[f"{variant}, importance"], FEW)]
+
+
+def nll(figures: dict[str, np.ndarray], first: int | None = None) -> str:
     """Minus the mean log-likelihood ± its standard error."""
-    values = figures["log_likelihood"]
+    values = figures["log_likelihood"][:first]
     return f"{-values.mean():.2f} ± {values.std() / len(values) ** 0.5:.2f}"
 
 
@@ -170,18 +180,21 @@ def minutes(folder: Path) -> str:
 
 def write(folder: Path, found: dict[str, dict[str, dict[str, np.ndarray]]]) -> None:
     """README.md and its figures."""
-    quadrants, trainings = [], []
+    quadrants, trainings, deep = [], [], []
     for task, published in SOHN.items():
         place = folder / task.replace(" ", "_")
         kinds = ("regressor", "cvae, prior", "cvae, importance", "cvae_iwae, prior", "cvae_iwae, importance")
         quadrants.append([task, *[nll(found[task][kind]) for kind in kinds], " / ".join(map(str, published))])
         trainings += [[task, model, minutes(place / model)] for model in ("regressor", "cvae", "cvae_iwae")]
+        deep.append([task, *many_draws(found[task], "cvae"), *many_draws(found[task], "cvae_iwae")])
     for task in SOHN:
         plots.save(completions(folder / task.replace(" ", "_")), HERE / f"{task.replace(' ', '_')}.png")
     plots.save(completions(folder / "column"), HERE / "column.png")
     plots.save(digits_of(folder / "label"), HERE / "label.png")
-    columns = ["observed", "regressor", "CVAE, `prior`", "CVAE, `importance`", "CVAE on L_5, `prior`"]
-    columns += ["CVAE on L_5, `importance`", "Sohn et al.: regressor / Monte Carlo / importance"]
+    columns = ["observed", "regressor", "CVAE, `prior`", "CVAE, `importance`", "CVAE on L_K, `prior`"]
+    columns += ["CVAE on L_K, `importance`", "Sohn et al.: regressor / Monte Carlo / importance"]
+    weighted = ", ".join(f"{task} {particles}" for task, particles in WEIGHTED.items())
+    ways = [f"{name}, {way}" for name in ("CVAE", "CVAE on L_K") for way in (f"`prior`, {MANY:,}", "`importance`")]
     of_column = [[name, nll(figures)] for name, figures in found["column"].items()]
     text = f"""{header("Conditional VAEs on binarised MNIST", "OMP_NUM_THREADS=1 python reports/cvae/run.py")}
 Negative conditional log-likelihood -log p(x|c) of the pixels that are not given, nats per image, ± the standard error
@@ -193,7 +206,12 @@ many; the regressor has no latent, so its figure is exact.
 ## Quadrants
 
 {table(columns, quadrants)}
-"CVAE" is trained on the ELBO, "CVAE on L_5" on the importance-weighted bound of 5 particles.
+"CVAE" is trained on the ELBO, "CVAE on L_K" on the importance-weighted bound of K particles ({weighted}).
+
+Where little is observed, p(z|c) is wide and {PARTICLES} draws from it seldom find what fits. With {MANY:,}, for the first
+{FEW} test images, beside `importance` with {PARTICLES} for the same:
+
+{table(["observed", *ways], deep)}
 
 {table(["observed", "", "training"], trainings)}
 Nets: the regressor has two hidden layers of 400, the CVAE's context net, encoder and decoder too; z has 50 dimensions;

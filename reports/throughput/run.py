@@ -42,7 +42,7 @@ PRODUCTS = "matrix products alone"
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "mkldnn", "convolution"),
     "Adam": ("_fused_adam",),
-    "random numbers": ("bernoulli", "rand", "normal"),
+    "random numbers": ("bernoulli", "rand", "normal", "uniform"),
 }
 Rates = dict[str, list[float]]
 
