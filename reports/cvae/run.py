@@ -208,8 +208,8 @@ many; the regressor has no latent, so its figure is exact.
 {table(columns, quadrants)}
 "CVAE" is trained on the ELBO, "CVAE on L_K" on the importance-weighted bound of K particles ({weighted}).
 
-Where little is observed, p(z|c) is wide and {PARTICLES} draws from it seldom find what fits. With {MANY:,}, for the first
-{FEW} test images, beside `importance` with {PARTICLES} for the same:
+Where little is observed, p(z|c) is wide and {PARTICLES} draws from it seldom find what fits. With {MANY:,}, for the
+first {FEW} test images, beside `importance` with {PARTICLES} for the same:
 
 {table(["observed", *ways], deep)}
 

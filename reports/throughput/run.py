@@ -29,22 +29,19 @@ from pyro_vae.models.presets import iwae
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 import growth  # noqa: E402
+import tables  # noqa: E402
 from contenders import CASES, Case, contenders  # noqa: E402
-from machine import header, table  # noqa: E402
-from measure import answer_of, interleaved, log_log, median_ratio, peak_bytes, seconds_of, spread  # noqa: E402
+from measure import answer_of, interleaved, peak_bytes, seconds_of  # noqa: E402
 from peers import HAS_PYTHAE, SHAPE  # noqa: E402
 from sampling import net_and_images, our_rate, products_rate, pythae_rate  # noqa: E402
+from tables import COMPILED, EAGER, FIRST, IWAE, LIMIT, PRODUCTS, Rates  # noqa: E402
 
-LIMIT, COMPILED, EAGER = "by hand, fused Adam", "ours, compiled", "ours, eager"
-FIRST, IWAE = "784-400-50, batch 128", "iwae net, K = 50, batch 20"
 IN_A_PROCESS = (FIRST, IWAE)
-PRODUCTS = "matrix products alone"
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "mkldnn", "convolution"),
     "Adam": ("_fused_adam",),
     "random numbers": ("bernoulli", "rand", "normal", "uniform"),
 }
-Rates = dict[str, list[float]]
 
 
 def train_rates(case: Case, rounds: int, device: str) -> Rates:
@@ -159,150 +156,6 @@ def seconds_of_help(repeats: int) -> float:
     return statistics.median(seconds_of(run) for _ in range(repeats))
 
 
-def bars(found: dict[str, Any]) -> list[list[str]]:
-    """The bars for two CPU cores, and what was measured."""
-    train, evaluation = found["train"]["cpu"][FIRST], found["evaluation"]
-
-    def ratio(rates: Rates, above: str, below: str) -> float | None:
-        return median_ratio(rates[above], rates[below]) if below in rates else None
-
-    rows: list[tuple[str, float | None, float]] = [
-        ("ours compiled / by hand, fused Adam", ratio(train, COMPILED, LIMIT), 1.0),
-        ("ours eager / the same", ratio(train, EAGER, LIMIT), 0.85),
-        ("ours compiled / Pyro SVI with DataLoader", ratio(train, COMPILED, "Pyro SVI, DataLoader"), 2),
-        ("ours compiled / the tutorial way", ratio(train, COMPILED, "tutorial"), 2),
-        ("ours compiled / pythae, training", ratio(train, COMPILED, "pythae"), 2),
-        ("ours compiled / pythae, evaluation", ratio(evaluation, COMPILED, "pythae"), 5),
-        ("evaluation / matrix products alone", ratio(evaluation, COMPILED, PRODUCTS), 0.6),
-    ]
-    lines = []
-    for name, value, bar in rows:
-        met = "left out: pythae is not installed" if value is None else "met" if value >= bar else "**missed**"
-        lines.append([name, "" if value is None else f"{value:.2f}", f"at least {bar}", met])
-    seconds = found["help"]
-    return [*lines, ["`pyro-vae --help`", f"{seconds:.2f} s", "under 0.7 s", "met" if seconds < 0.7 else "**missed**"]]
-
-
-def training_section(rates: dict[str, Rates], starts_of: dict[str, dict[str, dict[str, float]]]) -> str:
-    names = list(dict.fromkeys(name for case in rates.values() for name in case))
-    speed, ratios = [], []
-    for name in names:
-        cells = [case.get(name) for case in rates.values()]
-        speed.append([name, *[f"{statistics.median(cell):,.0f}" if cell else "" for cell in cells]])
-        of_limit = [case[LIMIT] for case in rates.values()]
-        ratios.append([name, *[f"{median_ratio(c, r):.2f}" if c else "" for c, r in zip(cells, of_limit, strict=True)]])
-    begin = []
-    for name in next(iter(starts_of.values())):
-        points = [case[name] for case in starts_of.values()]
-        begin.append([name, *[f"{p['first']:.2f}" for p in points], *[f"{p['bytes'] / 2**20:,.0f}" for p in points]])
-    heads = [f"{what}: {case}" for what in ("s", "MiB") for case in starts_of]
-    return f"""Images per second, medians:
-
-{table(["", *rates], speed)}
-Over "{LIMIT}", medians of the ratios within a round:
-
-{table(["", *rates], ratios)}
-Seconds from data in memory to the end of the first step (imports not counted, nothing compiled before), and peak
-memory, each in a process of its own:
-
-{table(["", *heads], begin)}"""
-
-
-def write(found: dict[str, Any], options: argparse.Namespace, seconds: float) -> None:
-    threads = " ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT") if key in os.environ)
-    command = " ".join([threads, "python reports/throughput/run.py", *sys.argv[1:]]).strip()
-    missing = "" if HAS_PYTHAE else "pythae is not installed and left out (`pip install '.[bench]'`). "
-    train, growths = found["train"], found["growth"]
-    profiles = found["shares"]
-    evaluated = [[name, spread(rates)] for name, rates in found["evaluation"].items()]
-    text = header("What a pair costs", command, data="on random images")
-    text += f"""
-One run of {seconds / 60:.0f} minutes; {options.rounds} interleaved rounds after a warm-up. {missing}Rows:
-
-- by hand: the same net and loss in plain torch, fused Adam, images in memory, binarised by `torch.bernoulli` at every
-  presentation; the same drawing as ours does; the same under `torch.compile`.
-- Pyro SVI: the VAE of Pyro's examples, `pyro.optim.Adam`, `Trace_ELBO` (`RenyiELBO` for K = 50), images through PIL,
-  `ToTensor` and a `DataLoader` as there; or images in memory.
-- tutorial: `ToTensor`, `DataLoader`, Adam as it comes, a loss by hand.
-- pythae: an epoch of its `BaseTrainer`.
-- ours: the loop of `pv.train` on a `pv.VAE`.
-
-## Bars, {FIRST}
-
-{table(["two CPU cores", "measured", "bar", ""], bars(found))}
-## Training on the CPU
-
-{training_section(train["cpu"], found["starts"]["cpu"])}
-"Matrix products alone" are those of forward and backward pass by `torch.mm`, the floor of whoever uses them; compiled,
-ours has them from oneDNN, which is faster on some processors.
-
-## Where a step goes
-
-Milliseconds a step of "{FIRST}" under torch's profiler, which slows what runs between operations:
-
-{table(["", *next(iter(profiles.values()))], [[n, *[f"{v:.2f}" for v in k.values()]] for n, k in profiles.items()])}
-At batch 20 the eager engine falls behind a loop by hand because Pyro's handlers and distributions cost the same half
-millisecond or more for 20 images as for 128; compiled, they ran once.
-
-## Evaluation, samples through the decoder per second
-
-`iwae` net, L_K by `pv.evaluate(..., "importance")`; see [importance_speed](../importance_speed/README.md) for more.
-
-{table(["", "samples per second, median (smallest to largest)"], evaluated)}
-## Growth
-
-Compiled training of a 784-400 net, one size varied at a time around {growth.BASE}: seconds a step and memory, a process
-for each point. From {growth.MAPPED:,} images on they are mapped from a .npy, the largest of
-{max(p["value"] for p in growths["images"]) * 784 / 2**30:.1f} GiB; the time then includes reading. Memory is what the
-process holds itself: pages of a mapped file are the system's.
-
-![growth](growth.png)
-
-{precision_section(found["precision"], options)}
-## GPU
-
-{gpu_section(found)}
-"""
-    (HERE / "README.md").write_text(text)
-    panels, axes = {}, {}
-    for axis, points in growths.items():
-        for what, key, unit in (("time", "seconds", 1e-3), ("memory", "bytes", 2**20)):
-            panels[f"{what}, {axis}"] = {"compiled": [(p["value"], p[key] / unit) for p in points]}
-            axes[f"{what}, {axis}"] = (axis, "ms a step" if what == "time" else "MiB")
-    plots.save(log_log(panels, axes, columns=4), HERE / "growth.png")
-
-
-def precision_section(found: dict[str, dict[str, float]] | None, options: argparse.Namespace) -> str:
-    if found is None:
-        return "## Mixed precision\n\nNot measured: PYRO_VAE_DATA is not set.\n"
-    rows = [
-        [name, f"{-p['l']:.2f} ± {p['error']:.2f}", f"{p['seconds']:.1f}", p["engine"]] for name, p in found.items()
-    ]
-    return f"""## Mixed precision
-
-The `iwae` preset after {options.epochs} epochs of MNIST, the same seed; -L_5000 of the first 500 test images (their
-spread over images is common to both rows).
-
-{table(["precision", "-L_5000", "seconds an epoch", "engine"], rows)}"""
-
-
-def gpu_section(found: dict[str, Any]) -> str:
-    if "cuda" not in found["train"]:
-        return "Not yet run: no GPU was at hand. The same command adds these tables where torch sees one."
-    gpu = found["gpu"]
-    train = found["train"]["cuda"]
-    first = train[FIRST]
-    steps = statistics.median(train["iwae net, batch 20"][COMPILED]) / 20
-    hand = "by hand, CUDA graph"
-    rows = [
-        ["ours compiled / Pyro SVI", f"{median_ratio(first[COMPILED], first['Pyro SVI, DataLoader']):.1f}", "10"],
-        ["ours compiled / by hand in a CUDA graph", f"{median_ratio(first[COMPILED], first[hand]):.2f}", "0.9"],
-        ["L_5000 of 10,000 images, s", f"{gpu['seconds']:.2f}", "at most 2"],
-        ["steps per second, iwae net, batch 20", f"{steps:,.0f}", "10,000"],
-    ]
-    return table(["", "measured", "bar"], rows) + "\n" + training_section(train, found["starts"]["cuda"])
-
-
 def gpu_evaluation() -> dict[str, float]:
     """Seconds of L_5000 of 10,000 images with the `iwae` net, compiled beforehand."""
     vae, images = net_and_images(10_000)
@@ -347,7 +200,9 @@ def main() -> None:
     if quick:
         print(json.dumps(found, indent=1))
     else:
-        write(found, options, time.perf_counter() - began)
+        text = tables.text(found, options.rounds, options.epochs, time.perf_counter() - began)
+        (HERE / "README.md").write_text(text)
+        plots.save(tables.growth_figure(found["growth"]), HERE / "growth.png")
 
 
 if __name__ == "__main__":
