@@ -5,6 +5,7 @@ own forms are accurate in the last bit and take four times as long, are equal to
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +26,21 @@ def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Call
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
-    forms = {**select_decomp_table(), **FORMS}
+    forms = dict(select_decomp_table())
+    forms |= {op: _first(form, forms.get(op)) for op, form in FORMS.items()}
     with config.patch(enable_autograd_cache=False), torch.no_grad():
         detached = [tensor.detach() for tensor in inputs]
         return compile_fx(graph, detached, config_patches={"fallback_random": True}, decompositions=forms)
+
+
+def _first(form: Callable[..., Tensor], otherwise: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+    """Our form, and torch's where ours is for other devices or numbers."""
+
+    def chosen(*args: Any, **kwargs: Any) -> Tensor:
+        result = form(*args, **kwargs)
+        return otherwise(*args, **kwargs) if result is NotImplemented and otherwise is not None else result
+
+    return chosen
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
