@@ -563,6 +563,7 @@ MISTAKES = {
     "unknown_schedule": ({"schedule": "cosin"}, UnknownName, "known: cosine"),
     "unknown_device": ({"device": "abacus"}, RunError, "abacus"),
     "unknown_precision": ({"precision": "7-bit"}, UnknownName, "32-true"),
+    "tf32_on_a_cpu": ({"precision": "tf32", "device": "cpu"}, RunError, "on a CPU use 32-true"),
     "no_epochs": ({"epochs": 0}, RunError, "epochs must be positive"),
     "empty_batches": ({"batch_size": 0}, RunError, "batch_size must be positive"),
     "no_lr": ({"lr": 0.0}, RunError, "lr must be positive"),
@@ -658,8 +659,10 @@ def test_grey_values_under_a_bernoulli_name_the_ways_out(tmp_path):
     assert len(train(small_vae(), grey, epochs=1, relaxed=True, **QUIET).history) == 1
 
 
-def test_mixed_precision_trains_and_keeps_its_weights_in_float32():
-    run = train(small_vae(), bits(), epochs=2, precision="bf16-mixed", **QUIET)
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_mixed_precision_trains_and_keeps_its_weights_in_float32(engine):
+    run = train(small_vae(), bits(), epochs=2, precision="bf16-mixed", engine=engine, **QUIET)
+    assert run.engine == engine, run.notes
     reference = train(small_vae(), bits(), epochs=2, **QUIET)
     assert {p.dtype for p in run.pair.parameters()} == {torch.float32}
     assert run.history[-1]["loss"] == pytest.approx(reference.history[-1]["loss"], rel=0.02)
