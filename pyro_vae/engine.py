@@ -120,6 +120,10 @@ class Engine:
     reason: str
     step: Callable[[Batch, Float[Tensor, ""]], Float[Tensor, ""]]
 
+    @property
+    def line(self) -> str:
+        return f"engine: {self.name} ({self.reason})"
+
 
 def choose_engine(name: str, loss: Loss, example: Mapping[str, Tensor], steps: int) -> Engine:
     """The engine for `steps` further steps on batches like `example`.

@@ -4,6 +4,7 @@ import copy
 import csv
 import io
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -174,6 +175,8 @@ class Trainer:
         show = progress and self.fabric.is_global_zero
         with tqdm(total=total, initial=self.epoch * self.steps_per_epoch, disable=not show, unit="step") as bar:
             bar.set_description("training")
+            if show:
+                bar.write(self.engine.line, file=sys.stderr)
             while self.epoch < settings.epochs and not self._out_of_patience():
                 start = self.capture()
                 try:
@@ -350,7 +353,7 @@ class Trainer:
             engine=self.engine.name,
             data=self.data,
             out=self.folder,
-            notes=[f"engine: {self.engine.name} ({self.engine.reason})"],
+            notes=[self.engine.line],
         )
 
 

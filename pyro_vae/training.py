@@ -58,7 +58,7 @@ def train(
         device: "cpu", "cuda", or "auto".
         seed: fixes the run, bit for bit on the CPU.
         out: folder to write checkpoints and metrics to; None writes nothing.
-        progress: a progress bar on stderr.
+        progress: the engine and a progress bar on stderr.
         schedule: of the learning rate: "constant", "cosine", or "iwae" (the paper's steps).
         lr_warmup: epochs over which the learning rate rises linearly.
         beta: weight of the KL.

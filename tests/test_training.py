@@ -675,6 +675,7 @@ def test_progress_goes_to_stderr_or_nowhere(capsys):
     train(small_vae(), bits(), epochs=2, batch_size=16)
     out, err = capsys.readouterr()
     assert out == "" and "loss=" in err and "6/6" in err
+    assert "engine: eager (6 steps do not repay compilation)" in err
 
 
 def test_a_hook_sees_training_steps_only():
