@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+STATUS = Path("/proc/self/status")
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
 
@@ -56,22 +57,32 @@ def answer_of(command: Sequence[str], environment: Mapping[str, str] | None = No
 
 def peak_bytes() -> int:
     """The largest resident set that this process has had; that of the program that started it is left out."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(line.split()[1])
+    if STATUS.exists():
+        return _status("VmHWM")
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def reset_peak() -> None:
+    """Forget the largest resident set so far, where the system can."""
+    if STATUS.exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_anonymous_bytes() -> int:
+    """The peak without the pages of mapped files, which the system takes back at need."""
+    return peak_bytes() - (_status("RssFile") if STATUS.exists() else 0)
+
+
 def anonymous_bytes() -> int:
-    """Memory that this process holds now, without the pages of mapped files, which the system takes back at need."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return peak_bytes()
-    line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+    """Memory that this process holds now, without the pages of mapped files."""
+    return _status("RssAnon") if STATUS.exists() else peak_bytes()
+
+
+def _status(key: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
     return 1024 * int(line.split()[1])
 
 

@@ -37,8 +37,10 @@ TASKS = {
     "label": ("label", {}),
 }
 EPOCHS = {"regressor": 30, "cvae": 100}
-EPOCHS_OF_TASK = {"column": {"regressor": 20, "cvae": 40}}
-WEIGHTED_EPOCHS = {"1 quadrant": 100, "2 quadrants": 100, "3 quadrants": 60}
+EPOCHS_OF_TASK = {"column": {"regressor": 20, "cvae": 60}, "label": {"cvae": 50}}
+WEIGHTED_EPOCHS = {"1 quadrant": 100, "2 quadrants": 100, "3 quadrants": 80}
+KL_WARMUP = {("column", 1): 20, ("label", 1): 20, ("3 quadrants", 10): 10}
+"""Epochs over which the KL's weight rises, by task and particles: without, much of z is lost in the first epochs."""
 NETS = {"regressor": {"hidden": (400, 400)}, "cvae": {"hidden": (400, 400), "latent_dim": 50}}
 DOERSCH = {"hidden": (1000, 500, 250), "latent_dim": 30, "prior": "standard_normal"}
 OPTIONS = {("column", "cvae"): DOERSCH, ("column", "regressor"): {"hidden": (250, 500, 1000)}}
@@ -71,6 +73,7 @@ def settings(task: str, model: str, root: str, baseline: Path | None, particles:
             "batch_size": 200,
             "lr": 2e-3,
             "schedule": "cosine",
+            "kl_warmup": KL_WARMUP.get((task, particles), 0) if model == "cvae" else 0,
             "ema": 0.999,
             "engine": "compiled",
             "device": "cpu",

@@ -1,9 +1,11 @@
 """Time and memory of our training against batch, latent size, particles and data: a process for each point."""
 
+import itertools
 import json
+import statistics
 import sys
 import tempfile
-from itertools import islice
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,24 @@ import torch
 import pyro_vae as pv
 from pyro_vae import plugins
 from pyro_vae.data import Split
+from pyro_vae.data.split import POOL_BYTES
 from pyro_vae.devices import launch
 from pyro_vae.trainer import Settings, Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from contenders import RATE, Case, our_trainer  # noqa: E402
-from measure import anonymous_bytes, answer_of, seconds_of  # noqa: E402
+from measure import anonymous_bytes, answer_of, peak_anonymous_bytes, reset_peak, seconds_of  # noqa: E402
 from peers import SHAPE  # noqa: E402
 
-STEPS = 10
+STEPS, SECONDS = 5, 3.0
+"""Steps are timed in fives, for some seconds."""
+
 BASE = {"batch": 128, "latent": 50, "particles": 1, "images": 10_000}
 POINTS = {
     "batch": (8, 32, 128, 512, 2048),
-    "latent": (2, 10, 50, 250, 1250),
-    "particles": (1, 4, 16, 64, 256),
-    "images": (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 40_000_000),
+    "latent": (2, 16, 128, 1024),
+    "particles": (1, 4, 16, 64),
+    "images": (1_000, 10_000, 100_000, 1_000_000, 40_000_000),
 }
 """Images beyond a million are read from a .npy; 40 million take 31 GB."""
 
@@ -42,7 +47,7 @@ def point(axis: str, value: int, engine: str, device: str) -> dict[str, float]:
             return _measured(_mapped_trainer(size, Path(folder) / "images.npy", engine, device), size)
     case = Case({"hidden": (400,)}, size["batch"], size["particles"], STEPS)
     case = case._replace(net={**case.net, "latent_dim": size["latent"]})
-    count = max(size["images"], size["batch"]) if axis == "images" else size["batch"] * STEPS
+    count = max(size["images"], size["batch"]) if axis == "images" else size["batch"] * 2 * STEPS
     images = torch.randint(0, 256, (count, *SHAPE[1:]), dtype=torch.uint8)
     return _measured(our_trainer(case, images, device, engine), size)
 
@@ -62,24 +67,35 @@ def _mapped_trainer(size: dict[str, int], path: Path, engine: str, device: str) 
 
 
 def _measured(trainer: Trainer, size: dict[str, int]) -> dict[str, float]:
-    """Ten steps after one; where a file is mapped, as many as its pool in memory holds, the reading included."""
-    count = 2**28 // (784 * size["batch"]) if size["images"] >= MAPPED else STEPS
-    peak = 0
-    steps = trainer.steps()
-    if size["images"] < MAPPED:
-        next(steps)
+    """A mapped file is read in pools: as many steps as one holds, its reading included."""
+    if size["images"] >= MAPPED:
+        return _timed(trainer, [POOL_BYTES // (784 * size["batch"])])
+    next(trainer.steps())
+    reset_peak()
+    return _timed(trainer, [STEPS] * 100)
 
-    def work() -> None:
+
+def _timed(trainer: Trainer, counts: list[int]) -> dict[str, float]:
+    """Seconds a step, the median over the counts that fit in the time, and the largest memory of the process itself."""
+    times, peak, began = [], 0, time.perf_counter()
+    steps = itertools.chain.from_iterable(trainer.steps() for _ in itertools.count())
+
+    def work(count: int) -> None:
         nonlocal peak
-        for number, loss in enumerate(islice(steps, count)):
-            if number % 20 == 0:
-                loss.item()
-                peak = max(peak, anonymous_bytes())
+        for _ in range(count - 1):
+            next(steps)
+        next(steps).item()
+        peak = max(peak, anonymous_bytes())
 
-    seconds = seconds_of(work)
-    if torch.cuda.is_available() and trainer.fabric.device.type == "cuda":
+    for count in counts:
+        times.append(seconds_of(lambda count=count: work(count)) / count)
+        if time.perf_counter() - began > SECONDS:
+            break
+    if trainer.fabric.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
-    return {"seconds": seconds / count, "bytes": peak}
+    elif len(counts) > 1:
+        peak = peak_anonymous_bytes()
+    return {"seconds": statistics.median(times), "bytes": peak}
 
 
 def measure(points: dict[str, tuple[int, ...]], engine: str, device: str) -> dict[str, list[dict[str, Any]]]:
