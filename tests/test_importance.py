@@ -322,3 +322,13 @@ def test_inference_data_has_every_group():
             + vae.likelihood.log_sigma.mul(2).exp() * torch.eye(5).double(),
         )
     assert torch.allclose(bound, exact, atol=0.5)
+
+
+@pytest.mark.parametrize("particles", [40, 400])
+def test_a_tail_of_equal_weights_is_bounded_and_no_reason_to_doubt(particles):
+    """A discrete latent gives few different weights; ArviZ 0.x calls such a tail infinitely heavy, 1.x raises."""
+    seen = WeightStream(particles, 1)
+    weights = torch.full((particles, 1), -3.0, dtype=torch.float64)
+    weights[: particles // 2] = -1.0
+    seen.add(weights[torch.randperm(particles)])
+    assert seen.pareto_k() == -math.inf

@@ -87,7 +87,8 @@ class WeightStream:
         return self.particles * self.bound() - (self.particles - 1) * without_one
 
     def pareto_k(self) -> Float[Tensor, " batch"]:
-        """ArviZ's k-hat of each datum; NaN for fewer than 25 particles, -inf where all weights are equal.
+        """ArviZ's k-hat of each datum; NaN for fewer than 25 particles, -inf where the weights of the tail are all equal:
+        they are then bounded by a value that they often take.
 
         Only the tail and its cutoff enter the fit, so the weights below are put at zero.
         """
@@ -107,6 +108,7 @@ def _largest(log_weight: Float[Tensor, "particles batch"], count: int) -> Float[
 
 
 def _k_of_tail(tail: np.ndarray, body: np.ndarray) -> float:
-    if tail[0] - tail[-1] < EQUAL:
+    """`tail` holds the weights of the tail in falling order, and the one below it as its cutoff."""
+    if tail[0] - tail[-2] < EQUAL:
         return -math.inf
     return pareto_k(np.concatenate([tail, body]))
