@@ -87,8 +87,8 @@ class WeightStream:
         return self.particles * self.bound() - (self.particles - 1) * without_one
 
     def pareto_k(self) -> Float[Tensor, " batch"]:
-        """ArviZ's k-hat of each datum; NaN for fewer than 25 particles, -inf where the weights of the tail are all equal:
-        they are then bounded by a value that they often take.
+        """ArviZ's k-hat of each datum; NaN for fewer than 25 particles, -inf where those of the tail are all equal,
+        so that they are bounded.
 
         Only the tail and its cutoff enter the fit, so the weights below are put at zero.
         """

@@ -37,9 +37,9 @@ TASKS = {
     "label": ("label", {}),
 }
 EPOCHS = {"regressor": 30, "cvae": 100}
-EPOCHS_OF_TASK = {"column": {"regressor": 20, "cvae": 60}, "label": {"cvae": 50}}
+EPOCHS_OF_TASK = {"column": {"regressor": 20, "cvae": 60}}
 WEIGHTED_EPOCHS = {"1 quadrant": 100, "2 quadrants": 100, "3 quadrants": 80}
-KL_WARMUP = {("column", 1): 20, ("label", 1): 20, ("3 quadrants", 10): 10}
+KL_WARMUP = {("column", 1): 20, ("3 quadrants", 10): 10}
 """Epochs over which the KL's weight rises, by task and particles: without, much of z is lost in the first epochs."""
 NETS = {"regressor": {"hidden": (400, 400)}, "cvae": {"hidden": (400, 400), "latent_dim": 50}}
 DOERSCH = {"hidden": (1000, 500, 250), "latent_dim": 30, "prior": "standard_normal"}
