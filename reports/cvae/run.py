@@ -147,13 +147,14 @@ def mean_of(pair: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def digits_of(folder: Path) -> Figure:
-    """A row a label, a column one draw of z."""
+    """A row a label, a column one draw of the noise that p(z|label) scales and shifts."""
     cvae = runs.load_run(folder / "cvae").pair
+    batch = {"x": torch.zeros(10, 1, 28, 28), "context": torch.eye(10)}
+    prior = cvae.prior(cvae.features(batch["context"]))
     columns = {}
     for draw in range(10):
         torch.manual_seed(draw)
-        z = torch.randn(1, cvae.latent_dim).expand(10, -1)
-        batch = {"x": torch.zeros(10, 1, 28, 28), "context": torch.eye(10)}
+        z = prior.mean + prior.stddev * torch.randn(1, cvae.latent_dim)
         columns[f"z {draw + 1}"] = generation.center(generation.decode(cvae, batch, {"z": z})["x"])
     return grid(columns)
 
@@ -193,7 +194,7 @@ def write(folder: Path, found: dict[str, dict[str, dict[str, np.ndarray]]]) -> N
     columns = ["observed", "regressor", "CVAE, `prior`", "CVAE, `importance`", "CVAE on L_K, `prior`"]
     columns += ["CVAE on L_K, `importance`", "Sohn et al.: regressor / Monte Carlo / importance"]
     weighted = ", ".join(f"{task} {particles}" for task, particles in WEIGHTED.items())
-    warmed = ", ".join(f"{task} with {k} particles, {epochs} epochs" for (task, k), epochs in KL_WARMUP.items())
+    warmed = ", ".join(f"{task} (K = {k}) {epochs} epochs" for (task, k), epochs in KL_WARMUP.items())
     ways = [f"`prior`, {MANY:,} draws", f"`prior`, {PARTICLES}", f"`importance`, {PARTICLES}"]
     of_column = [[name, nll(figures)] for name, figures in found["column"].items()]
     text = f"""{header("Conditional VAEs on binarised MNIST", "OMP_NUM_THREADS=1 python reports/cvae/run.py")}
@@ -206,7 +207,8 @@ many; the regressor has no latent, so its figure is exact.
 ## Quadrants
 
 {table(columns, quadrants)}
-"CVAE" is trained on the ELBO, "CVAE on L_K" on the importance-weighted bound of K particles ({weighted}).
+"CVAE" is trained on the ELBO, "CVAE on L_K" on the importance-weighted bound of K particles
+({weighted}).
 
 Where little is observed, p(z|c) is wide and {PARTICLES} draws from it seldom find what fits. With {MANY:,}, for the
 first {FEW} test images and the CVAE on L_K, beside the estimates with {PARTICLES} for the same images:
@@ -214,6 +216,7 @@ first {FEW} test images and the CVAE on L_K, beside the estimates with {PARTICLE
 {table(["observed", *ways], deep)}
 {table(["observed", "", "training"], trainings)}
 The KL's weight rises over the first epochs of some, so that z is not lost: {warmed}.
+
 Nets: the regressor has two hidden layers of 400, the CVAE's context net, encoder and decoder too; z has 50 dimensions;
 prior, encoder and decoder see the context and the frozen regressor's guess. Sohn et al.'s figures are as they report
 them; their binarisation and number of draws are not known to be ours. Here given and generated pixels alike are drawn
@@ -235,7 +238,8 @@ decoder without z. He reports no figure:
 
 ## Labels
 
-Class-conditional samples: a row a label, one draw of z a column. -log p(x|label) by `importance`:
+Class-conditional samples: a row a label, a column one draw of the noise that p(z|label) scales and shifts.
+-log p(x|label) by `importance`:
 {nll(found["label"]["cvae, importance"])} nats.
 
 ![label](label.png)
