@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,8 @@ from contenders import CASES, Case, contenders  # noqa: E402
 from measure import answer_of, interleaved, peak_bytes, seconds_of  # noqa: E402
 from peers import HAS_PYTHAE, SHAPE  # noqa: E402
 from sampling import net_and_images, our_rate, products_rate, pythae_rate  # noqa: E402
-from tables import COMPILED, EAGER, FIRST, IWAE, LIMIT, PRODUCTS, Rates  # noqa: E402
+from tables import COMPILED, EAGER, FIRST, LIMIT, PRODUCTS, Rates  # noqa: E402
 
-IN_A_PROCESS = (FIRST, IWAE)
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "mkldnn", "convolution"),
     "Adam": ("_fused_adam",),
@@ -105,10 +104,10 @@ def child(name: str, case: Case, device: str) -> None:
     print(json.dumps({"first": first, "bytes": peak}))
 
 
-def starts(names: list[str], device: str) -> dict[str, dict[str, dict[str, float]]]:
+def starts(cases: Sequence[str], names: Sequence[str], device: str) -> dict[str, dict[str, dict[str, float]]]:
     """First step and peak memory of each contender, in processes of their own, with nothing compiled beforehand."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for case in IN_A_PROCESS:
+    for case in cases:
         for name in names:
             with tempfile.TemporaryDirectory() as cache:
                 environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
@@ -198,7 +197,9 @@ def main() -> None:
         },
         "evaluation": evaluation_rates(rounds=1 if quick else 3, particles=500 if quick else 5000),
         "shares": {name: shares(CASES[FIRST], name) for name in (LIMIT, EAGER, COMPILED)},
-        "starts": {device: starts([COMPILED] if quick else list(contenders(device)), device) for device in devices},
+        "starts": {
+            device: starts(list(cases), [COMPILED] if quick else list(contenders(device)), device) for device in devices
+        },
         "help": seconds_of_help(3 if quick else 9),
         "growth": growth.measure(points, "eager" if quick else "compiled", devices[-1]),
         "precision": None if quick else precisions(options.epochs),

@@ -14,7 +14,7 @@ from peers import HAS_PYTHAE
 
 LIMIT, COMPILED, EAGER = "by hand, fused Adam", "ours, compiled", "ours, eager"
 ALIKE = "by hand, drawing as ours"
-FIRST, IWAE = "784-400-50, batch 128", "iwae net, K = 50, batch 20"
+FIRST = "784-400-50, batch 128"
 PRODUCTS = "matrix products alone"
 Rates = dict[str, list[float]]
 
@@ -124,21 +124,24 @@ def training_section(rates: dict[str, Rates], starts_of: dict[str, dict[str, dic
         speed.append([name, *[f"{statistics.median(cell):,.0f}" if cell else "" for cell in cells]])
         of_limit = [case[LIMIT] for case in rates.values()]
         ratios.append([name, *[f"{median_ratio(c, r):.2f}" if c else "" for c, r in zip(cells, of_limit, strict=True)]])
-    begin = []
+    begin, peaks = [], []
     for name in next(iter(starts_of.values())):
         points = [case[name] for case in starts_of.values()]
-        begin.append([name, *[f"{p['first']:.2f}" for p in points], *[f"{p['bytes'] / 2**20:,.0f}" for p in points]])
-    heads = [f"{what}: {case}" for what in ("s", "MiB") for case in starts_of]
+        begin.append([name, *[f"{p['first']:.2f}" for p in points]])
+        peaks.append([name, *[f"{p['bytes'] / 2**20:,.0f}" for p in points]])
     return f"""Images per second, medians:
 
 {table(["", *rates], speed)}
 Over "{LIMIT}", medians of the ratios within a round:
 
 {table(["", *rates], ratios)}
-Seconds from data in memory to the end of the first step (imports not counted, nothing compiled before), and peak
-memory, each in a process of its own:
+Seconds from data in memory to the end of the first step (imports not counted, nothing compiled before), each in a
+process of its own:
 
-{table(["", *heads], begin)}"""
+{table(["", *starts_of], begin)}
+and the peak memory of these processes after an epoch, MiB:
+
+{table(["", *starts_of], peaks)}"""
 
 
 def growth_figure(growths: dict[str, list[dict[str, float]]]) -> Figure:
