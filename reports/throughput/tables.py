@@ -55,7 +55,8 @@ ours has them from oneDNN, which is faster on some processors.
 Milliseconds a step of "{FIRST}" under torch's profiler, which slows what runs between operations:
 
 {table(["", *next(iter(profiles.values()))], [[n, *[f"{v:.2f}" for v in k.values()]] for n, k in profiles.items()])}
-What Pyro's handlers and distributions cost the eager engine, over a loop by hand that draws alike:
+What Pyro's handlers and distributions cost the eager engine, over a loop by hand that draws alike
+(below zero: lost in the noise):
 {overheads(train["cpu"])}. For few images a step that is much; compiled, they ran once.
 
 ## Evaluation, samples through the decoder per second
