@@ -8,7 +8,7 @@ import pyro_vae as pv
 from pyro_vae.errors import UnknownName
 from pyro_vae.evaluation import compiled, stream
 from pyro_vae.evaluation.blocks import Block
-from pyro_vae.evaluation.compiled import ChunkEngine, check_parity
+from pyro_vae.evaluation.compiled import ChunkEngine, ModelTerms, check_parity
 from pyro_vae.evaluation.stream import PARTICLE_BLOCK, draws_of, even_step, terms_at
 
 
@@ -16,17 +16,20 @@ def importance(pair, data, particles, engine):
     return pv.evaluate(pair, data, "importance", particles, progress=False, engine=engine)
 
 
-def check_same(pair, data, particles):
-    result, eager = (importance(pair, data, particles, engine) for engine in ("compiled", "eager"))
+def check_same(pair, data, particles, evaluator="importance"):
+    result, eager = (
+        pv.evaluate(pair, data, evaluator, particles, progress=False, engine=engine) for engine in ("compiled", "eager")
+    )
     assert result.estimate.summary["engine"] == "compiled (asked for)"
     for name in ("log_likelihood", "half", "jackknife", "ess"):
         value, reference = (r.estimate.per_datum[name] for r in (result, eager))
         assert torch.allclose(value, reference, rtol=1e-4, atol=1e-4, equal_nan=True), name
 
 
-def test_a_compiled_evaluation_is_the_eager_one(compilations):
+@pytest.mark.parametrize("evaluator", ["importance", "prior"])
+def test_a_compiled_evaluation_is_the_eager_one(evaluator, compilations):
     """Two blocks of data, the second smaller, in pieces of one shape: one graph."""
-    check_same(small_vae(), bits(130), 600)
+    check_same(small_vae(), bits(130), 600, evaluator)
     assert len(compilations) == 1, "traced for a ragged chunk"
 
 
@@ -57,7 +60,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why():
 
 
 def test_a_wrong_graph_is_not_used(monkeypatch):
-    monkeypatch.setattr(compiled, "compile_terms", lambda *_: lambda batch, values: (torch.zeros(10, 30),) * 2)
+    monkeypatch.setattr(compiled, "compile_chunk", lambda *_: lambda batch, values: (torch.zeros(10, 30),) * 2)
     result = importance(small_vae(), bits(30), 10, "compiled")
     assert "differ from the eager ones" in result.estimate.summary["engine"]
     assert result.mean < -1
@@ -67,9 +70,10 @@ def test_parity_sees_a_small_difference():
     pair, batch = small_vae(), {"x": bits(5)}
     draws = draws_of(Block(pair, pv.data.as_split(batch), slice(0, 5), 0), 4)
     right = terms_at(pair, batch, draws)[:2]
-    check_parity(lambda *_: right, pair, batch, draws)
+    given = ModelTerms(pair, 4, 5), batch, draws.values
+    check_parity(lambda *_: right, *given)
     with pytest.raises(ArithmeticError):
-        check_parity(lambda *_: (right[0] * 1.001, right[1]), pair, batch, draws)
+        check_parity(lambda *_: (right[0] * 1.001, right[1]), *given)
 
 
 def test_auto_compiles_where_enough_samples_follow(graphs, monkeypatch):

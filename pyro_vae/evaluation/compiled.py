@@ -1,39 +1,51 @@
-"""A chunk of log terms as one fused graph: Pyro's handlers ran once, while it was traced."""
+"""A chunk of a model's terms as one fused graph: Pyro's handlers ran once, while it was traced."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.engine import ENGINES, failure
 from pyro_vae.errors import UnknownName, UserError
-from pyro_vae.evaluation.stream import Draws, latents, terms_at
+from pyro_vae.evaluation.blocks import seeded
+from pyro_vae.evaluation.stream import Draws, latents
 from pyro_vae.terms import LogTerms, reduce_model, run_model
-from pyro_vae.tracing import call_with, compile_function, named_tensors
+from pyro_vae.tracing import Named, call_with, compile_function, named_tensors
 
 REPAYING_SAMPLES = {"cpu": 5_000_000, "cuda": 1_000_000_000}
 """Compiling takes about a quarter of a minute and saves microseconds a sample on a CPU, tens of
 nanoseconds on a GPU."""
 
-Pieces = tuple[Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]
-ModelFunction = Callable[[dict[str, Tensor], dict[str, Tensor]], Pieces]
+ChunkFunction = Callable[..., Sequence[Tensor]]
 
 
-class ModelTerms(nn.Module):
-    """log p(x|z) and log p(z) of a pair as a module: (batch, values of the latents) -> two of [particles, batch]."""
+class Chunk(nn.Module):
+    """Terms of some particles of some data, each [particles, size], as a function of named tensors."""
 
     def __init__(self, pair: nn.Module, particles: int, size: int):
         super().__init__()
-        self.pair, self.particles, self.size = pair, particles, size
+        self.pair, self.shape = pair, (particles, size)
 
-    def forward(self, batch: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Pieces:
-        return reduce_model(run_model(self.pair, batch, values, self.particles), self.particles, self.size)
+
+class ModelTerms(Chunk):
+    """(batch, values of the latents) -> log p(x|z) and log p(z)."""
+
+    def forward(self, batch: Named, values: Named) -> Sequence[Tensor]:
+        particles, size = self.shape
+        return reduce_model(run_model(self.pair, batch, values, particles), particles, size)
+
+
+class PriorTerms(Chunk):
+    """(batch) -> log p(x|z) at draws z of the model's own."""
+
+    def forward(self, batch: Named) -> Sequence[Tensor]:
+        particles, size = self.shape
+        return reduce_model(run_model(self.pair, batch, {}, particles), particles, size)[:1]
 
 
 class ChunkEngine:
-    """`terms_at`, eagerly or compiled for the shape of the first chunk; chunks of another shape run eagerly.
+    """Evaluates chunks, eagerly or compiled for the shape of the first; chunks of another shape run eagerly.
 
     "auto" compiles where enough samples follow to repay it. What cannot be traced, or does not reproduce the eager
     terms of the first chunk to 1e-5, runs eagerly. `description` says which engine ran, and why.
@@ -51,25 +63,29 @@ class ChunkEngine:
             raise UnknownName("engine", name, ENGINES)
         self.name, self.samples = name, samples
         self.description = "eager (asked for)"
-        self.shape: torch.Size | None = None
-        self.compiled: ModelFunction | None = None
+        self.shape: tuple[int, int] | None = None
+        self.compiled: ChunkFunction | None = None
 
-    def __call__(self, pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> LogTerms:
+    def __call__(self, chunk: Chunk, *arguments: Named) -> Sequence[Tensor]:
+        """What the chunk gives for these tensors."""
         if self.shape is None:
-            self.shape = draws.log_guide.shape
+            self.shape = chunk.shape
             if self.name != "eager":
-                self._choose(pair, batch, draws)
-        if self.compiled is None or draws.log_guide.shape != self.shape:
-            return terms_at(pair, batch, draws)
-        return LogTerms(*self.compiled(dict(batch), latents(draws)), draws.log_guide)
+                self._choose(chunk, arguments)
+        evaluate = chunk if self.compiled is None or chunk.shape != self.shape else self.compiled
+        return evaluate(*arguments)
 
-    def _choose(self, pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> None:
-        if self.name == "auto" and self.samples < REPAYING_SAMPLES[draws.log_guide.device.type]:
+    def terms_at(self, pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> LogTerms:
+        """Log terms of a batch at draws of its guide."""
+        return LogTerms(*self(ModelTerms(pair, *draws.log_guide.shape), batch, latents(draws)), draws.log_guide)
+
+    def _choose(self, chunk: Chunk, arguments: Sequence[Named]) -> None:
+        if self.name == "auto" and self.samples < REPAYING_SAMPLES[_device(arguments)]:
             self.description = f"eager ({self.samples} samples do not repay compilation)"
             return
         try:
-            compiled = compile_terms(pair, batch, draws)
-            check_parity(compiled, pair, batch, draws)
+            compiled = compile_chunk(chunk, *arguments)
+            check_parity(compiled, chunk, *arguments)
         except UserError:
             raise
         except Exception as problem:
@@ -79,18 +95,23 @@ class ChunkEngine:
         self.compiled, self.description = compiled, f"compiled ({reason})"
 
 
-def compile_terms(pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> ModelFunction:
-    """Trace the model once at these draws and compile the graph for their shape."""
-    module = ModelTerms(pair, *draws.log_guide.shape)
-    tensors = named_tensors(module)
-    compiled = compile_function(partial(call_with, module), tensors, batch, latents(draws))
-    return lambda batch, values: compiled(tensors, batch, values)
+def _device(arguments: Sequence[Named]) -> str:
+    return next(iter(arguments[0].values())).device.type
 
 
-def check_parity(compiled: ModelFunction, pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> None:
-    """Raise `ArithmeticError` unless the compiled terms equal the eager ones, to 1e-5 relative."""
-    eager = terms_at(pair, batch, draws)
-    for value, reference in zip(compiled(dict(batch), latents(draws)), eager[:2], strict=True):
+def compile_chunk(chunk: Chunk, *arguments: Named) -> ChunkFunction:
+    """Trace the chunk once on these tensors and compile the graph for their shapes."""
+    tensors = named_tensors(chunk)
+    return partial(compile_function(partial(call_with, chunk), tensors, *arguments), tensors)
+
+
+def check_parity(compiled: ChunkFunction, chunk: Chunk, *arguments: Named) -> None:
+    """Raise `ArithmeticError` unless the compiled terms equal the eager ones for the same seed, to 1e-5 relative."""
+    with seeded(0):
+        eager = chunk(*arguments)
+    with seeded(0):
+        found = compiled(*arguments)
+    for value, reference in zip(found, eager, strict=True):
         scale = reference.detach().nan_to_num(posinf=0.0, neginf=0.0).abs().max().item()
         if not torch.allclose(value, reference, rtol=1e-5, atol=1e-5 * scale, equal_nan=True):
             raise ArithmeticError("the traced terms differ from the eager ones")

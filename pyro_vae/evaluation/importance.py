@@ -39,7 +39,7 @@ class Importance:
         engine = ChunkEngine(self.engine, blocks.size * particles)
         for block in blocks:
             stream = WeightStream(particles, block.size)
-            for terms in stream_terms(block, particles, progress, at=engine):
+            for terms in stream_terms(block, particles, progress, at=engine.terms_at):
                 stream.add(terms.log_weight)
             parts.append(figures(stream, block.rows.start))
         per_datum = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from pyro_vae.evaluation.blocks import Block, Blocks
+from pyro_vae.evaluation.compiled import ChunkEngine, PriorTerms
 from pyro_vae.evaluation.importance import figures, summary, warnings
 from pyro_vae.evaluation.result import Estimate
 from pyro_vae.evaluation.stream import PARTICLE_BLOCK, even_step, rows_that_fit
 from pyro_vae.evaluation.weights import WeightStream
-from pyro_vae.terms import reduce_model, run_model
 
 
 class PriorSampling:
@@ -19,19 +19,29 @@ class PriorSampling:
     2015, eq. 7): a lower bound in expectation, and a looser one than `importance`.
 
     Per datum, in nats: as `importance`.
+
+    Args:
+        engine: how the model runs, as for `importance`.
     """
 
+    def __init__(self, engine: str = "auto"):
+        self.engine = engine
+
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
-        parts = [figures(_weigh(block, particles, progress), block.rows.start) for block in blocks]
-        return Estimate({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        engine = ChunkEngine(self.engine, blocks.size * particles)
+        parts = [figures(_weigh(block, particles, progress, engine), block.rows.start) for block in blocks]
+        per_datum = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return Estimate(per_datum, {"engine": engine.description})
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
         return replace(
-            found, summary=summary(found.per_datum, particles), warnings=warnings(found.per_datum, particles)
+            found,
+            summary=found.summary | summary(found.per_datum, particles),
+            warnings=warnings(found.per_datum, particles),
         )
 
 
-def _weigh(block: Block, particles: int, progress: Callable[[int], None]) -> WeightStream:
+def _weigh(block: Block, particles: int, progress: Callable[[int], None], engine: ChunkEngine) -> WeightStream:
     block.check()
     batch, stream = block.batch(), WeightStream(particles, block.size)
     for index, first in enumerate(range(0, particles, PARTICLE_BLOCK)):
@@ -39,7 +49,7 @@ def _weigh(block: Block, particles: int, progress: Callable[[int], None]) -> Wei
         step = even_step(count, max(1, rows_that_fit(batch) // block.size))
         with block.seeded(index):
             for _ in range(0, count, step):
-                log_likelihood, _ = reduce_model(run_model(block.pair, batch, {}, step), step, block.size)
+                (log_likelihood,) = engine(PriorTerms(block.pair, step, block.size), batch)
                 stream.add(log_likelihood)
                 progress(log_likelihood.numel())
     return stream

@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+import pyro_vae as pv
 from pyro_vae import commands, generation, plots, runs
 from pyro_vae.data import Dataset
 from pyro_vae.training_options import TrainSettings
@@ -26,8 +27,9 @@ sys.path.insert(0, str(HERE.parent))
 from machine import header, table  # noqa: E402
 
 PARTICLES = 500
-MANY, FEW = 50_000, 200
-"""Draws from the prior for each of a few images: where it is wide, 500 of them do not find what fits."""
+MANY = {"1 quadrant": 50_000, "2 quadrants": 10_000, "3 quadrants": 10_000}
+"""Draws from the prior for each image: where it is wide, 500 of them do not find what fits."""
+PIECE = 1_000
 VALID = 5_000
 TASKS = {
     "1 quadrant": ("quadrants", {"observed": 1}),
@@ -89,14 +91,29 @@ def ensure_trained(folder: Path, chosen: TrainSettings) -> None:
     commands.train_run(chosen, folder, resume=started, overwrite=False, progress=False)
 
 
-def ensure_evaluated(folder: Path, name: str, particles: int, limit: int | None = None) -> dict[str, np.ndarray]:
-    """Per-datum figures of the test set, or of its first, computed where the run folder does not hold them."""
-    path = folder / (f"{name}_{particles}.npz" if limit is None else f"{name}_{particles}_{limit}.npz")
+def ensure_evaluated(folder: Path, name: str, particles: int) -> dict[str, np.ndarray]:
+    """Per-datum figures of the test set, computed where the run folder does not hold them."""
+    path = folder / f"{name}_{particles}.npz"
     if not path.exists():
-        options = {"importance": {"engine": "compiled"}} if particles > 1 else {}
-        (result,) = commands.evaluate_run(folder, [name], particles, limit=limit, options=options, progress=False)
+        options = {name: {"engine": "compiled"}} if particles > 1 else {}
+        (result,) = commands.evaluate_run(folder, [name], particles, options=options, progress=False)
         commands.save_arrays(path, result.estimate.per_datum)
     return dict(np.load(path))
+
+
+def ensure_evaluated_in_pieces(folder: Path, name: str, particles: int) -> dict[str, np.ndarray]:
+    """The same of the whole test set for very many draws, a file for each thousand images: what was stopped goes on."""
+    pair, test = runs.load_run(folder).pair, commands.run_data(folder).test
+    parts = []
+    for index, start in enumerate(range(0, test.size, PIECE)):
+        path = folder / f"{name}_{particles}" / f"{index}.npz"
+        if not path.exists():
+            images = test.between(start, start + PIECE)
+            options = {"seed": index, "engine": "compiled", "progress": False}
+            path.parent.mkdir(exist_ok=True)
+            commands.save_arrays(path, pv.evaluate(pair, images, name, particles, **options).estimate.per_datum)
+        parts.append(dict(np.load(path)))
+    return {figure: np.concatenate([part[figure] for part in parts]) for figure in parts[0]}
 
 
 def prepare(task: str, folder: Path, root: str) -> dict[str, dict[str, np.ndarray]]:
@@ -113,13 +130,13 @@ def prepare(task: str, folder: Path, root: str) -> dict[str, dict[str, np.ndarra
             for evaluator in ("importance", "prior"):
                 found[f"{variant}, {evaluator}"] = ensure_evaluated(cvae, evaluator, PARTICLES)
             if variant == "cvae_iwae":
-                found["many from the prior"] = ensure_evaluated(cvae, "prior", MANY, FEW)
+                found["many from the prior"] = ensure_evaluated_in_pieces(cvae, "prior", MANY[task])
     return found
 
 
-def nll(figures: dict[str, np.ndarray], first: int | None = None) -> str:
+def nll(figures: dict[str, np.ndarray]) -> str:
     """Minus the mean log-likelihood ± its standard error."""
-    values = figures["log_likelihood"][:first]
+    values = figures["log_likelihood"]
     return f"{-values.mean():.2f} ± {values.std() / len(values) ** 0.5:.2f}"
 
 
@@ -179,30 +196,30 @@ def minutes(folder: Path) -> str:
 
 def write(folder: Path, found: dict[str, dict[str, dict[str, np.ndarray]]]) -> None:
     """README.md and its figures."""
-    quadrants, trainings, deep = [], [], []
+    quadrants, trainings, draws = [], [], []
     for task, published in SOHN.items():
-        place = folder / task.replace(" ", "_")
-        kinds = ("regressor", "cvae, prior", "cvae, importance", "cvae_iwae, prior", "cvae_iwae, importance")
-        quadrants.append([task, *[nll(found[task][kind]) for kind in kinds], " / ".join(map(str, published))])
+        place, figures = folder / task.replace(" ", "_"), found[task]
+        kinds = ("regressor", "cvae, importance", "many from the prior", "cvae_iwae, importance")
+        quadrants.append([task, *[nll(figures[kind]) for kind in kinds], " / ".join(map(str, published))])
         trainings += [[task, model, minutes(place / model)] for model in ("regressor", "cvae", "cvae_iwae")]
-        rows = [(way, None if way.startswith("many") else FEW) for way in ("many from the prior", *kinds[3:])]
-        deep.append([task, *[nll(found[task][way], first) for way, first in rows]])
+        few = [nll(figures[f"{model}, prior"]) for model in ("cvae", "cvae_iwae")]
+        draws.append([task, *few, f"{nll(figures['many from the prior'])} ({MANY[task]:,} draws)"])
     for task in SOHN:
         plots.save(completions(folder / task.replace(" ", "_")), HERE / f"{task.replace(' ', '_')}.png")
     plots.save(completions(folder / "column"), HERE / "column.png")
     plots.save(digits_of(folder / "label"), HERE / "label.png")
-    columns = ["observed", "regressor", "CVAE, `prior`", "CVAE, `importance`", "CVAE on L_K, `prior`"]
-    columns += ["CVAE on L_K, `importance`", "Sohn et al.: regressor / Monte Carlo / importance"]
+    columns = ["observed", "regressor", "CVAE, `importance`", "CVAE on L_K, `prior`", "CVAE on L_K, `importance`"]
+    columns.append("Sohn et al.: regressor / Monte Carlo / importance")
     weighted = ", ".join(f"{task} {particles}" for task, particles in WEIGHTED.items())
     warmed = ", ".join(f"{task} (K = {k}) {epochs} epochs" for (task, k), epochs in KL_WARMUP.items())
-    ways = [f"`prior`, {MANY:,} draws", f"`prior`, {PARTICLES}", f"`importance`, {PARTICLES}"]
+    ways = [f"CVAE, {PARTICLES}", f"CVAE on L_K, {PARTICLES}", "CVAE on L_K, as above"]
     of_column = [[name, nll(figures)] for name, figures in found["column"].items()]
     text = f"""{header("Conditional VAEs on binarised MNIST", "OMP_NUM_THREADS=1 python reports/cvae/run.py")}
 Negative conditional log-likelihood -log p(x|c) of the pixels that are not given, nats per image, ± the standard error
 over the 10,000 test images. {VALID:,} of the training images are held out for validation, which alone decides
 which weights are kept. Training pixels are drawn from their grey values anew at every presentation; test images are
-drawn once. `prior` is the Monte Carlo estimate with {PARTICLES} draws from p(z|c), `importance` the bound L_K with as
-many; the regressor has no latent, so its figure is exact.
+drawn once. `importance` is the bound L_K with {PARTICLES} draws, `prior` the Monte Carlo estimate with draws from
+p(z|c); the regressor has no latent, so its figure is exact.
 
 ## Quadrants
 
@@ -210,10 +227,9 @@ many; the regressor has no latent, so its figure is exact.
 "CVAE" is trained on the ELBO, "CVAE on L_K" on the importance-weighted bound of K particles
 ({weighted}).
 
-Where little is observed, p(z|c) is wide and {PARTICLES} draws from it seldom find what fits. With {MANY:,}, for the
-first {FEW} test images and the CVAE on L_K, beside the estimates with {PARTICLES} for the same images:
+Where little is observed, p(z|c) is wide, and few draws from it find what fits. `prior` by the number of draws:
 
-{table(["observed", *ways], deep)}
+{table(["observed", *ways], draws)}
 {table(["observed", "", "training"], trainings)}
 The KL's weight rises over the first epochs of some, so that z is not lost: {warmed}.
 
