@@ -61,7 +61,7 @@ def quadrants(
     Args:
         seed: the source's.
         source: the data set that the images come from.
-        observed: 1, the lower left; 2, the left half; 3, all but the upper right.
+        observed: 1, the lower left; 2, the left half; 3, all but the lower right.
         root, valid, file: options of the source, where it takes them.
 
     Raises:
@@ -77,7 +77,7 @@ def quadrants(
         mask = torch.ones(shape, dtype=torch.bool)
         row, col = shape[-2] // 2, shape[-1] // 2
         given = [(slice(row, None), slice(None, col)), (slice(None, row), slice(None, col))]
-        given.append((slice(row, None), slice(col, None)))
+        given.append((slice(None, row), slice(col, None)))
         for rows, cols in given[:observed]:
             mask[..., rows, cols] = False
         return mask

@@ -41,8 +41,8 @@ TASKS = {
 }
 EPOCHS = {"regressor": 30, "cvae": 100}
 EPOCHS_OF_TASK = {"column": {"regressor": 20, "cvae": 60}}
-WEIGHTED_EPOCHS = {"1 quadrant": 100, "2 quadrants": 100, "3 quadrants": 80}
-KL_WARMUP = {("column", 1): 20, ("3 quadrants", 10): 10}
+WEIGHTED_EPOCHS = {"1 quadrant": 100, "2 quadrants": 100, "3 quadrants": 60}
+KL_WARMUP = {("column", 1): 20, ("3 quadrants", 5): 10}
 """Epochs over which the KL's weight rises, by task and particles: without, much of z is lost in the first epochs."""
 NETS = {"regressor": {"hidden": (400, 400)}, "cvae": {"hidden": (400, 400), "latent_dim": 50}}
 DOERSCH = {"hidden": (1000, 500, 250), "latent_dim": 30, "prior": "standard_normal"}
@@ -50,11 +50,12 @@ OPTIONS = {("column", "cvae"): DOERSCH, ("column", "regressor"): {"hidden": (250
 SOHN = {"1 quadrant": (99.75, 68.39, 63.91), "2 quadrants": (62.18, 45.34, 44.73), "3 quadrants": (25.99, 20.96, 20.95)}
 """Negative conditional log-likelihood in nats: the baseline net, Monte Carlo, importance sampling."""
 
-WEIGHTED = {"1 quadrant": 5, "2 quadrants": 5, "3 quadrants": 10}
+WEIGHTED = dict.fromkeys(SOHN, 5)
 """Particles of the importance-weighted bound L_K that a second CVAE is trained on."""
 
-LONG, DRAWN, GREY = 80, "regressor_long", "regressor_grey"
-"""Epochs of the quadrants' regressors that are held against Sohn's, on drawn pixels and on grey levels."""
+DRAWN, GREY = "regressor_long", "regressor_grey"
+LONG = {"1 quadrant": 80, "2 quadrants": 80, "3 quadrants": 30}
+"""Epochs of the regressors that are held against Sohn's, on drawn pixels and on grey levels; more would overfit."""
 
 TRAINED = (GREY, DRAWN, "regressor", "cvae", "cvae_iwae")
 ROWS = 8
@@ -94,7 +95,7 @@ def long_regressor(task: str, model: str, root: str) -> TrainSettings:
     return replace(
         usual,
         data=usual.data | {"binarize": "none" if grey else "dynamic"},
-        training=usual.training | {"epochs": LONG, "relaxed": grey},
+        training=usual.training | {"epochs": LONG[task], "relaxed": grey},
     )
 
 
