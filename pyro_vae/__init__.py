@@ -22,15 +22,19 @@ _HOMES = {
     "load_run": "pyro_vae.runs",
 }
 
+_SUBPACKAGES = ("data", "testing")
+
 __version__ = "0.1.0"
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return import_module(f"pyro_vae.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *__all__, *_SUBPACKAGES]

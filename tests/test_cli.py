@@ -95,6 +95,13 @@ assert not heavy, heavy
     assert done.stdout.startswith("usage: pyro-vae COMMAND") and pv.__version__ in done.stdout
 
 
+@pytest.mark.parametrize("name", ["data.Dataset", "testing.check_pair"])
+def test_what_the_readme_names_is_there_once_the_package_is_imported(name):
+    script = f"import pyro_vae; pyro_vae.{name}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_explains_itself(command, pyro_vae):
     told = pyro_vae(f"{command} --help")
