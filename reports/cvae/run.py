@@ -28,7 +28,7 @@ sys.path.insert(0, str(HERE.parent))
 from machine import header, table  # noqa: E402
 
 PARTICLES = 500
-MANY = {"1 quadrant": 50_000, "2 quadrants": 10_000, "3 quadrants": 10_000}
+MANY = {"1 quadrant": 50_000, "2 quadrants": 10_000, "3 quadrants": 5_000}
 """Draws from the prior for each image: where it is wide, 500 of them do not find what fits."""
 PIECE = 1_000
 VALID = 5_000
