@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError
-from pyro_vae.evaluation.blocks import Blocks
+from pyro_vae.evaluation.blocks import Block, Blocks
 from pyro_vae.evaluation.compiled import ChunkEngine
 from pyro_vae.evaluation.result import Estimate, quantiles
 from pyro_vae.evaluation.stream import stream_terms
@@ -35,15 +35,17 @@ class Importance:
         self.engine = engine
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
-        parts: list[dict[str, Tensor]] = []
         engine = ChunkEngine(self.engine, blocks.size * particles)
-        for block in blocks:
-            stream = WeightStream(particles, block.size)
-            for terms in stream_terms(block, particles, progress, at=engine.terms_at):
-                stream.add(terms.log_weight)
-            parts.append(figures(stream, block.rows.start))
+        parts = [figures(self.weigh(block, particles, progress, engine), block.rows.start) for block in blocks]
         per_datum = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return Estimate(per_datum, {"engine": engine.description})
+
+    def weigh(self, block: Block, particles: int, progress: Callable[[int], None], engine: ChunkEngine) -> WeightStream:
+        """The weights log p(x, z) - log q(z|x) of a block at draws of the guide."""
+        stream = WeightStream(particles, block.size)
+        for terms in stream_terms(block, particles, progress, at=engine.terms_at):
+            stream.add(terms.log_weight)
+        return stream
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
         return replace(
