@@ -22,14 +22,14 @@ _HOMES = {
     "load_run": "pyro_vae.runs",
 }
 
-_SUBPACKAGES = ("data", "testing")
+_MODULES = ("data", "testing")
 
 __version__ = "0.1.0"
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:
+    if name in _MODULES:
         return import_module(f"pyro_vae.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")
@@ -37,4 +37,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__, *_SUBPACKAGES]
+    return [*globals(), *__all__, *_MODULES]

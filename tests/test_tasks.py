@@ -26,7 +26,7 @@ def test_the_middle_column_is_given():
 
 
 @pytest.mark.parametrize("observed, rows", [(1, ["##", ".#"]), (2, [".#", ".#"]), (3, ["..", ".#"])])
-def test_quadrants_are_given_as_in_the_paper(observed, rows):
+def test_quadrants_are_given_as_in_pyros_example(observed, rows):
     assert torch.equal(hidden_of(task("quadrants", observed=observed)), picture(rows))
 
 

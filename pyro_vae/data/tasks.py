@@ -68,7 +68,7 @@ def quadrants(
         DataError: a source without images, or a number of quadrants that leaves nothing to do.
 
     Source: Sohn, Lee & Yan, "Learning structured output representation using deep conditional generative models"
-    (2015), section 5.1.
+    (2015), section 5.1; which quadrants: Pyro's example of it.
     """
     if observed not in (1, 2, 3):
         raise DataError(f"observed is 1, 2 or 3 quadrants, not {observed}")
