@@ -275,11 +275,12 @@ def _parser(command: str, description: str) -> Parser:
 
 def print_results(results: Sequence[Any]) -> None:
     """A table of results: mean and standard error in nats per datum, and what to beware of."""
-    say(f"{'evaluator':<16}{'quantity':<22}{'mean ± s.e.':<22}{'bits/dim':<10}{'n':>7}{'particles':>11}")
+    say(f"{'evaluator':<16}{'quantity':<22}{'kind':<13}{'mean ± s.e.':<22}{'bits/dim':<10}{'n':>7}{'particles':>11}")
     for result in results:
         bits = "" if result.bits_per_dim is None else f"{result.bits_per_dim:.4f}"
         figure = f"{result.mean:.3f} ± {result.standard_error:.3f}"
-        say(f"{result.evaluator:<16}{result.quantity:<22}{figure:<22}{bits:<10}{result.n:>7}{result.particles:>11}")
+        named = f"{result.evaluator:<16}{result.quantity:<22}{result.kind or '':<13}"
+        say(f"{named}{figure:<22}{bits:<10}{result.n:>7}{result.particles:>11}")
     for result in results:
         for warning in result.warnings:
             say(f"warning ({result.evaluator}): {warning}")

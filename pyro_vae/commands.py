@@ -12,11 +12,11 @@ import torch
 from pyro_vae import checkpoints, generation, plots, plugins, processes, runs
 from pyro_vae.data import Dataset, load_data
 from pyro_vae.devices import find_device, launch
-from pyro_vae.errors import DataError, RunError
+from pyro_vae.errors import ContractError, DataError, RunError
 from pyro_vae.evaluation import Result, evaluate_each
 from pyro_vae.options import dataset_options
+from pyro_vae.pair import select_fields
 from pyro_vae.report import write_report
-from pyro_vae.terms import select_fields
 from pyro_vae.training import open_folder, train
 from pyro_vae.training_options import TrainSettings
 
@@ -50,9 +50,12 @@ def train_run(settings: TrainSettings, out: Path, resume: bool, overwrite: bool,
         **settings.training,
     )
     processes.wait_for_all()
-    results = evaluate_run(
-        out, ["elbo", "reconstruction"], data=run.data, device=settings.training["device"], progress=False
-    )
+    results = []
+    for name in ("elbo", "reconstruction"):
+        try:
+            results += evaluate_run(out, [name], data=run.data, device=settings.training["device"], progress=False)
+        except ContractError as problem:
+            run.notes.append(f"{name} was not evaluated: {problem}")
     if processes.rank() == 0:
         report_run(out, run.data, run.notes)
     return results
@@ -159,7 +162,7 @@ def sample_run(folder: Path, n: int, out: Path, seed: int = 0) -> None:
         torch.manual_seed(seed)
         sites = generation.sample(run.pair, fields)
     if out.suffix == ".npz":
-        save_arrays(out, {name: site.value for name, site in sites.items()})
+        save_arrays(out, {name: site.raw for name, site in sites.items()})
     else:
         plots.save_images(generation.center(generation.picture_site(generation.observed(sites))), out)
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae.errors import UnknownName, UserError
+from pyro_vae.errors import ProgramError, UnknownName, UserError
 from pyro_vae.tracing import call_with, compile_function, named_tensors
 
 ENGINES = ("auto", "eager", "compiled")
@@ -146,8 +146,10 @@ def choose_engine(name: str, loss: Loss, example: Mapping[str, Tensor], steps: i
     try:
         compiled = CompiledStep(loss, example)
         check_parity(compiled, example)
-    except UserError:
-        raise
+    except UserError as problem:
+        if not isinstance(problem, ProgramError):
+            raise
+        return Engine("eager", failure(problem.__cause__), EagerStep(loss))
     except Exception as problem:
         return Engine("eager", failure(problem), EagerStep(loss))
     return Engine("compiled", "asked for" if name == "compiled" else f"{steps} steps repay it", compiled)

@@ -16,6 +16,10 @@ class ContractError(UserError):
     """A (model, guide) pair breaks the contract that the library relies on."""
 
 
+class ProgramError(ContractError):
+    """A model or guide raised an error of its own."""
+
+
 class RunError(UserError):
     """A run folder cannot be written, read or continued."""
 

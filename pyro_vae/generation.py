@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError
-from pyro_vae.terms import Site, run_guide, run_model, run_program, select_fields
+from pyro_vae.pair import select_fields
+from pyro_vae.particles import run_guide, run_model, run_program
+from pyro_vae.sites import Site, Sites, observed
 
 CHUNK = 512
 
 
-def sample(pair: nn.Module, fields: Mapping[str, Tensor]) -> dict[str, Site]:
+def sample(pair: nn.Module, fields: Mapping[str, Tensor]) -> Sites:
     """Every site of the model at fresh draws from p(z) p(x|z), one datum for each row of `fields`.
 
     Args:
@@ -21,21 +23,26 @@ def sample(pair: nn.Module, fields: Mapping[str, Tensor]) -> dict[str, Site]:
             model conditions on give their values.
     """
 
-    def program(**fields: Tensor) -> None:
+    def model(**fields: Tensor) -> None:
         with poutine.uncondition():
             pair.model(**fields)
 
     with torch.no_grad():
-        return run_program(program, pair, fields)
+        return run_program(model, pair, fields)
 
 
-def decode(pair: nn.Module, fields: Mapping[str, Tensor], latents: Mapping[str, Tensor]) -> dict[str, Site]:
+def decode(pair: nn.Module, fields: Mapping[str, Tensor], latents: Mapping[str, Tensor]) -> Sites:
     """The observed sites of the model where latent sites have the given values [n, *event]."""
     with torch.no_grad():
-        return observed(run_model(pair, fields, latents))
+        return observed(model_at(pair, fields, latents))
 
 
-def reconstruct(pair: nn.Module, fields: Mapping[str, Tensor]) -> dict[str, Site]:
+def model_at(pair: nn.Module, fields: Mapping[str, Tensor], latents: Mapping[str, Tensor]) -> Sites:
+    """The sites of the model where latent sites have the given values [n, *event]."""
+    return run_model(pair, fields, {name: value.unsqueeze(0) for name, value in latents.items()})
+
+
+def reconstruct(pair: nn.Module, fields: Mapping[str, Tensor]) -> Sites:
     """The observed sites of the model at the guide's means (draws, where a site has no mean)."""
     with torch.no_grad():
         latents = {name: center(site) for name, site in run_guide(pair, fields).items()}
@@ -52,30 +59,13 @@ def encode(pair: nn.Module, split: Split) -> dict[str, Tensor]:
         for batch in split.batches(CHUNK):
             for name, site in run_guide(pair, batch).items():
                 parts.setdefault(f"{name}_mean", []).append(center(site).cpu())
-                parts.setdefault(f"{name}_scale", []).append(_scale(site).cpu())
+                parts.setdefault(f"{name}_scale", []).append(site.deviation().squeeze(0).cpu())
     return {name: torch.cat(chunks) for name, chunks in parts.items()}
 
 
-def _scale(site: Site) -> Tensor:
-    try:
-        return site.fn.variance.sqrt()
-    except NotImplementedError:
-        return torch.full_like(site.value, torch.nan)
-
-
-def observed(sites: Mapping[str, Site]) -> dict[str, Site]:
-    """The observed sites among `sites`."""
-    return {name: site for name, site in sites.items() if site.observed}
-
-
 def center(site: Site) -> Tensor:
-    """The mean of a site's distribution, or its value where the mean is not a number."""
-    try:
-        mean = site.fn.mean
-    except NotImplementedError:
-        return site.value
-    known = mean.isfinite()
-    return torch.where(known, mean, site.value.to(mean.dtype)) if known.any() else site.value
+    """The mean of a site's distribution at one particle, [n, *event], or its value where the mean is not a number."""
+    return site.mean().squeeze(0)
 
 
 def picture_site(sites: Mapping[str, Site]) -> Site:

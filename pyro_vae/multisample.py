@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae import bounds, terms
+from pyro_vae import bounds
 from pyro_vae.errors import ContractError, UnknownName
-from pyro_vae.objectives import require_reparameterised, without_value
-from pyro_vae.terms import LogTerms, log_terms
+from pyro_vae.objectives import further_loss, require_reparameterised, without_value
+from pyro_vae.particles import batch_size, run_guide, run_guide_at, run_model
+from pyro_vae.sites import Sites, values_of
+from pyro_vae.terms import LogTerms, counts, joined, log_terms, reduce_sites
 
 Batch = Mapping[str, Tensor]
 Weights = Float[Tensor, "particles batch"]
@@ -51,7 +53,8 @@ class Renyi:
         beta: float | Tensor = 1.0,
         data_size: int | None = None,
     ) -> Float[Tensor, ""]:
-        return -ESTIMATORS[self.gradient](pair, batch, particles, beta, self.alpha).mean()
+        bound, draws = ESTIMATORS[self.gradient](pair, batch, particles, beta, self.alpha)
+        return -bound.mean() + further_loss(draws, beta, data_size)
 
 
 class IWAE(Renyi):
@@ -65,64 +68,70 @@ class IWAE(Renyi):
         super().__init__(alpha=0.0, gradient=gradient)
 
 
-def pathwise(
-    pair: nn.Module, batch: Batch, particles: int, beta: float | Tensor, alpha: float
-) -> Float[Tensor, " batch"]:
+Estimate = tuple[Float[Tensor, " batch"], LogTerms]
+"""The bound with its surrogate gradient, and the terms that it came from."""
+
+
+def pathwise(pair: nn.Module, batch: Batch, particles: int, beta: float | Tensor, alpha: float) -> Estimate:
     """The bound itself, differentiated through the draws."""
-    draws = log_terms(pair, batch, particles)
+    draws = log_terms(pair, batch, particles, as_loss=True)
     require_reparameterised(draws, "gradient='vimco'")
-    return bounds.renyi(_log_weight(draws, beta), alpha)
+    return bounds.renyi(_log_weight(draws, beta), alpha), draws
 
 
-def sticking_the_landing(
-    pair: nn.Module, batch: Batch, particles: int, beta: float | Tensor, alpha: float
-) -> Float[Tensor, " batch"]:
+def sticking_the_landing(pair: nn.Module, batch: Batch, particles: int, beta: float | Tensor, alpha: float) -> Estimate:
     """The bound with the guide's parameters held fixed inside log q: no score term, but a bias for K > 1."""
-    draws = log_terms(pair, batch, particles, frozen_guide=True)
+    draws = log_terms(pair, batch, particles, frozen_guide=True, as_loss=True)
     require_reparameterised(draws, "gradient='vimco'")
-    return bounds.renyi(_log_weight(draws, beta), alpha)
+    return bounds.renyi(_log_weight(draws, beta), alpha), draws
 
 
 def doubly_reparameterised(
     pair: nn.Module, batch: Batch, particles: int, beta: float | Tensor, alpha: float
-) -> Float[Tensor, " batch"]:
+) -> Estimate:
     """With v the normalised w^(1-alpha): gradient v for the model, v (1 - (1-alpha)(1-v)) along the path of z for the
     guide (Tucker et al. 2019, eq. 8; alpha: their appendix); with w = p(x|z) (p/q)^beta the bracket subtracts beta
     times as much."""
-    guide = terms.run_guide(pair, batch, particles)
-    values = {name: site.value for name, site in guide.items()}
+    runs = counts(pair, batch, particles)
+    guides = [run_guide(pair, batch, count) for count in runs]
     with torch.no_grad():
-        log_weight = _log_weight(_reduce(pair, batch, particles, guide, values), beta)
+        first = [
+            _reduce(pair, batch, count, guide, values_of(guide)) for count, guide in zip(runs, guides, strict=True)
+        ]
+        log_weight = _log_weight(joined(LogTerms, first), beta)
         bound = bounds.renyi(log_weight, alpha)
         normalised = torch.softmax((1 - alpha) * log_weight, 0)
         rescale = 1 - beta * (1 - alpha) * (1 - normalised)
-    scaled = {name: _scale_gradient(value, rescale, particles) for name, value in values.items()}
-    frozen = terms.rerun_guide_frozen(pair, batch, scaled, particles)
-    draws = _reduce(pair, batch, particles, frozen, scaled)
+    parts = []
+    for count, guide, factor in zip(runs, guides, rescale.split(runs), strict=True):
+        scaled = {name: _scale_gradient(value, factor) for name, value in values_of(guide).items()}
+        frozen = run_guide_at(pair, batch, scaled, count, frozen=True)
+        parts.append(_reduce(pair, batch, count, frozen, values_of(frozen)))
+    draws = joined(LogTerms, parts)
     require_reparameterised(draws, "gradient='vimco'")
-    return bound + without_value((normalised * _log_weight(draws, beta)).sum(0))
+    return bound + without_value((normalised * _log_weight(draws, beta)).sum(0)), draws
 
 
-def vimco(pair: nn.Module, batch: Batch, particles: int, beta: float | Tensor, alpha: float) -> Float[Tensor, " batch"]:
+def vimco(pair: nn.Module, batch: Batch, particles: int, beta: float | Tensor, alpha: float) -> Estimate:
     """Score-function gradients with the bound of the other particles as each one's baseline, its own weight replaced
     by their geometric mean (Mnih & Rezende 2016, eq. 9 and 10)."""
     if particles < 2:
         raise ContractError("gradient='vimco' needs at least 2 particles; its baseline is made of the others")
-    draws = log_terms(pair, batch, particles)
+    draws = log_terms(pair, batch, particles, as_loss=True)
     log_weight = _log_weight(draws, beta)
     bound = bounds.renyi(log_weight, alpha)
     if draws.score is None:
-        return bound
+        return bound, draws
     with torch.no_grad():
         others = (log_weight.sum(0) - log_weight) / (particles - 1)
         own = torch.eye(particles, dtype=torch.bool, device=log_weight.device).unsqueeze(-1)
         replaced = torch.where(own, others.unsqueeze(0), log_weight.unsqueeze(0))
         baseline = bounds.renyi(replaced.transpose(0, 1), alpha)
         signal = bound - baseline
-    return bound + without_value((draws.score * signal).sum(0))
+    return bound + without_value((draws.score * signal).sum(0)), draws
 
 
-ESTIMATORS: dict[str, Callable[..., Tensor]] = {
+ESTIMATORS: dict[str, Callable[..., Estimate]] = {
     "pathwise": pathwise,
     "stl": sticking_the_landing,
     "dreg": doubly_reparameterised,
@@ -134,21 +143,14 @@ def _log_weight(draws: LogTerms, beta: float | Tensor) -> Weights:
     return draws.log_likelihood + beta * (draws.log_prior - draws.log_guide)
 
 
-def _reduce(
-    pair: nn.Module,
-    batch: Batch,
-    particles: int,
-    guide: Mapping[str, terms.Site],
-    values: Mapping[str, Tensor],
-) -> LogTerms:
-    model = terms.run_model(pair, batch, values, particles)
-    return terms.reduce_sites(model, guide, particles, terms.batch_size(pair, batch))
+def _reduce(pair: nn.Module, batch: Batch, count: int, guide: Sites, values: Mapping[str, Tensor]) -> LogTerms:
+    model = run_model(pair, batch, values, count)
+    return reduce_sites(model, guide, count, batch_size(pair, batch), as_loss=True)
 
 
-def _scale_gradient(value: Tensor, factor: Weights, particles: int) -> Tensor:
-    """The same value; its gradient is multiplied by the factor of its particle and datum."""
+def _scale_gradient(value: Tensor, factor: Weights) -> Tensor:
+    """The same value [particles, batch, *event]; its gradient is multiplied by the factor of its particle and datum."""
     if not value.requires_grad:
         return value
-    factor = factor if particles > 1 else factor.squeeze(0)
     factor = factor.reshape(*factor.shape, *[1] * (value.dim() - factor.dim()))
     return value.detach() + factor * (value - value.detach())

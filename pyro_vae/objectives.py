@@ -7,6 +7,7 @@ the data). `traceable` says that the loss is free of host reads, so that the com
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyro
 from jaxtyping import Float
@@ -18,7 +19,8 @@ from torch.distributions import constraints
 from pyro_vae import bounds
 from pyro_vae.errors import ContractError
 from pyro_vae.pair import LocalParameters, select_fields
-from pyro_vae.terms import ElboTerms, LogTerms, batch_size, elbo_terms, log_terms, validation_off
+from pyro_vae.particles import OWN_DIM, batch_size, validation_off, ways
+from pyro_vae.terms import ElboTerms, LogTerms, elbo_terms, log_terms
 
 AVERAGES = "__baseline_avg_downstream_cost_"  # how Pyro names the averages that TraceGraph_ELBO keeps
 
@@ -37,8 +39,8 @@ class TraceELBO:
         beta: float | Tensor = 1.0,
         data_size: int | None = None,
     ) -> Float[Tensor, ""]:
-        terms = log_terms(pair, batch, particles, allow_shared=True)
-        loss = -bounds.elbo(terms, beta).mean() + shared_loss(terms, beta, data_size)
+        terms = log_terms(pair, batch, particles, as_loss=True, allow_shared=True)
+        loss = -bounds.elbo(terms, beta).mean() + further_loss(terms, beta, data_size)
         if terms.score is None:
             return loss
         cost = terms.log_likelihood - beta * terms.kl
@@ -67,9 +69,9 @@ class TraceMeanFieldELBO:
         beta: float | Tensor = 1.0,
         data_size: int | None = None,
     ) -> Float[Tensor, ""]:
-        terms = elbo_terms(pair, batch, particles, allow_shared=True)
+        terms = elbo_terms(pair, batch, particles, as_loss=True, allow_shared=True)
         require_reparameterised(terms, "trace_elbo or trace_graph_elbo")
-        return -bounds.elbo(terms, beta).mean() + shared_loss(terms, beta, data_size)
+        return -bounds.elbo(terms, beta).mean() + further_loss(terms, beta, data_size)
 
 
 class TraceGraphELBO:
@@ -100,14 +102,16 @@ class TraceGraphELBO:
         data_size: int | None = None,
     ) -> Float[Tensor, ""]:
         size = batch_size(pair, batch)
-        estimator = TraceGraph_ELBO(particles, max_plate_nesting=1, vectorize_particles=particles > 1)
+        way = ways(pair, batch, particles)
+        at_once = particles > 1 and way.guide == way.model == OWN_DIM
+        estimator = TraceGraph_ELBO(particles, max_plate_nesting=1, vectorize_particles=at_once)
         fields = select_fields(pair, batch)
         known = self.averages.get(size, {})
         state = {"params": dict(known), "constraints": {name: constraints.real for name in known}}
         with validation_off(), pyro.get_param_store().scope(state) as after:
             with (
                 LocalParameters(own_names=AVERAGES),
-                ScaleKL(beta, size / (data_size or size)),
+                ScaleKL(beta, size / (data_size or size), size, getattr(pair, "data_plate", None)),
                 DefaultBaseline(),
             ):
                 # fields as one argument: Pyro's handlers have a `context` of their own
@@ -118,17 +122,25 @@ class TraceGraphELBO:
 
 
 class ScaleKL(Messenger):
-    """Scales every latent site by beta, in model and guide alike, and sites outside the data plate by `share`."""
+    """Scales every latent site by beta, in model and guide alike, and sites outside the data plate by `share`; takes
+    the subsampling scale of the data plate out."""
 
-    def __init__(self, beta: float | Tensor, share: float):
+    def __init__(self, beta: float | Tensor, share: float, size: int, data_plate: str | None = None):
         super().__init__()
-        self.beta, self.share = beta, share
+        self.beta, self.share, self.size, self.data_plate = beta, share, size, data_plate
 
     def _pyro_sample(self, msg: dict) -> None:
         if not msg["is_observed"]:
             msg["scale"] = msg["scale"] * self.beta
-        if not any(frame.dim == -1 for frame in msg["cond_indep_stack"]):
+        plate = next((frame for frame in msg["cond_indep_stack"] if self._is_of_data(frame)), None)
+        if plate is None:
             msg["scale"] = msg["scale"] * self.share
+        elif plate.full_size:
+            msg["scale"] = msg["scale"] * plate.size / plate.full_size
+
+    def _is_of_data(self, frame: Any) -> bool:
+        named = frame.name == self.data_plate if self.data_plate else frame.size in (self.size, -1)
+        return frame.dim == -1 and named
 
 
 class DefaultBaseline(Messenger):
@@ -149,6 +161,12 @@ def shared_loss(terms: ElboTerms | LogTerms, beta: float | Tensor, data_size: in
     if terms.shared is None:
         return 0.0
     return -beta * terms.shared.mean() / (data_size or terms.log_likelihood.shape[1])
+
+
+def further_loss(terms: ElboTerms | LogTerms, beta: float | Tensor, data_size: int | None) -> Tensor | float:
+    """`shared_loss`, and what the guide observes or factors in, which Pyro's ELBOs subtract."""
+    extra = 0.0 if terms.extra is None else terms.extra.mean()
+    return shared_loss(terms, beta, data_size) + extra
 
 
 def require_reparameterised(terms: ElboTerms | LogTerms, alternatives: str) -> None:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import pyro
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor, nn
@@ -93,6 +94,18 @@ def evaluating(pair: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def kept_buffers(pair: nn.Module) -> Iterator[None]:
+    """Afterwards the buffers are as they were."""
+    kept = [buffer.detach().clone() for buffer in pair.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(pair.buffers(), kept, strict=True):
+                buffer.copy_(value)
 
 
 def field_names(pair: nn.Module) -> tuple[list[str], list[str]]:

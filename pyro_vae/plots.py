@@ -25,8 +25,9 @@ from pyro_vae.checkpoints import write_whole
 from pyro_vae.data import Split
 from pyro_vae.errors import RunError
 from pyro_vae.generation import center, decode, observed, picture_site, reconstruct, sample
-from pyro_vae.pair import evaluating
-from pyro_vae.terms import Site, run_guide, select_fields
+from pyro_vae.pair import evaluating, select_fields
+from pyro_vae.particles import run_guide
+from pyro_vae.sites import Site
 
 SEED = 0
 CHUNK = 512
@@ -111,7 +112,7 @@ def reconstructions(pair: nn.Module, split: Split, n: int = 10) -> Figure:
     with undisturbed(pair) as device:
         batch = split.to(device).take(_spread(split.size, n).to(device))
         site = picture_site(reconstruct(pair, batch))
-        data, means = site.value, center(site)
+        data, means = site.value.squeeze(0), center(site)
     blocks = -(-len(data) // 12)
     columns = -(-len(data) // blocks)
     values = _interleave(data, means, columns)
@@ -170,7 +171,7 @@ def manifold(pair: nn.Module, fields: Mapping[str, Tensor], side: int = 20) -> F
             return None
         second, first = torch.meshgrid(ticks.flip(0), ticks, indexing="ij")
         plane = torch.stack([first.flatten(), second.flatten()], 1).to(latent.value)
-        if not latent.fn.support.check(plane).all():
+        if latent.support is None or not latent.support.check(plane).all():
             return None
         fields = _rows(pair, fields, torch.zeros(side**2, dtype=torch.long), device)
         site = picture_site(decode(pair, fields, {latent.name: plane}))
@@ -219,7 +220,7 @@ def planar_site(pair: nn.Module, fields: Mapping[str, Tensor]) -> Site | None:
     """The guide's latent site where it is the only one, one a datum, and two-dimensional; else None."""
     with torch.no_grad():
         sites = list(run_guide(pair, fields).values())
-    planar = len(sites) == 1 and sites[0].in_plate and tuple(sites[0].fn.event_shape) == (2,)
+    planar = len(sites) == 1 and sites[0].in_plate and tuple(sites[0].event_shape) == (2,)
     return sites[0] if planar else None
 
 
@@ -260,10 +261,7 @@ def value_range(values: Tensor) -> Limits:
 
 def _limits(site: Site, values: Tensor) -> Limits:
     """The bounds of a site's support where it has both, else the range of the values."""
-    try:
-        support = getattr(site.fn.support, "base_constraint", site.fn.support)
-    except NotImplementedError:
-        return value_range(values)
+    support = getattr(site.support, "base_constraint", site.support)
     if support is torch.distributions.constraints.boolean:
         return 0.0, 1.0
     bounds = [torch.as_tensor(getattr(support, f"{end}_bound", math.inf)) for end in ("lower", "upper")]

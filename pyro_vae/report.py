@@ -21,9 +21,11 @@ from pyro_vae.errors import UserError
 FIGURES = runs.FIGURES
 RELAXED = "loss, not a log-likelihood"
 PLACED = (
-    "evaluator model data split n particles seconds quantity nats bits_per_dim bits_per_dim_note warnings figures"
+    "evaluator model data split n particles seconds quantity kind nats bits_per_dim bits_per_dim_note warnings figures"
 ).split()
 """The keys of an entry that have a place of their own in the report; all others are listed as they are."""
+
+NAMES = {"jackknife": "jackknife (an estimate of log p(x), no bound)"}
 
 
 def write_report(
@@ -96,7 +98,7 @@ def _evaluation(results: Sequence[Mapping[str, Any]], relaxed: bool) -> Iterator
     for entry in results:
         details = {key: value for key, value in entry.items() if key not in PLACED}
         if details:
-            listed = "\n".join(f"- {_line(key)}: {_summary(value)}" for key, value in details.items())
+            listed = "\n".join(f"- {_line(NAMES.get(key, key))}: {_summary(value)}" for key, value in details.items())
             yield f"Further numbers of {_code(entry['evaluator'])}:\n\n{listed}"
     for entry in results:
         for warning in entry.get("warnings") or []:
@@ -106,6 +108,8 @@ def _evaluation(results: Sequence[Mapping[str, Any]], relaxed: bool) -> Iterator
 def _headline(entry: Mapping[str, Any], relaxed: bool) -> str:
     quantity = str(entry.get("quantity") or "log_likelihood")
     said = RELAXED if relaxed or quantity == "loss" else quantity.replace("_", " ")
+    if entry.get("kind") and said != RELAXED:
+        said += f", a {entry['kind']}"
     name = f"{str(entry['split']).capitalize()} {_code(entry['evaluator'])}"
     return f"{name}: **{_with_error(entry)} nats per datum** ({said})"
 

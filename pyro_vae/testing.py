@@ -8,15 +8,17 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
+from pyro_vae.checks import check_data_apart
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError
 from pyro_vae.evaluation import evaluate
 from pyro_vae.evaluation.blocks import Block
 from pyro_vae.generation import sample
 from pyro_vae.objectives import TraceELBO
-from pyro_vae.pair import evaluating
+from pyro_vae.pair import select_fields
 from pyro_vae.support import observed_sites
-from pyro_vae.terms import Site, log_terms, reduce_guide, reduce_model, run_guide, run_model, run_program, select_fields
+from pyro_vae.sites import Site, observed
+from pyro_vae.terms import log_terms
 
 Batch = Mapping[str, Tensor]
 SEED = 0
@@ -71,24 +73,7 @@ def _has_one_support(pair: nn.Module, batch: Batch) -> None:
 
 
 def _keeps_data_apart(pair: nn.Module, batch: Batch) -> None:
-    with evaluating(pair), torch.no_grad():
-        guide = run_guide(pair, batch)
-        together = _terms_at(pair, batch, {name: site.value for name, site in guide.items()})
-        row = slice(1, 2)
-        alone = _terms_at(
-            pair, {name: value[row] for name, value in batch.items()}, {n: site.value[row] for n, site in guide.items()}
-        )
-    for name, one, other in zip(("log p(x|z)", "log p(z)", "log q(z|x)"), together, alone, strict=True):
-        if not torch.allclose(one[:, row], other, rtol=1e-4, atol=1e-4):
-            raise ContractError(
-                f"{name} of a datum depends on the other data of its batch under eval(); keep data apart, in the plate"
-            )
-
-
-def _terms_at(pair: nn.Module, batch: Batch, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    size = len(next(iter(batch.values())))
-    guide = run_program(pair.guide, pair, batch, 1, values)
-    return *reduce_model(run_model(pair, batch, values), 1, size), reduce_guide(guide, 1, size)
+    check_data_apart(pair, batch)
 
 
 def _trains_all_parameters(pair: nn.Module, batch: Batch) -> None:
@@ -114,19 +99,15 @@ def _works_with_plain_pyro(pair: nn.Module, batch: Batch) -> None:
 
 def _generates(pair: nn.Module, batch: Batch) -> None:
     fields = select_fields(pair, batch)
-    given, drawn = observed_sites(pair, fields), _observed(sample(pair, fields))
+    given, drawn = observed_sites(pair, fields), observed(sample(pair, fields))
     if not given:
         raise ContractError("the model observes nothing; give a site obs=")
     for name, site in given.items():
-        if drawn[name].value.shape != site.value.shape:
+        if drawn[name].raw.shape != site.raw.shape:
             raise ContractError(
-                f"site {name!r} draws values of shape {list(drawn[name].value.shape)} but observes "
-                f"{list(site.value.shape)}; give its distribution the shape of the data"
+                f"site {name!r} draws values of shape {list(drawn[name].raw.shape)} but observes "
+                f"{list(site.raw.shape)}; give its distribution the shape of the data"
             )
-
-
-def _observed(sites: Mapping[str, Site]) -> dict[str, Site]:
-    return {name: site for name, site in sites.items() if site.observed}
 
 
 def _is_left_alone_by_evaluation(pair: nn.Module, batch: Batch) -> None:

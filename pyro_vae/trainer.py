@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from pyro_vae import bounds, checkpoints
 from pyro_vae.averaging import Average
+from pyro_vae.checks import check_auxiliary, density_faults
 from pyro_vae.cuda_graph import CapturedStep
 from pyro_vae.data import Dataset, Split
 from pyro_vae.devices import cuda_devices
@@ -26,10 +28,12 @@ from pyro_vae.engine import EagerStep, Engine, Loss, choose_engine
 from pyro_vae.errors import DivergenceError, RunError
 from pyro_vae.generation import field_shapes
 from pyro_vae.objectives import shared_loss
-from pyro_vae.pair import evaluating
+from pyro_vae.pair import evaluating, kept_buffers, select_fields
+from pyro_vae.particles import run_guide, run_model, ways
 from pyro_vae.runs import BEST, CONFIG, LAST, METRICS, run_files
 from pyro_vae.schedules import find_schedule, ramp
-from pyro_vae.terms import elbo_terms, run_guide, run_model, select_fields
+from pyro_vae.sites import values_of
+from pyro_vae.terms import elbo_terms
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -103,8 +107,10 @@ class Trainer:
         record: Mapping[str, Any],
         folder: Path | None,
         tolerance: float = 1e-5,
+        relaxed: bool = False,
     ):
         self.fabric, self.pair, self.data, self.settings = fabric, pair, data, settings
+        self.relaxed = relaxed
         self.folder = folder
         self.record = {
             "model": type(pair).__name__,
@@ -130,6 +136,8 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.beta = torch.ones((), device=fabric.device)
         self.advance: Callable[[dict[str, Tensor]], Tensor] = self._advance
+        self.faults: list[str] = []
+        self.notes: list[str] = []
 
     def open(self, overwrite: bool) -> None:
         """Make the run folder and write the settings; with `overwrite`, take away what an earlier run left."""
@@ -155,12 +163,31 @@ class Trainer:
         with torch.random.fork_rng(devices=cuda_devices(self.fabric.device)):
             example = select_fields(self.pair, self.train_split.take(slice(0, self.settings.batch_size)))
             self._try_loss(example)
+            self._look_at(example)
             if self.fabric.world_size > 1:
                 self.engine = Engine("eager", "several processes", EagerStep(self.fabric.setup_module(self.loss)))
             else:
                 self.engine = choose_engine(engine, self.loss, example, steps)
         if self.engine.name == "compiled" and self.fabric.device.type == "cuda":
             self.advance = CapturedStep(self._advance)
+
+    def _look_at(self, example: dict[str, Tensor]) -> None:
+        """See what the numbers of the pair are, and how it holds several particles."""
+        check_auxiliary(self.pair, example)
+        self.faults = self._faults(example, evaluating(self.pair))
+        in_training = self._faults(example, kept_buffers(self.pair))
+        self.notes = [f"a loss, not a bound: {fault}" for fault in dict.fromkeys([*self.faults, *in_training])]
+        if self.relaxed:
+            self.faults.append("grey values under a Bernoulli")
+        if self.settings.particles > 1:
+            self.notes.append(ways(self.pair, example).line)
+
+    @torch.no_grad()
+    def _faults(self, example: dict[str, Tensor], mode: AbstractContextManager) -> list[str]:
+        """Why the terms of the pair are no log-densities in a mode."""
+        with mode:
+            guide = run_guide(self.pair, example)
+            return density_faults(run_model(self.pair, example, values_of(guide)), guide)
 
     @torch.no_grad()
     def _try_loss(self, example: dict[str, Tensor]) -> None:
@@ -176,7 +203,8 @@ class Trainer:
         with tqdm(total=total, initial=self.epoch * self.steps_per_epoch, disable=not show, unit="step") as bar:
             bar.set_description("training")
             if show:
-                bar.write(self.engine.line, file=sys.stderr)
+                for line in (self.engine.line, *self.notes):
+                    bar.write(line, file=sys.stderr)
             while self.epoch < settings.epochs and not self._out_of_patience():
                 start = self.capture()
                 try:
@@ -252,13 +280,17 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """The ELBO of the validation data and its two parts, in nats per datum, at draws that every epoch shares."""
-        return elbo_parts(self.kept, self.valid_split, self.train_split.size, cuda_devices(self.fabric.device))
+        """The loss of the validation data and its two parts, in nats per datum, at draws that every epoch shares; the
+        ELBO, where the pair has densities."""
+        row = elbo_parts(self.kept, self.valid_split, self.train_split.size, cuda_devices(self.fabric.device))
+        if self.faults:
+            del row["valid_elbo"]
+        return row
 
     def _keep_best(self, row: dict[str, float]) -> None:
-        if row["valid_elbo"] > self.best["elbo"] or self.best["pair"] is None:
+        if -row["valid_loss"] > self.best["elbo"] or self.best["pair"] is None:
             state = {name: value.detach().clone() for name, value in self.kept.state_dict().items()}
-            self.best = {"epoch": self.epoch, "elbo": row["valid_elbo"], "pair": state}
+            self.best = {"epoch": self.epoch, "elbo": -row["valid_loss"], "pair": state}
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
@@ -353,7 +385,7 @@ class Trainer:
             engine=self.engine.name,
             data=self.data,
             out=self.folder,
-            notes=[self.engine.line],
+            notes=[self.engine.line, *self.notes],
         )
 
 
@@ -363,7 +395,7 @@ def elbo_parts(pair: nn.Module, split: Split, data_size: int, cuda: list[int]) -
     with evaluating(pair), torch.random.fork_rng(devices=cuda):
         torch.manual_seed(VALIDATION_SEED)
         for batch in split.batches(1024):
-            terms = elbo_terms(pair, batch, allow_shared=True)
+            terms = elbo_terms(pair, batch, as_loss=True, allow_shared=True)
             rate = bounds.rate(terms) + shared_loss(terms, 1.0, data_size)
             sums += torch.stack([rate.sum(), bounds.distortion(terms).sum()]).double().cpu()
     rate, distortion = (sums / split.size).tolist()
@@ -378,7 +410,7 @@ def not_finite(pair: nn.Module, batch: Mapping[str, Tensor]) -> str | None:
             return f"parameter {name!r} is not finite"
     with torch.no_grad():
         guide = run_guide(pair, batch)
-        model = run_model(pair, batch, {name: site.value for name, site in guide.items()})
+        model = run_model(pair, batch, values_of(guide))
         for program, sites in (("guide", guide), ("model", model)):
             for site in sites.values():
                 if not site.log_prob().isfinite().all():

@@ -93,13 +93,16 @@ def train(
     if particles < 1:
         raise RunError(f"particles must be at least 1, not {particles}")
     objective = plugins.load("objective", objective)() if isinstance(objective, str) else objective
+    if not any(parameter.requires_grad for parameter in pair.parameters()):
+        raise RunError(f"{type(pair).__name__} has no parameter to train; evaluate it as it is")
+    _refuse_a_lone_datum(pair, dataset.train.size, batch_size)
     fabric = launch(device, precision)
     for split in (dataset.train, dataset.valid):
         check_support(pair.cpu(), split, relaxed)
     folder = open_folder(out, resume, overwrite)
     with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision):
         trainer = Trainer(
-            fabric, pair, dataset, objective, settings, record or {}, folder, PRECISIONS[precision].tolerance
+            fabric, pair, dataset, objective, settings, record or {}, folder, PRECISIONS[precision].tolerance, relaxed
         )
         if resume:
             trainer.restore(checkpoints.load(folder / LAST))
@@ -107,6 +110,16 @@ def train(
         trainer.open(overwrite)
         trainer.fit(progress)
     return trainer.finish()
+
+
+def _refuse_a_lone_datum(pair: nn.Module, size: int, batch_size: int) -> None:
+    """Raise `DataError` where the last batch would hold one datum, which BatchNorm cannot train on."""
+    norms = [name for name, part in pair.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    if norms and 1 in (batch_size, size % batch_size):
+        raise DataError(
+            f"the last batch of {size} data in batches of {batch_size} holds one datum, which the BatchNorm "
+            f"{norms[0]!r} cannot train on; use another batch_size"
+        )
 
 
 def as_dataset(data: Any, seed: int) -> Dataset:

@@ -56,6 +56,6 @@ def test_draws_of_a_block_follow_the_guide_with_one_site_or_several():
     assert site.value.shape == (4000, 40, 2)
     z = (site.value.mean(0) - site.fn.mean) / (site.fn.variance / 4000).sqrt()
     assert 0.8 < z.std() < 1.2 and z.abs().max() < 4.5
-    assert block.draw(1)[site.name].value.shape == (40, 2)
+    assert block.draw(1)[site.name].value.shape == (1, 40, 2)
     (block,) = Blocks(Clusters(), as_split({"counts": counts(12)}))
     assert all(site.value.shape[:2] == (7, 12) for site in block.draw(7).values())

@@ -16,9 +16,10 @@ from pyro_vae import checkpoints, generation, plugins, runs
 from pyro_vae.errors import ContractError, DataError
 from pyro_vae.likelihoods import LIKELIHOODS
 from pyro_vae.nets import ENCODERS
+from pyro_vae.pair import select_fields
+from pyro_vae.particles import batch_size
 from pyro_vae.posteriors import POSTERIORS
 from pyro_vae.priors import PRIORS
-from pyro_vae.terms import batch_size, select_fields
 from pyro_vae.testing import check_pair
 
 MODELS = plugins.names("model")
@@ -97,8 +98,8 @@ def test_each_datum_has_its_own_terms(name):
     with torch.no_grad():
         together = generation.reconstruct(pair, select_fields(pair, batch))["x"]
         alone = generation.reconstruct(pair, select_fields(pair, {k: v[2:3] for k, v in batch.items()}))["x"]
-    assert together.value.shape == (6, *IMAGE)
-    assert torch.allclose(together.log_prob()[2:3], alone.log_prob(), rtol=1e-5)
+    assert together.value.shape == (1, 6, *IMAGE)
+    assert torch.allclose(together.log_prob()[:, 2:3], alone.log_prob(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -136,8 +137,8 @@ def test_the_model_makes_data_of_its_own_shape(name):
     pair = build(name)
     fields = select_fields(pair, example(7))
     drawn = generation.sample(pair, fields)["x"]
-    assert drawn.value.shape == (7, *IMAGE) and drawn.fn.support.check(drawn.value).all()
-    assert not torch.equal(drawn.value, fields["x"]), "observed values must be drawn, not copied"
+    assert drawn.value.shape == (1, 7, *IMAGE) and drawn.fn.support.check(drawn.value).all()
+    assert not torch.equal(drawn.value[0], fields["x"]), "observed values must be drawn, not copied"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -339,5 +340,5 @@ def test_parts_may_be_objects_of_the_users_own():
             return pyro.distributions.Laplace(torch.zeros(2), torch.ones(2)).to_event(1)
 
     pair = small_vae(prior=Laplace())
-    assert pv.evaluate(pair, bits(), progress=False).log_likelihood.isfinite().all()
+    assert pv.evaluate(pair, bits(), progress=False).elbo.isfinite().all()
     assert batch_size(pair, {"x": bits(7)}) == 7

@@ -29,7 +29,8 @@ from torch import Tensor
 from pyro_vae.errors import ContractError, UnknownName
 from pyro_vae.multisample import ESTIMATORS, IWAE, Renyi
 from pyro_vae.objectives import TraceELBO
-from pyro_vae.terms import log_terms, run_guide
+from pyro_vae.particles import run_guide
+from pyro_vae.terms import log_terms
 
 READING = 0.7
 COPIES = 40_000

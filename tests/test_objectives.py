@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from pyro_vae import plugins, runs
 from pyro_vae.errors import ContractError
 from pyro_vae.objectives import TraceELBO, TraceGraphELBO, TraceMeanFieldELBO
-from pyro_vae.terms import log_terms, run_guide, run_model, select_fields
+from pyro_vae.pair import select_fields
+from pyro_vae.particles import run_guide, run_model
+from pyro_vae.terms import log_terms
 
 PYRO = {TraceELBO: Trace_ELBO, TraceMeanFieldELBO: TraceMeanField_ELBO, TraceGraphELBO: TraceGraph_ELBO}
 READING = 0.7
@@ -277,8 +279,8 @@ def test_a_shared_latent_counts_once_for_all_data(objective, particles, data_siz
     n, pair = 6, SharedNoise()
     x = torch.linspace(-2.0, 2.0, n, dtype=torch.float64)
     torch.manual_seed(7)
-    sites = run_guide(pair, {"reading": x}, particles)
-    shared, code = (sites[name].value.reshape(particles, -1) for name in ("log_noise", "code"))
+    draws = [run_guide(pair, {"reading": x}) for _ in range(particles)]
+    shared, code = (torch.cat([sites[name].value.reshape(1, -1) for sites in draws]) for name in ("log_noise", "code"))
     likelihood = normal_log_density(x, code, shared.exp())
     loc, scale = pair.gain * x, pair.scale
     kl = normal_log_density(code, loc, scale) - normal_log_density(code, 0.0, 1.0)

@@ -9,9 +9,10 @@ from scipy.special import logsumexp
 from torch.distributions import kl_divergence
 
 import pyro_vae as pv
+from pyro_vae.particles import run_guide
 from pyro_vae.posteriors import POSTERIORS, DiagonalNormal, FullCovarianceNormal
 from pyro_vae.priors import PRIORS, MixtureOfNormals, StandardNormal
-from pyro_vae.terms import elbo_terms, log_terms, run_guide
+from pyro_vae.terms import elbo_terms, log_terms
 
 FEATURES, LATENT = 5, 3
 

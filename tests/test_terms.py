@@ -12,7 +12,8 @@ from torch.distributions import Distribution
 import pyro_vae as pv
 from pyro_vae import bounds
 from pyro_vae.errors import ContractError, DataError
-from pyro_vae.terms import elbo_terms, log_terms, rerun_guide_frozen, run_guide, run_model, run_program
+from pyro_vae.particles import run_guide, run_guide_at, run_model, run_program
+from pyro_vae.terms import elbo_terms, log_terms
 
 N = 4
 
@@ -59,7 +60,7 @@ def normal_guide(self, x):
 def test_terms_are_the_log_densities_at_the_draws(particles):
     pair, batch = Scalar(N), reading()
     torch.manual_seed(0)
-    z = run_guide(pair, batch, particles)["code"].value.view(particles, N)
+    z = run_guide(pair, batch, particles)["code"].value
     torch.manual_seed(0)
     terms = log_terms(pair, batch, particles)
     likelihood = normal_log_density(batch["reading"], pair.weight * z + pair.bias, pair.log_noise.exp())
@@ -80,13 +81,15 @@ def test_several_sites_and_event_dims_are_summed_for_each_datum(particles):
     model = run_model(pair, batch, {name: site.value for name, site in guide.items()}, particles)
     torch.manual_seed(1)
     terms = log_terms(pair, batch, particles)
-    kind, code = (guide[name].value.view(particles, N, *guide[name].fn.event_shape) for name in ("kind", "code"))
+    kind, code = guide["kind"].value, guide["code"].value
     prior = torch.log_softmax(pair.logits, 0)[kind] + normal_log_density(code, pair.centres[kind], 1.0).sum(-1)
     rate = nn.functional.softplus(pair.decoder(code))
     likelihood = (batch["counts"] * rate.log() - rate - torch.lgamma(batch["counts"] + 1)).sum(-1)
     assert torch.allclose(terms.log_prior, prior) and torch.allclose(terms.log_likelihood, likelihood)
-    score = guide["kind"].fn.log_prob(guide["kind"].value).view(particles, N)
-    assert torch.allclose(terms.score, score)
+    assert torch.allclose(
+        terms.score,
+        torch.log_softmax(guide["kind"].fn.logits, -1).expand(particles, N, -1).gather(-1, kind[..., None])[..., 0],
+    )
     assert {name for name, site in model.items() if site.observed} == {"seen"}
 
 
@@ -96,29 +99,58 @@ def test_each_datum_stands_for_itself():
     values = {"z": run_guide(pair, x)["z"].value}
     whole = run_model(pair, x, values)["target"].log_prob()
     for i in range(N):
-        one = run_model(pair, {k: v[i : i + 1] for k, v in x.items()}, {"z": values["z"][i : i + 1]})
-        assert torch.allclose(one["target"].log_prob(), whole[i : i + 1])
+        one = run_model(pair, {k: v[i : i + 1] for k, v in x.items()}, {"z": values["z"][:, i : i + 1]})
+        assert torch.allclose(one["target"].log_prob(), whole[:, i : i + 1])
 
 
-def test_scales_and_masks_of_the_pair_count():
+def test_scales_and_masks_count_in_a_loss_and_scales_are_refused_elsewhere():
     keep = torch.tensor([True, False, True, True])
 
-    def masked(self, x):
-        with poutine.mask(mask=keep), poutine.scale(scale=2.5):
-            normal_model(self, x)
+    def scaled(program, scale):
+        def masked(self, x):
+            with poutine.mask(mask=keep[: len(x)]), poutine.scale(scale=scale):
+                program(self, x)
 
-    def masked_guide(self, x):
-        with poutine.mask(mask=keep), poutine.scale(scale=2.5):
-            normal_guide(self, x)
+        return masked
 
     results = []
-    for model, guide in ((normal_model, normal_guide), (masked, masked_guide)):
+    for factor in (None, 1.0, 2.5):
+        programs = (normal_model, normal_guide)
+        pair = Parts(*programs if factor is None else (scaled(program, factor) for program in programs))
         torch.manual_seed(0)
         x = torch.randn(N)
-        drawn = log_terms(Parts(model, guide), {"x": x}, 3)
-        results.append([*drawn[:3], elbo_terms(Parts(model, guide), {"x": x}, 3).kl])
-    for one, other in zip(*results, strict=True):
-        assert torch.allclose(2.5 * one * keep, other)
+        drawn = log_terms(pair, {"x": x}, 3, as_loss=True)
+        results.append([*drawn[:3], elbo_terms(pair, {"x": x}, 3, as_loss=True).kl])
+        if factor == 2.5:
+            with pytest.raises(ContractError, match="site 'z' of the model is scaled by 2.5"):
+                log_terms(pair, {"x": x}, 3)
+    plain, masked, scaled_too = results
+    for one, other, third in zip(plain, masked, scaled_too, strict=True):
+        assert torch.allclose(one * keep, other) and torch.allclose(2.5 * other, third)
+
+
+@pytest.mark.parametrize("plate", [{"size": 100, "subsample_size": N}, {"size": 100, "subsample": torch.arange(N)}])
+def test_the_subsampling_scale_of_the_data_plate_is_taken_out(plate):
+    def inside(program):
+        def subsampled(self, x):
+            with pyro.plate("rows", dim=-1, **plate):
+                program(self, x)
+
+        return subsampled
+
+    def model(self, x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    results = []
+    for pair in (Parts(normal_model, normal_guide), Parts(inside(model), inside(guide))):
+        torch.manual_seed(0)
+        results.append(log_terms(pair, {"x": torch.linspace(-1, 1, N)}))
+    for one, other in zip(*(result[:3] for result in results), strict=True):
+        assert torch.allclose(one, other)
 
 
 def test_fields_go_to_the_pair_by_name_and_optional_ones_where_they_are():
@@ -140,7 +172,7 @@ def test_fields_go_to_the_pair_by_name_and_optional_ones_where_they_are():
 def test_unconditioned_observations_still_count_as_observed():
     sites = run_program(poutine.uncondition(Scalar(N).model), Scalar(N), reading())
     assert sites["observed reading"].observed and not sites["code"].observed
-    assert not torch.equal(sites["observed reading"].value, reading()["reading"])
+    assert not torch.equal(sites["observed reading"].value, reading()["reading"][None])
 
 
 # --- the closed-form KL -------------------------------------------------------------------------------------
@@ -187,7 +219,7 @@ def test_a_frozen_guide_gives_the_sticking_the_landing_gradient(particles):
     """d log w / dz along the path of z = loc + scale eps, and no other term (Roeder, Wu & Duvenaud 2017)."""
     pair, batch = Scalar(N), reading()
     torch.manual_seed(0)
-    z = run_guide(pair, batch, particles)["code"].value.detach().view(particles, N)
+    z = run_guide(pair, batch, particles)["code"].value.detach()
     torch.manual_seed(0)
     terms = log_terms(pair, batch, particles, frozen_guide=True)
     weight, bias, noise, loc, scale = pair.weight, pair.bias, pair.log_noise.exp(), pair.loc, pair.log_scale.exp()
@@ -238,7 +270,7 @@ def test_freezing_reaches_every_way_to_name_a_parameter():
 
     pair, batch = Wild().eval(), {"x": torch.randn(N, 2)}
     live = run_guide(pair, batch)
-    fixed = rerun_guide_frozen(pair, batch, {"z": live["z"].value.detach()})["z"]
+    fixed = run_guide_at(pair, batch, {"z": live["z"].value.detach()}, frozen=True)["z"]
     assert live["z"].log_prob().requires_grad and not fixed.log_prob().requires_grad
     assert torch.equal(fixed.log_prob(), live["z"].log_prob())
     assert all(parameter.requires_grad for parameter in pair.parameters())
@@ -254,7 +286,7 @@ def test_shared_latents_are_refused_unless_allowed(particles):
         log_terms(SharedNoise(), reading(), particles)
     pair = SharedNoise()
     torch.manual_seed(0)
-    shared = run_guide(pair, reading(), particles)["log_noise"].value.reshape(particles)
+    shared = torch.cat([run_guide(pair, reading())["log_noise"].value for _ in range(particles)])
     torch.manual_seed(0)
     terms = log_terms(pair, reading(), particles, allow_shared=True)
     expected = normal_log_density(shared, 0.0, 1.0) - normal_log_density(shared, pair.noise_loc, pair.noise_scale)

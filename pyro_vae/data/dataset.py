@@ -84,7 +84,7 @@ def as_split(data: Any) -> Split:
     fields = {str(name): _tensor(str(name), value) for name, value in named.items()}
     mapped = any(isinstance(value, np.memmap) for value in named.values())
     split = Split(fields, resident=not mapped)
-    for name, field in fields.items():
+    for name, field in split.fields.items():
         check_finite(field, name)
     return split.then(_in_default_dtype) if mapped else split
 

@@ -23,8 +23,9 @@ POOL_BYTES = 2**28
 class Split(Mapping[str, Tensor]):
     """Named tensors with one first dimension, and how a batch of them is presented.
 
-    As a mapping it holds the fields as they are stored; `take` and `batches` present them: uint8 and bool
-    fields as floats (`label` as int64), then changed by `transform`.
+    As a mapping it holds the fields as they are stored; `take` and `batches` present them: uint8 fields and a bool `x`
+    as floats (`label` as int64; other bool fields stay bool), then changed by `transform`. Sparse tensors become dense
+    ones, and no gradient goes back to what was given.
 
     Args:
         fields: the stored tensors, each [n, ...].
@@ -44,6 +45,7 @@ class Split(Mapping[str, Tensor]):
         rows: Int[Tensor, " size"] | None = None,
         resident: bool = True,
     ):
+        fields = {name: _plain(field) for name, field in fields.items()}
         length = _common_length(fields)
         if rows is not None and resident:
             fields = {name: field.index_select(0, rows.to(field.device)) for name, field in fields.items()}
@@ -175,6 +177,11 @@ class Split(Mapping[str, Tensor]):
         return max(1, memory // max(1, sum(field[0].nbytes for field in self.fields.values())))
 
 
+def _plain(field: Tensor) -> Tensor:
+    """A dense tensor without a gradient."""
+    return (field if field.layout is torch.strided else field.to_dense()).detach()
+
+
 def _common_length(fields: Mapping[str, Tensor]) -> int:
     if not fields:
         raise DataError("there are no data: give at least one named tensor")
@@ -191,7 +198,8 @@ def _common_length(fields: Mapping[str, Tensor]) -> int:
 def _presentable(name: str, field: Tensor) -> Tensor:
     if name == "label" and not field.is_floating_point():
         return field.to(torch.int64)
-    return field.to(torch.get_default_dtype()) if field.dtype in (torch.uint8, torch.bool) else field
+    as_float = field.dtype == torch.uint8 or (field.dtype == torch.bool and name == "x")
+    return field.to(torch.get_default_dtype()) if as_float else field
 
 
 def _permutation(size: int, generator: torch.Generator) -> Int[Tensor, " size"]:

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae import plugins, processes
+from pyro_vae.checks import check_data_apart
 from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.errors import ContractError, RunError
-from pyro_vae.evaluation.blocks import Block, Blocks
-from pyro_vae.evaluation.result import Estimate, Evaluator, Result
+from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
+from pyro_vae.evaluation.result import BOUNDED, Estimate, Evaluator, Result, headline_of
 from pyro_vae.pair import evaluating
+from pyro_vae.sites import has_mask
 from pyro_vae.support import check_support, is_discrete, observed_sites
 
 __all__ = ["Block", "Blocks", "Estimate", "Evaluator", "Result", "evaluate", "evaluate_each"]
@@ -88,9 +90,10 @@ def evaluate_each(
             raise RunError(f"{name} must be at least 1, not {value}")
     if seed < 0:
         raise RunError(f"seed must be at least 0, not {seed}")
-    chosen = _choose(data, split).head(limit).to(next(pair.parameters()).device)
-    with torch.random.fork_rng():
+    chosen = _choose(data, split).head(limit).to(device_of(pair))
+    with torch.random.fork_rng(), unchanged(pair):
         check_support(pair, chosen, relaxed)
+        check_data_apart(pair, Block(pair, chosen, slice(0, DATA_BLOCK), seed).batch())
     keep = len(evaluators) > 1
     mine = Blocks(pair, chosen, seed, processes.rank(), processes.world_size(), keep)
     whole = mine if processes.world_size() == 1 else Blocks(pair, chosen, seed, keep=keep)
@@ -98,8 +101,8 @@ def evaluate_each(
         began = time.perf_counter()
         with torch.random.fork_rng(), unchanged(pair):
             estimate = _estimate(name, evaluator, whole, mine, particles, progress)
-        if relaxed and "log_likelihood" in estimate.per_datum:
-            estimate.per_datum = {"loss": -estimate.per_datum.pop("log_likelihood"), **estimate.per_datum}
+        if relaxed:
+            estimate.per_datum = _as_loss(estimate.per_datum)
         result = Result(
             evaluator=name,
             model=type(pair).__name__,
@@ -137,6 +140,19 @@ def _joined(parts: Sequence[Estimate | None]) -> Estimate:
     return replace(found[0], per_datum=per_datum)
 
 
+def _as_loss(per_datum: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same figures, minus the headline called a loss."""
+    headline = headline_of(per_datum)
+    if headline not in BOUNDED:
+        return per_datum
+    return {"loss": -per_datum[headline], **{name: value for name, value in per_datum.items() if name != headline}}
+
+
+def device_of(pair: nn.Module) -> torch.device:
+    """Where the pair's parameters and buffers are; the CPU for a pair that has none."""
+    return next((tensor.device for tensor in (*pair.parameters(), *pair.buffers())), torch.device("cpu"))
+
+
 def _choose(data: Any, split: str) -> Split:
     if not isinstance(data, Dataset):
         return as_split(data)
@@ -161,19 +177,24 @@ def unchanged(pair: nn.Module) -> Iterator[None]:
 
 
 def _add_bits_per_dim(result: Result, pair: nn.Module, split: Split) -> None:
-    batch = split.head(1).take(slice(None))
-    if result.quantity != "log_likelihood":
+    if result.quantity not in BOUNDED:
         result.bits_per_dim_note = "not a log-likelihood"
-    elif result.relaxed:
-        result.bits_per_dim_note = "grey values under a Bernoulli are no likelihood"
-    elif not is_discrete(pair, batch):
+    elif not is_discrete(pair, split.head(1).take(slice(None))):
         result.bits_per_dim_note = "the data are continuous, so their density has no bits"
     else:
-        dims = sum(_elements_that_count(site.fn) for site in observed_sites(pair, batch).values())
-        result.bits_per_dim = -result.mean / (dims * math.log(2))
+        elements = observed_elements(pair, split)
+        if elements > 0:
+            result.bits_per_dim = -result.headline.double().sum().item() / (elements * math.log(2))
+        else:
+            result.bits_per_dim_note = "every element is masked"
 
 
-def _elements_that_count(fn: Any) -> int:
-    """Of one datum; a distribution with a mask says which."""
-    mask = getattr(fn, "mask", None)
-    return int(mask.sum()) if isinstance(mask, Tensor) else fn.event_shape.numel()
+def observed_elements(pair: nn.Module, split: Split) -> float:
+    """How many elements the model observes in all data, those left out that a mask leaves out."""
+    first = observed_sites(pair, split.head(2).take(slice(None))).values()
+    if not any(has_mask(site) for site in first):
+        return split.size * sum(site.event_shape.numel() for site in first)
+    total = 0.0
+    for batch in split.batches(DATA_BLOCK):
+        total += sum(site.counted().sum().item() for site in observed_sites(pair, batch).values())
+    return total

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.evaluation.stream import CHUNK_BYTES, TENSORS_PER_ROW
-from pyro_vae.terms import batch_size, reduce_guide, run_program
+from pyro_vae.particles import batch_size
+from pyro_vae.terms import guide_terms
 
 Batch = Mapping[str, Tensor]
 Values = Mapping[str, Tensor]
@@ -40,9 +41,7 @@ def log_guide_at(pair: nn.Module, batch: Batch, values: Values) -> Float[Tensor,
     """log q(z|x) in nats of every value [points, *event] under the posterior of every datum of a batch."""
     points, size = len(next(iter(values.values()))), batch_size(pair, batch)
     crossed = {name: value.unsqueeze(1).expand(points, size, *value.shape[1:]) for name, value in values.items()}
-    if points == 1:
-        crossed = {name: value.squeeze(0) for name, value in crossed.items()}
-    return reduce_guide(run_program(pair.guide, pair, batch, points, crossed), points, size)
+    return guide_terms(pair, batch, crossed, points)
 
 
 def _points_that_fit(values: Values, size: int) -> int:

@@ -17,8 +17,9 @@ from pyro_vae.evaluation.result import Estimate, quantiles
 from pyro_vae.evaluation.stream import rows_that_fit
 from pyro_vae.evaluation.ticker import ticker
 from pyro_vae.evaluation.weights import WeightStream
-from pyro_vae.generation import observed, sample
-from pyro_vae.terms import run_guide, run_model
+from pyro_vae.generation import sample
+from pyro_vae.particles import run_guide, run_model
+from pyro_vae.sites import latent, observed, side_by_side, values_of
 
 MAX_CHAINS = 16
 PILOTS = 4
@@ -114,17 +115,17 @@ class AIS:
         simulated = [group.simulated(pair) for group in groups]
         forward = self._run(pair, simulated, chains, tick)
         bridge = forward.hmc.bridge
-        truth = bridge.places(_side_by_side([group.truth for group in simulated], dim=1))
+        truth = bridge.places(side_by_side([group.truth for group in simulated], dim=1))
         ends, betas = bridge.at(truth.expand(chains, -1, -1)), sigmoid_path(self.distributions)
         reverse, _ = anneal(forward.hmc, ends, betas.flip(0), forward.steps.flip(0), tick)
         return {"simulated_lower": _weigh(forward.log_weight).bound(), "simulated_upper": -_weigh(reverse).bound()}
 
     def _run(self, pair: nn.Module, groups: Sequence["Group"], chains: int, tick: Tick) -> "Forward":
         """Tune the steps, then anneal from the start to the posterior, groups side by side."""
-        batch = _side_by_side([group.batch for group in groups], dim=0)
+        batch = side_by_side([group.batch for group in groups], dim=0)
         bridge = PairBridge(pair, batch, self.start, max(1, rows_that_fit(batch) // chains))
         starts = [group.starts(pair, self.start, SPREAD_DRAWS + chains) for group in groups]
-        places = bridge.places(_side_by_side(starts, dim=1))
+        places = bridge.places(side_by_side(starts, dim=1))
         spread = places[:SPREAD_DRAWS].std(0).clamp(min=1e-6)
         noise = Noise([seeded(*group.key, MOVES).seed for group in groups], [group.size for group in groups], places)
         hmc, betas = HMC(bridge, spread, self.leapfrog, noise), sigmoid_path(self.distributions)
@@ -183,18 +184,18 @@ def simulate(pair: nn.Module, batch: Batch) -> tuple[Batch, Values]:
     Raises:
         ContractError: a site observes something that is no field as it is given.
     """
-    latents = {name: site.value for name, site in run_guide(pair, batch).items()}
-    conditioned, drawn = observed(run_model(pair, batch, latents)), sample(pair, batch)
+    conditioned = observed(run_model(pair, batch, values_of(run_guide(pair, batch))))
+    drawn = sample(pair, batch)
     fields = dict(batch)
     for name, site in conditioned.items():
-        field = next((field for field, value in batch.items() if value is site.value), None)
+        field = next((field for field, value in batch.items() if value is site.raw), None)
         if field is None:
             raise ContractError(
                 f"site {name!r} observes no field as it is given, so no data can be simulated for the bound from "
                 "above; write obs=the field, or leave bidirectional off"
             )
-        fields[field] = drawn[name].value.to(fields[field].dtype)
-    return fields, {name: site.value.unsqueeze(0) for name, site in drawn.items() if not site.observed}
+        fields[field] = drawn[name].value.squeeze(0).to(fields[field].dtype)
+    return fields, values_of(latent(drawn))
 
 
 def _groups(blocks: Blocks, chains: int) -> Iterator[list[Group]]:
@@ -207,10 +208,6 @@ def _groups(blocks: Blocks, chains: int) -> Iterator[list[Group]]:
             together = []
     if together:
         yield together
-
-
-def _side_by_side(parts: Sequence[Mapping[str, Tensor]], dim: int) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts], dim) for name in parts[0]}
 
 
 def _weigh(log_weight: Float[Tensor, "chains batch"]) -> WeightStream:

@@ -4,7 +4,7 @@ A figure of a datum therefore depends on the seed alone: not on how the work is 
 processes share it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -12,8 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.checks import (
+    BOTH,
+    check_auxiliary,
+    check_density,
+    check_per_datum,
+    check_sites,
+    check_supports,
+    density_faults,
+)
 from pyro_vae.data import Split
-from pyro_vae.terms import Site, check_per_datum, check_sites, check_supports, run_guide, run_model, select_fields
+from pyro_vae.pair import select_fields
+from pyro_vae.particles import OWN_DIM, Ways, run_guide, run_model, ways
+from pyro_vae.sites import Layout, Sites, values_of
 
 DATA_BLOCK = 100
 
@@ -46,28 +57,57 @@ class Block:
             return select_fields(self.pair, self.split.take(self.rows))
 
     @cached_property
-    def guide(self) -> dict[str, Site]:
-        """The guide's sites at one draw, values [size, *event]; the guide runs once, however often this is read."""
+    def guide(self) -> Sites:
+        """The guide's sites at one draw; the guide runs once, however often this is read."""
         with torch.inference_mode(False), torch.no_grad(), self.seeded():
             return run_guide(self.pair, self.batch())
 
-    def draw(self, particles: int) -> dict[str, Site]:
-        """The guide's sites at fresh draws, values [particles, size, *event], or [size, *event] for one particle.
+    @cached_property
+    def ways(self) -> Ways:
+        """How the pair's programs hold several particles."""
+        return ways(self.pair, self.batch())
 
-        Where the guide has one site, its distribution is all there is to draw from, and the encoder does not run again.
-        """
-        if len(self.guide) != 1:
+    @property
+    def draws_apart(self) -> bool:
+        """Whether the guide has one site and broadcasts: then its distribution is all there is to draw from, and the
+        encoder does not run again."""
+        return len(self.guide) == 1 and self.ways.guide == OWN_DIM
+
+    def draw(self, particles: int) -> Sites:
+        """The guide's sites at fresh draws."""
+        if not self.draws_apart:
             return run_guide(self.pair, self.batch(), particles)
         (site,) = self.guide.values()
-        return {site.name: replace(site, value=site.fn.sample((particles,) if particles > 1 else ()))}
+        value = site.fn(torch.Size([particles] if particles > 1 else []))
+        return {site.name: replace(site, raw=value.detach(), layout=Layout(particles, self.size))}
 
-    def check(self) -> None:
-        """Raise `ContractError` where the pair has no per-datum terms, or its guide's support is not the prior's."""
+    def check(self, of: Sequence[str] = BOTH) -> None:
+        """Raise `ContractError` where the pair has no log-densities of each datum, or its guide's support is not the
+        prior's.
+
+        Args:
+            of: the programs whose densities are asked for.
+        """
         with self.seeded():
-            model = run_model(self.pair, self.batch(), {name: site.value for name, site in self.guide.items()})
+            model = self.model()
             check_sites(model, self.guide)
             check_per_datum(model, self.guide)
-            check_supports(model, self.guide)
+            check_density(model, self.guide, of)
+            if "guide" in of:
+                check_supports(model, self.guide)
+                if any(site.auxiliary and not site.observed for site in self.guide.values()):
+                    check_auxiliary(self.pair, self.batch())
+
+    def faults(self) -> list[str]:
+        """Why the terms of the pair are no log-densities, in words."""
+        with self.seeded():
+            model = self.model()
+            check_sites(model, self.guide)
+            return density_faults(model, self.guide)
+
+    def model(self) -> Sites:
+        """The sites of the model at the guide's draw."""
+        return run_model(self.pair, self.batch(), values_of(self.guide))
 
 
 class Blocks:

@@ -1,28 +1,18 @@
 """The path from a pair's guide, or prior, to its posterior, in unconstrained coordinates."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import MixtureSameFamily, biject_to, constraints
+from torch.distributions import biject_to
 
+from pyro_vae.checks import check_density, check_per_datum, check_sites, check_supports, support_of
 from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.annealing import PerChain, Places, State
-from pyro_vae.evaluation.elements import elements
-from pyro_vae.terms import (
-    Site,
-    check_per_datum,
-    check_sites,
-    check_supports,
-    reduce_guide,
-    reduce_model,
-    run_guide,
-    run_model,
-    run_program,
-)
+from pyro_vae.particles import OWN_DIM, run_guide, run_guide_at, run_model, ways
+from pyro_vae.sites import Sites, is_point_mass, latent, values_of
+from pyro_vae.terms import guide_terms, model_terms
 
 Batch = Mapping[str, Tensor]
 Values = dict[str, Tensor]
@@ -75,11 +65,9 @@ class _Piece:
         self.log_start = STARTS[start].density(pair, batch)
 
     def ends(self, place: Places) -> tuple[PerChain, PerChain]:
-        chains, size, _ = place.shape
+        chains = len(place)
         values, log_stretch = self.coordinates.values(place)
-        values = values if chains > 1 else {name: value.squeeze(0) for name, value in values.items()}
-        model = run_model(self.pair, self.batch, values, chains)
-        log_likelihood, log_prior = reduce_model(model, chains, size)
+        log_likelihood, log_prior = model_terms(self.pair, self.batch, values, chains)
         log_start = self.log_start(values, chains, log_prior)
         return log_start + log_stretch, log_likelihood + log_prior + log_stretch
 
@@ -88,28 +76,32 @@ class Start(NamedTuple):
     """Where chains come from: `draw(pair, batch)` gives its sites at a fresh draw, `density(pair, batch)` a function of
     values, the number of chains, and log p(z) there, to its log density."""
 
-    draw: Callable[[nn.Module, Batch], Mapping[str, Site]]
+    draw: Callable[[nn.Module, Batch], Sites]
     density: Callable[[nn.Module, Batch], Density]
 
 
 def _guide_density(pair: nn.Module, batch: Batch) -> Density:
     """log q(z|x); the encoder runs only once where the guide has one site."""
-    sites, size = run_guide(pair, batch), batch_rows(batch)
+    sites = run_guide(pair, batch)
+    model = run_model(pair, batch, values_of(sites))
     for name, site in sites.items():
-        if site.auxiliary or isinstance(elements(site.fn), dist.Delta):
+        if site.auxiliary or is_point_mass(site.fn):
             raise ContractError(
                 f"the guide has no density of the latents because of its site {name!r}; use start=prior"
             )
-    check_supports(run_model(pair, batch, {name: site.value for name, site in sites.items()}), sites)
+    check_density(model, sites)
+    check_supports(model, sites)
+    run_guide_at(pair, batch, values_of(sites))
 
     def of_any(values: Values, chains: int, log_prior: PerChain) -> PerChain:
-        return reduce_guide(run_program(pair.guide, pair, batch, chains, values), chains, size)
+        return guide_terms(pair, batch, values, chains)
 
     def of_one(values: Values, chains: int, log_prior: PerChain) -> PerChain:
         ((name, site),) = sites.items()
-        return replace(site, value=values[name]).log_prob().reshape(chains, size)
+        raw = values[name] if chains > 1 else values[name].squeeze(0)
+        return site.fn.log_prob(raw).reshape(chains, -1)
 
-    return of_one if len(sites) == 1 else of_any
+    return of_one if len(sites) == 1 and ways(pair, batch).guide == OWN_DIM else of_any
 
 
 def _prior_density(pair: nn.Module, batch: Batch) -> Density:
@@ -125,22 +117,23 @@ STARTS = {
 def draw_starts(pair: nn.Module, batch: Batch, start: str, count: int) -> Values:
     """Values [count, batch, *event] drawn from the start, one at a time: memory for one particle is enough."""
     draws = [STARTS[start].draw(pair, batch) for _ in range(count)]
-    return {name: torch.stack([draw[name].value for draw in draws]) for name in latent_sites(pair, batch)}
+    return {name: torch.cat([draw[name].value for draw in draws]) for name in latent_sites(pair, batch)}
 
 
-def latent_sites(pair: nn.Module, batch: Batch) -> dict[str, Site]:
+def latent_sites(pair: nn.Module, batch: Batch) -> Sites:
     """The latent sites of the model at one draw of the guide.
 
     Raises:
-        ContractError: the pair breaks the contract, or a latent is discrete; names it.
+        ContractError: the pair breaks the contract, its model has no density, or a latent is discrete; names it.
     """
     guide = run_guide(pair, batch)
-    model = run_model(pair, batch, {name: site.value for name, site in guide.items()})
+    model = run_model(pair, batch, values_of(guide))
     check_sites(model, guide)
-    check_per_datum(model, guide)
-    latents = {name: site for name, site in model.items() if not site.observed}
+    check_per_datum(model, {})
+    check_density(model, guide, of=["model"])
+    latents = latent(model)
     for name, site in latents.items():
-        if site.fn.support.is_discrete:
+        if support_of(site).is_discrete:
             raise ContractError(
                 f"site {name!r} is discrete, and annealing moves continuous latents only; use importance"
             )
@@ -150,9 +143,9 @@ def latent_sites(pair: nn.Module, batch: Batch) -> dict[str, Site]:
 class Coordinates:
     """Unconstrained coordinates of all latent sites, side by side in the last dimension."""
 
-    def __init__(self, latents: Mapping[str, Site]):
-        self.transforms = {name: biject_to(_support(site)) for name, site in latents.items()}
-        self.shapes = {name: self.transforms[name].inv(site.value).shape[1:] for name, site in latents.items()}
+    def __init__(self, latents: Sites):
+        self.transforms = {name: biject_to(support_of(site)) for name, site in latents.items()}
+        self.shapes = {name: self.transforms[name].inv(site.value).shape[2:] for name, site in latents.items()}
 
     def places(self, values: Values) -> Places:
         """The coordinates of values [chains, batch, *event]."""
@@ -180,7 +173,7 @@ def coordinates_of(pair: nn.Module, batch: Batch) -> Coordinates:
     """
     first, second = latent_sites(pair, batch), latent_sites(pair, batch)
     coordinates, others = Coordinates(first), Coordinates(second)
-    places = coordinates.places({name: site.value.unsqueeze(0) for name, site in first.items()})
+    places = coordinates.places(values_of(first))
     values, again = coordinates.values(places)[0], others.values(places)[0]
     for name, value in values.items():
         if not torch.allclose(value, again[name], equal_nan=True):
@@ -193,9 +186,3 @@ def coordinates_of(pair: nn.Module, batch: Batch) -> Coordinates:
 def batch_rows(batch: Batch) -> int:
     """Number of data in a batch."""
     return len(next(iter(batch.values())))
-
-
-def _support(site: Site) -> constraints.Constraint:
-    """The support of a site's distribution; of its components where it is a mixture, for which torch has no map."""
-    fn = site.fn
-    return fn.component_distribution.support if isinstance(fn, MixtureSameFamily) else fn.support

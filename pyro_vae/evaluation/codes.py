@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from pyro_vae.checks import prior_before_guide
 from pyro_vae.errors import ContractError
-from pyro_vae.evaluation.elements import elements
 from pyro_vae.evaluation.stream import rows_that_fit
-from pyro_vae.generation import center
-from pyro_vae.terms import Site, batch_size, prior_before_guide, reduce_sites, run_guide, run_model
+from pyro_vae.particles import batch_size
+from pyro_vae.sites import Site, Sites, elements
+from pyro_vae.terms import counts, reduce_sites, run_both
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,10 @@ def codes_of(
     tally, step = _Tally(size, kept), max(1, rows_that_fit(batch) // size)
     while tally.seen < particles and not (tally.closed and tally.seen >= kept):
         ahead = kept - tally.seen if tally.seen < kept else particles - tally.seen
-        count = min(step, ahead)
-        guide = run_guide(pair, batch, count)
-        model = run_model(pair, batch, {name: site.value for name, site in guide.items()}, count)
-        tally.add(guide, model, count)
-        tick(count * size)
+        for count in counts(pair, batch, min(step, ahead)):
+            guide, model = run_both(pair, batch, count)
+            tally.add(guide, model, count)
+            tick(count * size)
     tick((particles - tally.seen) * size)
     return tally.codes()
 
@@ -89,7 +89,7 @@ class _Tally:
         self.mean: dict[str, _Moments] = {}
         self.draws: list[tuple[dict[str, Tensor], Tensor, Tensor]] = []
 
-    def add(self, guide: Mapping[str, Site], model: Mapping[str, Site], count: int) -> None:
+    def add(self, guide: Sites, model: Sites, count: int) -> None:
         terms = reduce_sites(model, guide, count, self.size)
         lead, closed, settled = (count, self.size), len(guide) == 1, prior_before_guide(model, guide)
         for name, site in guide.items():
@@ -98,9 +98,9 @@ class _Tally:
             kl, known = unit_kl(site, model[name], settled[name])
             closed = closed and known
             self.kl.setdefault(name, _Moments()).add(kl.reshape(*lead, -1))
-            self.mean.setdefault(name, _Moments()).add(center(site).reshape(*lead, -1))
+            self.mean.setdefault(name, _Moments()).add(site.mean().reshape(*lead, -1))
         if self.seen < self.kept:
-            values = {name: site.value.reshape(*lead, *site.fn.event_shape) for name, site in guide.items()}
+            values = {name: site.value for name, site in guide.items()}
             self.draws.append((values, terms.log_guide.double().cpu(), terms.log_prior.double().cpu()))
         self.seen, self.closed = self.seen + count, closed
 
@@ -136,7 +136,7 @@ class _Moments:
         return spread / max(1, self.count - 1)
 
 
-def unit_kl(guide: Site, model: Site, settled: bool) -> tuple[Float[Tensor, "... units"], bool]:
+def unit_kl(guide: Site, model: Site, settled: bool) -> tuple[Float[Tensor, "particles batch units"], bool]:
     """KL(q || p) in nats of each unit of a site and whether it is the closed form, else the log ratio at the draw.
 
     One number for the site where its guide or its prior does not factorise over units.
@@ -144,13 +144,14 @@ def unit_kl(guide: Site, model: Site, settled: bool) -> tuple[Float[Tensor, "...
     Args:
         settled: whether the prior depends on nothing that the guide draws after the site; else no closed form holds.
     """
-    q, p, units = elements(guide.fn), elements(model.fn), len(guide.fn.event_shape)
+    q, p, units = elements(guide.fn), elements(model.fn), len(guide.event_shape)
     if q.event_shape or p.event_shape:
         q, p, units = guide.fn, model.fn, 0
-    kl, closed = q.log_prob(guide.value) - p.log_prob(guide.value), False
+    kl, closed = q.log_prob(guide.raw) - p.log_prob(guide.raw), False
     if settled:
         try:
-            kl, closed = kl_divergence(q, p), True
+            kl, closed = kl_divergence(q.expand(p.batch_shape) if q.batch_shape != p.batch_shape else q, p), True
         except NotImplementedError:
             pass
-    return (kl.flatten(-units) if units else kl.unsqueeze(-1)), closed
+    kl = guide.layout.unfold(kl, units)
+    return (kl.flatten(2) if units else kl.unsqueeze(-1)), closed

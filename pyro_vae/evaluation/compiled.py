@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.engine import ENGINES, failure
-from pyro_vae.errors import UnknownName, UserError
+from pyro_vae.errors import ProgramError, UnknownName, UserError
 from pyro_vae.evaluation.blocks import seeded
-from pyro_vae.evaluation.stream import Draws, latents
-from pyro_vae.terms import LogTerms, reduce_model, run_model
+from pyro_vae.evaluation.stream import Draws
+from pyro_vae.particles import ways
+from pyro_vae.terms import LogTerms, model_terms
 from pyro_vae.tracing import Named, call_with, compile_function, named_tensors
 
 REPAYING_SAMPLES = {"cpu": 5_000_000, "cuda": 1_000_000_000}
@@ -32,16 +33,14 @@ class ModelTerms(Chunk):
     """(batch, values of the latents) -> log p(x|z) and log p(z)."""
 
     def forward(self, batch: Named, values: Named) -> Sequence[Tensor]:
-        particles, size = self.shape
-        return reduce_model(run_model(self.pair, batch, values, particles), particles, size)
+        return model_terms(self.pair, batch, values, self.shape[0])
 
 
 class PriorTerms(Chunk):
     """(batch) -> log p(x|z) at draws z of the model's own."""
 
     def forward(self, batch: Named) -> Sequence[Tensor]:
-        particles, size = self.shape
-        return reduce_model(run_model(self.pair, batch, {}, particles), particles, size)[:1]
+        return model_terms(self.pair, batch, {}, self.shape[0])[:1]
 
 
 class ChunkEngine:
@@ -77,17 +76,21 @@ class ChunkEngine:
 
     def terms_at(self, pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> LogTerms:
         """Log terms of a batch at draws of its guide."""
-        return LogTerms(*self(ModelTerms(pair, *draws.log_guide.shape), batch, latents(draws)), draws.log_guide)
+        return LogTerms(*self(ModelTerms(pair, *draws.log_guide.shape), batch, draws.values), draws.log_guide)
 
     def _choose(self, chunk: Chunk, arguments: Sequence[Named]) -> None:
         if self.name == "auto" and self.samples < REPAYING_SAMPLES[_device(arguments)]:
             self.description = f"eager ({self.samples} samples do not repay compilation)"
             return
+        ways(chunk.pair, arguments[0])  # compared before the trace, which reads no values
         try:
             compiled = compile_chunk(chunk, *arguments)
             check_parity(compiled, chunk, *arguments)
-        except UserError:
-            raise
+        except UserError as problem:
+            if not isinstance(problem, ProgramError):
+                raise
+            self.description = f"eager ({failure(problem.__cause__)})"
+            return
         except Exception as problem:
             self.description = f"eager ({failure(problem)})"
             return

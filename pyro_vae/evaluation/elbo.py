@@ -1,41 +1,77 @@
 """The ELBO of each datum and its two parts: rate (KL) and distortion (minus the expected log-likelihood)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae import bounds
-from pyro_vae.evaluation.blocks import Blocks
+from pyro_vae.evaluation.blocks import Block, Blocks
 from pyro_vae.evaluation.result import Estimate, quantiles
-from pyro_vae.evaluation.stream import rows_that_fit
-from pyro_vae.terms import reduce_to_elbo, run_model
+from pyro_vae.evaluation.stream import PARTICLE_BLOCK
+from pyro_vae.particles import FOLDED, run_model
+from pyro_vae.sites import values_of
+from pyro_vae.terms import ElboTerms, reduce_to_elbo, run_both
+
+AT_ONCE = 10
+"""Particles that are drawn and decoded together, whatever the memory holds: figures depend on the seed alone."""
 
 
 class ELBO:
     """E_q[log p(x|z)] - KL(q || p), the KL in closed form wherever one is known (Kingma & Welling 2014, eq. 3).
 
-    Per datum: `log_likelihood` (the bound), `rate`, `distortion`, all in nats; the mean over `particles` draws.
+    Per datum: `elbo` (a lower bound on log p(x)), `rate`, `distortion`, all in nats; the mean over `particles` draws.
+    Where the pair has no density (a scale excepted, which is refused), `loss` stands in place of `elbo`, and a warning
+    says why.
     """
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
-        parts = []
+        parts, faults = [], []
         for block in blocks:
-            batch = block.batch()
-            step = max(1, min(particles, rows_that_fit(batch) // block.size))
+            faults = faults or loss_of(block)
             total = torch.zeros(2, block.size, dtype=torch.float64)
-            with block.seeded():
-                for first in range(0, particles, step):
-                    count = min(step, particles - first)
-                    guide = block.draw(count)
-                    model = run_model(pair, batch, {name: site.value for name, site in guide.items()}, count)
-                    terms = reduce_to_elbo(model, guide, count, block.size)
-                    total += count * torch.stack([bounds.rate(terms), bounds.distortion(terms)]).double().cpu()
-                    progress(count * block.size)
+            for terms in _terms(block, particles):
+                count = len(terms.kl)
+                total += count * torch.stack([bounds.rate(terms), bounds.distortion(terms)]).double().cpu()
+                progress(count * block.size)
             parts.append(total / particles)
         rate, distortion = torch.cat(parts, 1)
-        return Estimate({"log_likelihood": -rate - distortion, "rate": rate, "distortion": distortion})
+        headline = {"loss": rate + distortion} if faults else {"elbo": -rate - distortion}
+        warnings = [f"these figures are a loss, not a bound: {fault}" for fault in faults]
+        return Estimate({**headline, "rate": rate, "distortion": distortion}, warnings=warnings)
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
         return replace(found, summary={name: quantiles(found.per_datum[name]) for name in ("rate", "distortion")})
+
+
+def loss_of(block: Block) -> list[str]:
+    """Why the numbers of a pair are a loss, in words; nothing where they are densities.
+
+    Raises:
+        ContractError: the pair breaks the contract, or its numbers are scaled.
+    """
+    faults = block.faults()
+    if not faults or any("scaled" in fault or "masked" in fault for fault in faults):
+        block.check()
+    return faults
+
+
+def _terms(block: Block, particles: int) -> Iterator[ElboTerms]:
+    """ELBO terms of exactly so many particles, some at a time."""
+    batch = block.batch()
+    for index, first in enumerate(range(0, particles, PARTICLE_BLOCK)):
+        with block.seeded(index):
+            left = min(PARTICLE_BLOCK, particles - first)
+            for start in range(0, left, AT_ONCE):
+                for count in block.ways.counts(min(AT_ONCE, left - start)):
+                    yield _drawn(block, batch, count)
+
+
+def _drawn(block: Block, batch: dict[str, Tensor], count: int) -> ElboTerms:
+    if block.draws_apart and block.ways.model != FOLDED:
+        guide = block.draw(count)
+        model = run_model(block.pair, batch, values_of(guide), count)
+    else:
+        guide, model = run_both(block.pair, batch, count)
+    return reduce_to_elbo(model, guide, count, block.size, as_loss=True)

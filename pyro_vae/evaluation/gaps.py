@@ -16,12 +16,13 @@ from pyro_vae import bounds
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError, RunError
 from pyro_vae.evaluation.blocks import Block, Blocks
-from pyro_vae.evaluation.elements import elements
 from pyro_vae.evaluation.result import Estimate
 from pyro_vae.evaluation.stream import stream_terms
 from pyro_vae.evaluation.ticker import ticker
 from pyro_vae.evaluation.weights import WeightStream
-from pyro_vae.terms import batch_size, log_terms, reduce_guide, run_guide
+from pyro_vae.particles import batch_size, run_guide
+from pyro_vae.sites import elements
+from pyro_vae.terms import log_terms, reduce_guide
 
 REFINING, EVALUATING = 1, 2
 """What random numbers are for, as the last part of their seeds."""
@@ -62,6 +63,7 @@ class Gaps:
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
         parts = []
         for block in blocks:
+            block.check()
             batch = block.batch()
             tick = ticker(progress, block.size * particles, block.size * (self.steps * self.draws + 2 * particles))
             with block.seeded(REFINING):
@@ -87,7 +89,7 @@ class Gaps:
         optimizer = torch.optim.Adam(moved, self.lr, eps=self.lr)  # small gradients are followed, not blown up
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for _ in range(self.steps):
-            terms = log_terms(refined, batch, self.draws, frozen_guide=True)
+            terms = log_terms(refined, batch, self.draws, frozen_guide=True, as_loss=True)
             gradients = torch.autograd.grad(-bounds.elbo(terms).sum(), moved)
             for parameter, gradient in zip(moved, gradients, strict=True):
                 parameter.grad = gradient
@@ -119,8 +121,8 @@ class Refined(nn.Module):
                     "compare elbo with importance or ais instead"
                 )
         self.place = {name: index for index, name in enumerate(sites)}
-        self.shifts = nn.ParameterList([torch.zeros_like(site.value) for site in sites.values()])
-        self.log_stretches = nn.ParameterList([torch.zeros_like(site.value) for site in sites.values()])
+        self.shifts = nn.ParameterList([torch.zeros_like(site.raw) for site in sites.values()])
+        self.log_stretches = nn.ParameterList([torch.zeros_like(site.raw) for site in sites.values()])
 
     def _moved(self, guide: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(guide)
@@ -154,7 +156,7 @@ def _figures(block: Block, particles: int, tick: Callable[[int], None]) -> PerDa
     """ELBO, importance-weighted bound and k-hat of the data of a block; the same key gives the same noise."""
     stream, total = WeightStream(particles, block.size), torch.zeros(())
     for terms in stream_terms(block, particles, tick):
-        stream.add(terms.log_weight)
+        stream.add(terms.log_weight, *terms[:3])
         total = total + terms.log_weight.double().sum(0).cpu()
     return {"elbo": total / particles, "bound": stream.bound(), "pareto_k": stream.pareto_k()}
 

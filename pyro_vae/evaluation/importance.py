@@ -5,18 +5,22 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.blocks import Block, Blocks
 from pyro_vae.evaluation.compiled import ChunkEngine
 from pyro_vae.evaluation.result import Estimate, quantiles
-from pyro_vae.evaluation.stream import stream_terms
+from pyro_vae.evaluation.stream import draws_of, stream_terms
 from pyro_vae.evaluation.weights import MIN_FOR_TAIL, WeightStream
 
 UNRELIABLE_K = 0.7
 """Above it importance sampling is not reliable (Yao et al. 2018; Vehtari et al. 2024)."""
+
+NARROW, DRAWN = 7, 3
+"""What random numbers are for, as the last part of their seeds, and how many draws tell whether they are one point."""
 
 
 class Importance:
@@ -24,7 +28,8 @@ class Importance:
     (Burda, Grosse & Salakhutdinov 2016).
 
     Per datum: `log_likelihood` (L_K, nats), `half` (L of the first K/2 particles), `jackknife` (bias-corrected: an
-    estimate, no bound), `monte_carlo_error` (nats), `ess`, `pareto_k`.
+    estimate, no bound), `monte_carlo_error` (nats), `ess`, `pareto_k` (-inf where the largest weights are equal),
+    `exact` (all weights are equal up to rounding) and `narrow` (the guide's draws are one point).
 
     Args:
         engine: how the model runs: "eager", "compiled" (traced once for the shape of a chunk), or "auto", which
@@ -36,7 +41,10 @@ class Importance:
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
         engine = ChunkEngine(self.engine, blocks.size * particles)
-        parts = [figures(self.weigh(block, particles, progress, engine), block.rows.start) for block in blocks]
+        parts = []
+        for block in blocks:
+            found = figures(self.weigh(block, particles, progress, engine), block.rows.start)
+            parts.append(found | {"narrow": self.narrow(block)})
         per_datum = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return Estimate(per_datum, {"engine": engine.description})
 
@@ -44,8 +52,18 @@ class Importance:
         """The weights log p(x, z) - log q(z|x) of a block at draws of the guide."""
         stream = WeightStream(particles, block.size)
         for terms in stream_terms(block, particles, progress, at=engine.terms_at):
-            stream.add(terms.log_weight)
+            stream.add(terms.log_weight, *terms[:3])
         return stream
+
+    def narrow(self, block: Block) -> Bool[Tensor, " batch"]:
+        """Whether the guide of a datum is so narrow that its draws are one point."""
+        with block.seeded(NARROW):
+            draws = draws_of(block, DRAWN)
+        found = torch.zeros(block.size, dtype=torch.bool)
+        for name, value in draws.values.items():
+            if value.is_floating_point() and not (block.guide[name].support or constraints.real).is_discrete:
+                found |= (value == value[:1]).all(0).flatten(1).any(1).cpu()
+        return found
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
         return replace(
@@ -75,6 +93,7 @@ def figures(stream: WeightStream, first: int) -> dict[str, Float[Tensor, " batch
         "monte_carlo_error": stream.monte_carlo_error(),
         "ess": stream.ess(),
         "pareto_k": stream.pareto_k(),
+        "exact": stream.exact(),
     }
 
 
@@ -88,6 +107,7 @@ def summary(per_datum: dict[str, Tensor], particles: int) -> dict[str, Any]:
         "gap_to_half": (bound - per_datum["half"]).mean().item(),
         "jackknife": per_datum["jackknife"].mean().item(),
         "ess": quantiles(per_datum["ess"]),
+        "exact": per_datum["exact"].double().mean().item(),
         "pareto_k": {
             **quantiles(k),
             "share_above_0.7": (k > UNRELIABLE_K).double().mean().item() if known else None,
@@ -97,9 +117,16 @@ def summary(per_datum: dict[str, Tensor], particles: int) -> dict[str, Any]:
 
 def warnings(per_datum: dict[str, Tensor], particles: int) -> list[str]:
     """Plain sentences where L_K should not be trusted as an estimate of log p(x)."""
-    if particles < MIN_FOR_TAIL:
-        return [f"{particles} particles are too few to judge the weights; k-hat needs at least {MIN_FOR_TAIL}"]
     found = []
+    narrow = per_datum["narrow"].double().mean().item()
+    if narrow > 0:
+        found.append(
+            f"the guide of {narrow:.1%} of the data is so narrow that its draws are one point in this precision: their "
+            "weights are constant whatever the posterior is, so the bound holds, but its error and k-hat say nothing"
+        )
+    if particles < MIN_FOR_TAIL:
+        few = f"{particles} particles are too few to judge the weights; k-hat needs at least {MIN_FOR_TAIL}"
+        return [*found, few]
     share = (per_datum["pareto_k"] > UNRELIABLE_K).double().mean().item()
     if share > 0:
         found.append(

@@ -1,6 +1,6 @@
 """A trained pair as ArviZ InferenceData, so that ArviZ's plots and statistics apply."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.errors import RunError
 from pyro_vae.evaluation.arviz_adapter import from_groups
 from pyro_vae.evaluation.blocks import Block, seeded
-from pyro_vae.evaluation.stream import draws_of, terms_at
-from pyro_vae.generation import observed, sample
-from pyro_vae.terms import Site, run_model
+from pyro_vae.evaluation.stream import Draws, draws_of, terms_at
+from pyro_vae.generation import sample
+from pyro_vae.particles import run_model
+from pyro_vae.sites import Site, Sites, observed, side_by_side
 
 Groups = dict[str, dict[str, np.ndarray]]
 
@@ -43,21 +44,34 @@ def inference_data(
         block.check()
         batch, drawn = block.batch(), draws_of(block, draws)
         terms = terms_at(pair, batch, drawn)
-        values = drawn.values if draws > 1 else {name: value.squeeze(0) for name, value in drawn.values.items()}
-        seen = observed(run_model(pair, batch, values, draws))
-        predicted = {name: site.fn.sample() for name, site in seen.items()}
+        seen = [observed(run_model(pair, batch, values, count)) for values, count in _runs(block, drawn)]
+        predicted = [{name: _drawn_again(site) for name, site in sites.items()} for sites in seen]
+        likelihoods = [{name: site.log_prob() for name, site in sites.items()} for sites in seen]
         prior = [sample(pair, batch) for _ in range(draws)]
-    particles = (lambda value: value) if draws > 1 else (lambda value: value.unsqueeze(0))
     groups: Groups = {
         "posterior": _arrays(drawn.values),
-        "posterior_predictive": _arrays({name: particles(value) for name, value in predicted.items()}),
+        "posterior_predictive": _arrays(side_by_side(predicted)),
         "prior": _arrays(_stack(prior, drawn.values)),
-        "prior_predictive": _arrays(_stack(prior, seen)),
-        "log_likelihood": _arrays({name: particles(site.log_prob()) for name, site in seen.items()}),
+        "prior_predictive": _arrays(_stack(prior, seen[0])),
+        "log_likelihood": _arrays(side_by_side(likelihoods)),
         "sample_stats": _arrays({"log_weight": terms.log_weight}),
-        "observed_data": {name: site.value.cpu().numpy() for name, site in seen.items()},
+        "observed_data": {name: site.value[0].cpu().numpy() for name, site in seen[0].items()},
     }
     return from_groups(groups)
+
+
+def _runs(block: Block, drawn: Draws) -> Iterator[tuple[dict[str, Tensor], int]]:
+    """The draws in the runs of the model that take them."""
+    first = 0
+    for count in block.ways.counts(len(drawn.log_guide)):
+        yield {name: value[first : first + count] for name, value in drawn.values.items()}, count
+        first += count
+
+
+def _drawn_again(site: Site) -> Tensor:
+    """A fresh draw of a site's distribution, [particles, batch, *event]."""
+    value = site.fn()
+    return site.layout.unfold(value, len(site.event_shape))
 
 
 def _arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -65,5 +79,5 @@ def _arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: value.unsqueeze(0).cpu().numpy() for name, value in values.items()}
 
 
-def _stack(draws: list[dict[str, Site]], names: Iterable[str]) -> dict[str, Tensor]:
-    return {name: torch.stack([sites[name].value for sites in draws]) for name in names}
+def _stack(draws: list[Sites], names: Iterable[str]) -> dict[str, Tensor]:
+    return {name: torch.cat([sites[name].value for sites in draws]) for name in names}

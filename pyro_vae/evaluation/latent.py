@@ -53,6 +53,7 @@ class Latent:
         tick = ticker(progress, size * particles, size * (particles + kept * len(blocks)))
         parts = []
         for block in blocks:
+            block.check()
             with block.seeded(DRAWS):
                 parts.append(codes_of(pair, block.batch(), particles, kept, tick))
         codes = Codes.side_by_side(parts)

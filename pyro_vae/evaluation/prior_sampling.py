@@ -2,6 +2,10 @@
 
 from collections.abc import Callable
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
 from pyro_vae.evaluation.blocks import Block
 from pyro_vae.evaluation.compiled import ChunkEngine, PriorTerms
 from pyro_vae.evaluation.importance import Importance
@@ -22,7 +26,7 @@ class PriorSampling(Importance):
 
     def weigh(self, block: Block, particles: int, progress: Callable[[int], None], engine: ChunkEngine) -> WeightStream:
         """The weights log p(x|z) of a block at draws of the prior."""
-        block.check()
+        block.check(of=["model"])
         batch, stream = block.batch(), WeightStream(particles, block.size)
         for index, first in enumerate(range(0, particles, PARTICLE_BLOCK)):
             count = min(PARTICLE_BLOCK, particles - first)
@@ -33,3 +37,7 @@ class PriorSampling(Importance):
                     stream.add(log_likelihood)
                     progress(log_likelihood.numel())
         return stream
+
+    def narrow(self, block: Block) -> Bool[Tensor, " batch"]:
+        """No guide draws here."""
+        return torch.zeros(block.size, dtype=torch.bool)

@@ -20,11 +20,12 @@ class Reconstruction:
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
         errors, nlls = [], []
         for block in blocks:
+            block.check(of=())
             with block.seeded():
                 sites = decode(pair, block.batch(), {name: center(site) for name, site in block.guide.items()})
             site = picture_site(sites)
-            errors.append((center(site) - site.value).square().flatten(1).mean(1).cpu())
-            nlls.append(-sum(s.log_prob() for s in sites.values()).cpu())
+            errors.append((center(site) - site.value.squeeze(0)).square().flatten(1).mean(1).cpu())
+            nlls.append(-sum(s.log_prob() for s in sites.values()).squeeze(0).cpu())
             progress(block.size * particles)
         return Estimate({"reconstruction_nll": torch.cat(nlls), "squared_error": torch.cat(errors)})
 

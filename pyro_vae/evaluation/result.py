@@ -11,13 +11,18 @@ from torch import Tensor, nn
 
 from pyro_vae.evaluation.blocks import Blocks
 
+BOUNDED = ("log_likelihood", "elbo")
+"""The names of headline figures that bound log p(x) from below, in expectation: `log_likelihood` of the evaluators that
+converge to it, and `elbo`."""
+
 
 @dataclass
 class Estimate:
     """What an evaluator returns.
 
     Attributes:
-        per_datum: tensors [n, ...] by name; "log_likelihood" (nats) where the evaluator bounds or estimates log p(x).
+        per_datum: tensors [n, ...] by name; "log_likelihood" (nats) where the evaluator gives a lower bound on log p(x)
+            that converges to it, "elbo" for the ELBO, "loss" where there is no density.
         summary: numbers and dicts of numbers for `evaluation.json`.
         warnings: plain sentences where a figure should not be trusted.
         figures: matplotlib figures by name.
@@ -52,7 +57,7 @@ class Result:
         particles: draws of the guide for each datum.
         seconds: wall-clock time.
         estimate: the evaluator's own numbers.
-        bits_per_dim: minus the mean log-likelihood in bits per element of x, or None.
+        bits_per_dim: minus the sum of the log-likelihoods in bits, per observed element of all data, or None.
         bits_per_dim_note: why it is None.
         relaxed: the data are grey values under a Bernoulli, so that no number here is a likelihood.
     """
@@ -78,9 +83,8 @@ class Result:
 
     @property
     def headline(self) -> Float[Tensor, " n"]:
-        """The figure that the mean is of: the log-likelihood, or the evaluator's first."""
-        per_datum = self.estimate.per_datum
-        return per_datum.get("log_likelihood", next(iter(per_datum.values())))
+        """The figure that the mean is of: the bound on log p(x), or the evaluator's first."""
+        return self.estimate.per_datum[self.quantity]
 
     @property
     def mean(self) -> float:
@@ -110,6 +114,7 @@ class Result:
             "particles": self.particles,
             "seconds": round(self.seconds, 3),
             "quantity": self.quantity,
+            "kind": self.kind,
             "nats": {"mean": self.mean, "standard_error": self.standard_error},
             "bits_per_dim": self.bits_per_dim,
             "bits_per_dim_note": self.bits_per_dim_note,
@@ -123,8 +128,17 @@ class Result:
     @property
     def quantity(self) -> str:
         """The name of the headline figure."""
-        per_datum = self.estimate.per_datum
-        return "log_likelihood" if "log_likelihood" in per_datum else next(iter(per_datum))
+        return headline_of(self.estimate.per_datum)
+
+    @property
+    def kind(self) -> str | None:
+        """ "lower bound" where the headline figure bounds log p(x) from below in expectation; None where it does not."""
+        return "lower bound" if self.quantity in BOUNDED else None
+
+
+def headline_of(per_datum: dict[str, Tensor]) -> str:
+    """The name of the figure that a result's mean is of: the log-likelihood, or the first."""
+    return "log_likelihood" if "log_likelihood" in per_datum else next(iter(per_datum))
 
 
 def quantiles(values: Tensor) -> dict[str, float]:

@@ -4,15 +4,16 @@ Particles come in blocks of a fixed size too, with random numbers of their own.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.evaluation.blocks import Block
-from pyro_vae.terms import LogTerms, Site, reduce_guide, reduce_model, run_model
+from pyro_vae.particles import FOLDED
+from pyro_vae.sites import Sites, side_by_side, values_of
+from pyro_vae.terms import LogTerms, model_terms, reduce_guide
 
 PARTICLE_BLOCK = 250
 CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**31}
@@ -22,6 +23,9 @@ NAMES = ("log_likelihood", "log_prior", "log_guide")
 
 CACHED = 2**16
 """Numbers that a processor's cache holds besides what is made of them."""
+
+FOLDED_AT_ONCE = 10
+"""Particles of a guide that are folded into a block of data at a time."""
 
 TENSORS_PER_ROW = 4
 """About as many tensors of the size of one datum does a model hold for each particle."""
@@ -42,18 +46,9 @@ class Draws(NamedTuple):
 TermsAt = Callable[[nn.Module, Mapping[str, Tensor], Draws], LogTerms]
 
 
-def latents(draws: Draws) -> dict[str, Tensor]:
-    """The values of the latents as `run_model` takes them: [batch, *event] for one particle."""
-    return (
-        draws.values if len(draws.log_guide) > 1 else {name: value.squeeze(0) for name, value in draws.values.items()}
-    )
-
-
 def terms_at(pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> LogTerms:
     """Log terms of a batch at draws of its guide."""
-    count, size = draws.log_guide.shape
-    log_likelihood, log_prior = reduce_model(run_model(pair, batch, latents(draws), count), count, size)
-    return LogTerms(log_likelihood, log_prior, draws.log_guide)
+    return LogTerms(*model_terms(pair, batch, draws.values, len(draws.log_guide)), draws.log_guide)
 
 
 def stream_terms(
@@ -83,29 +78,28 @@ def stream_terms(
 
 
 def draws_of(block: Block, particles: int) -> Draws:
-    """Fresh draws of the guide for the data of a block."""
-    sites = block.draw(particles)
-    if not sites:
-        return Draws({}, torch.zeros(particles, block.size, device=block.split.device))
-    values = {name: site.value if particles > 1 else site.value.unsqueeze(0) for name, site in sites.items()}
+    """Fresh draws of the guide for the data of a block, log q taken where they are drawn."""
+    pieces = [_drawn(sites, count, block.size) for sites, count in _pieces(block, particles)]
+    values = side_by_side([piece.values for piece in pieces])
+    log_guide = torch.cat([piece.log_guide for piece in pieces])
+    return Draws(values, log_guide if values else log_guide.to(block.split.device))
+
+
+def _pieces(block: Block, particles: int) -> Iterator[tuple[Sites, int]]:
+    """The guide's sites of so many particles, some at a time; how many depends on nothing but the pair and its data."""
     step = particles
-    if len(sites) == 1:
-        (value,) = values.values()
-        step = max(1, CACHED // value[0].numel())
-    cuts = [slice(first, first + step) for first in range(0, particles, step)]
-    log_guides = [_log_guide(sites, {name: value[cut] for name, value in values.items()}) for cut in cuts]
-    return Draws(values, torch.cat(log_guides))
+    if block.draws_apart:
+        (site,) = block.guide.values()
+        step = max(1, CACHED // max(1, site.value[0].numel()))
+    elif block.ways.guide == FOLDED:
+        step = FOLDED_AT_ONCE
+    for first in range(0, particles, step):
+        for count in block.ways.counts(min(step, particles - first)):
+            yield block.draw(count), count
 
 
-def _log_guide(
-    sites: Mapping[str, Site], values: Mapping[str, Shaped[Tensor, "particles batch ..."]]
-) -> Float[Tensor, "particles batch"]:
-    count, size = next(iter(values.values())).shape[:2]
-    placed = {
-        name: replace(site, value=values[name] if count > 1 else values[name].squeeze(0))
-        for name, site in sites.items()
-    }
-    return reduce_guide(placed, count, size)
+def _drawn(sites: Sites, count: int, size: int) -> Draws:
+    return Draws(values_of(sites), reduce_guide(sites, count, size))
 
 
 def terms_in_pieces(

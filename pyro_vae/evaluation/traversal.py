@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from pyro_vae.generation import center, decode, picture_site
-from pyro_vae.terms import run_guide, run_model, select_fields
+from pyro_vae.generation import center, decode, model_at, picture_site
+from pyro_vae.pair import select_fields
+from pyro_vae.particles import run_guide
 
 
 class Unit(NamedTuple):
@@ -46,18 +47,17 @@ def traversals(pair: nn.Module, datum: Mapping[str, Tensor], units: Sequence[Uni
 def _row(pair: nn.Module, datum: Mapping[str, Tensor], unit: Unit) -> Float[Tensor, "columns ..."] | None:
     columns = len(unit.values)
     fields = {name: value.expand(columns, *value.shape[1:]) for name, value in select_fields(pair, datum).items()}
-    latents = {
-        name: center(site).expand(columns, *site.value.shape[1:]) for name, site in run_guide(pair, datum).items()
-    }
-    sites = run_model(pair, fields, latents)
+    latents = {name: center(site).expand(columns, *site.event_shape) for name, site in run_guide(pair, datum).items()}
+    sites = model_at(pair, fields, latents)
     moved = latents[unit.site].clone()
     moved.view(columns, -1)[:, unit.index] = unit.values.to(moved)
-    if not sites[unit.site].fn.support.check(moved).all() or sites[unit.site].fn.support.is_discrete:
+    support = sites[unit.site].support
+    if support is None or support.is_discrete or not support.check(moved).all():
         return None
     latents[unit.site] = moved
     order = [name for name, site in sites.items() if not site.observed]
     for name in order[order.index(unit.site) + 1 :]:
-        prior = center(run_model(pair, fields, latents)[name])
+        prior = center(model_at(pair, fields, latents)[name])
         if (prior != prior[:1]).any():
             latents[name] = prior
     return center(picture_site(decode(pair, fields, latents)))

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pyro_vae.evaluation.arviz_adapter import pareto_k
@@ -18,7 +18,10 @@ MIN_FOR_TAIL = 25
 """Fewer weights leave less than five in the tail, too few for ArviZ's fit."""
 
 EQUAL = 1e-9
-"""Log weights that differ by less than this are equal but for rounding."""
+"""Log weights that differ by less than this are equal but for rounding, whatever their precision."""
+
+ROUNDINGS = 32
+"""How many roundings of its largest term a log weight may hold."""
 
 
 class WeightStream:
@@ -31,13 +34,23 @@ class WeightStream:
         self.log_half = torch.full((size,), -math.inf, dtype=torch.float64)
         self.kept = max(KEPT, self.tail + 1)
         self.pool = [torch.empty(0, size, dtype=torch.float64)]
+        self.smallest = torch.full((size,), math.inf, dtype=torch.float64)
+        self.rounding = torch.full((size,), EQUAL, dtype=torch.float64)
 
-    def add(self, log_weight: Float[Tensor, "particles batch"]) -> None:
-        """Take the next particles of every datum of the block."""
+    def add(self, log_weight: Float[Tensor, "particles batch"], *terms: Float[Tensor, "particles batch"]) -> None:
+        """Take the next particles of every datum of the block.
+
+        Args:
+            terms: what the weights are sums of, whose size tells their rounding.
+        """
+        eps = torch.finfo(log_weight.dtype).eps
+        for term in terms or (log_weight,):
+            self.rounding = torch.maximum(self.rounding, ROUNDINGS * eps * term.detach().abs().amax(0).double().cpu())
         log_weight = log_weight.double().cpu()
         in_half = log_weight[: max(0, self.half - self.seen)]
         if len(in_half):
             self.log_half = torch.logaddexp(self.log_half, in_half.logsumexp(0))
+        self.smallest = torch.minimum(self.smallest, log_weight.amin(0))
         powers = torch.stack([(power * log_weight).logsumexp(0) for power in (1, 2, 3)])
         self.log_sums = torch.logaddexp(self.log_sums, powers)
         self.pool.append(log_weight)
@@ -96,7 +109,12 @@ class WeightStream:
             return torch.full_like(self.log_half, math.nan)
         tails = self.largest[: self.tail + 1].T.numpy()
         body = np.full(max(0, self.particles - self.tail - 1), -np.inf)
-        return torch.tensor([_k_of_tail(tail, body) for tail in tails], dtype=torch.float64)
+        ks = [_k_of_tail(tail, body, equal) for tail, equal in zip(tails, self.rounding.tolist(), strict=True)]
+        return torch.tensor(ks, dtype=torch.float64)
+
+    def exact(self) -> Bool[Tensor, " batch"]:
+        """Whether all weights of a datum are equal up to rounding: the guide is the posterior as far as it reaches."""
+        return self.largest[0] - self.smallest <= self.rounding
 
 
 def _largest(log_weight: Float[Tensor, "particles batch"], count: int) -> Float[Tensor, "kept batch"]:
@@ -107,8 +125,9 @@ def _largest(log_weight: Float[Tensor, "particles batch"], count: int) -> Float[
     return torch.from_numpy(np.partition(columns, -count, axis=1)[:, -count:].copy()).T
 
 
-def _k_of_tail(tail: np.ndarray, body: np.ndarray) -> float:
-    """`tail` holds the weights of the tail in falling order, and the one below it as its cutoff."""
-    if tail[0] - tail[-2] < EQUAL:
+def _k_of_tail(tail: np.ndarray, body: np.ndarray, equal: float) -> float:
+    """`tail` holds the weights of the tail in falling order, and the one below it as its cutoff; those that differ by
+    less than `equal` are the same."""
+    if tail[0] - tail[-2] < equal:
         return -math.inf
     return pareto_k(np.concatenate([tail, body]))
