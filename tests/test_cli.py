@@ -17,8 +17,9 @@ import yaml
 from matplotlib.image import imread
 
 import pyro_vae as pv
-from pyro_vae import checkpoints, cli, trainer
+from pyro_vae import checkpoints, cli, plugins, trainer
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.elbo import ELBO
 
 TRAIN = "train --hidden 16 --quiet"
 RUN_FILES = {"config.yaml", "metrics.csv", "last.pt", "best.pt", "evaluation.json", "report.md", "figures"}
@@ -249,6 +250,24 @@ def test_evaluation_by_command_is_that_by_function(trained, run, pyro_vae):
     data = pv.load_data("digits", binarize="dynamic")
     by_function = pv.evaluate(pv.load_run(trained).pair, data, particles=4, progress=False)
     assert by_command["nats"]["mean"] == by_function.mean
+
+
+def test_evaluators_keep_their_own_defaults_and_share_what_is_given(run, pyro_vae, monkeypatch):
+    made = {}
+
+    def evaluator(name, default):
+        def make(steps: int = default):
+            made[name] = steps
+            return ELBO()
+
+        return make
+
+    evaluators = {"first": evaluator("first", 1), "second": evaluator("second", 2)}
+    load = plugins.load
+    monkeypatch.setattr(plugins, "load", lambda kind, name: evaluators.get(name) or load(kind, name))
+    for options, values in (("", (1, 2)), ("--steps 5", (5, 5))):
+        assert pyro_vae(f"evaluate run --with first,second --limit 20 --quiet {options}").status == 0
+        assert made == dict(zip(evaluators, values, strict=True))
 
 
 def test_samples_are_a_picture_or_arrays(trained, pyro_vae, tmp_path):

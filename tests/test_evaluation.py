@@ -236,6 +236,17 @@ def test_gradients_are_off_unless_an_evaluator_needs_them():
 MISTAKES = {
     "unknown_evaluator": ({"evaluator": "elbow"}, UnknownName, "unknown evaluator 'elbow'; known: elbo"),
     "no_particles": ({"particles": 0}, RunError, "particles must be at least 1, not 0"),
+    "mistyped_option": (
+        {"evaluator": "ais", "leapfrogs": 3},
+        UnknownName,
+        "unknown option 'leapfrogs'; known: leapfrog, ",
+    ),
+    "option_of_none": ({"enginee": "eager"}, UnknownName, "unknown option 'enginee'; known: none"),
+    "option_beside_an_evaluator": (
+        {"evaluator": elbo_module.ELBO(), "engine": "eager"},
+        RunError,
+        "ELBO is made already, so it takes no engine here: make it with its options",
+    ),
     "no_data": ({"limit": 0}, RunError, "limit must be at least 1, not 0"),
 }
 
