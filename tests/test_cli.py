@@ -180,6 +180,19 @@ def test_training_is_resumed_to_the_same_end(trained, pyro_vae, tmp_path):
     assert same_weights(trained, tmp_path / "cut") and metrics(trained) == metrics(tmp_path / "cut")
 
 
+def test_a_file_that_moved_is_resumed_on_and_one_of_other_rows_is_not(pyro_vae, tmp_path):
+    bits = np.random.default_rng(0).integers(0, 2, (60, 5), dtype=np.uint8)
+    for folder, rows in ((".", bits), ("moved", bits), ("changed", 1 - bits)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        np.save(tmp_path / folder / "bits.npy", rows)
+    assert pyro_vae(f"{TRAIN} --data bits.npy --batch_size 16 --epochs 1 --out run").status == 0
+    check_refused(
+        pyro_vae("train --quiet --data changed/bits.npy --resume --epochs 2 --out run"), "training x was '48 of"
+    )
+    assert pyro_vae("train --quiet --data moved/bits.npy --resume --epochs 2 --out run").status == 0
+    assert len(metrics(tmp_path / "run")) == 2
+
+
 def test_ctrl_c_says_how_to_go_on(trained, pyro_vae, tmp_path, monkeypatch):
     run_epoch = trainer.Trainer._run_epoch
 
@@ -349,6 +362,7 @@ def files(tmp_path) -> Path:
     (tmp_path / "broken.yaml").write_text("lr: [")
     (tmp_path / "strange.yaml").write_text("latent_dims: 3\n")
     (tmp_path / "wordy.yaml").write_text("lr: fast\n")
+    (tmp_path / "other.yaml").write_text("hidden: [8]\n")
     return tmp_path
 
 
@@ -423,8 +437,16 @@ MISTAKES = {
         "2 particles",
     ),
     "file_for_a_folder": ("train --out grey.npy", "grey.npy is a file"),
-    "another_model": ("train blog --resume --out {run}", "is a run of model 'vae', not 'blog'"),
-    "another_size": ("train --latent_dim 5 --resume --out {run}", "another model"),
+    "another_model": ("train blog --resume --out {run}", "model was 'vae' there and is 'blog' here"),
+    "another_objective": ("train --objective iwae --resume --out {run}", "objective was 'trace_mean_field_elbo' there"),
+    "another_dataset": ("train --data mnist --resume --out {run}", "data was 'digits' there and is 'mnist' here"),
+    "another_size": ("train --latent_dim 5 --resume --out {run}", "latent_dim was 2 there and is 5 here"),
+    "another_activation": ("train --activation tanh --resume --out {run}", "activation was 'relu' there"),
+    "another_likelihood": ("train --likelihood gaussian --resume --out {run}", "likelihood was 'bernoulli' there"),
+    "another_binarization": ("train --binarize static --resume --out {run}", "binarize was 'dynamic' there"),
+    "another_seed": ("train --seed 1 --epochs 3 --resume --out {run}", "seed was 0 there and is 1 here; give seed as"),
+    "another_lr": ("train --lr 0.1 --resume --out {run}", "lr was 0.001 there and is 0.1 here"),
+    "another_config": ("train --config other.yaml --resume --out {run}", "hidden was [16] there and is [8] here"),
     "nothing_to_resume": ("train --resume --out new", "nothing to resume"),
     "resume_what": ("train --resume", "say --out DIR"),
     "missing_config": ("train --config nothing.yaml --out new", "cannot read nothing.yaml: No such file"),
