@@ -1,5 +1,6 @@
 """Files that are either whole or not there, and hold tensors and plain values but no code."""
 
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from typing import Any, BinaryIO
 import torch
 
 from pyro_vae.errors import RunError
+
+STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
+"""Paths that may lead to what another program holds open, a file that a shell redirects to among them."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -38,9 +42,35 @@ def write_text(path: Path, text: str) -> None:
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write to a temporary file beside `path`, then rename it: a reader sees the old file or the new one.
 
+    Of a symbolic link, the file that it points to is replaced. A device, a pipe or /dev/stdout is written into.
+
     Raises:
-        RunError: the disk is full or the folder cannot be written; what was there before is untouched.
+        RunError: the disk is full or the path cannot be written; a file that was there before is untouched.
     """
+    kept = "; what was saved before is kept" if os.path.isfile(path) else ""
+    try:
+        if _is_stream(path):
+            _write_into(path, write)
+        else:
+            _replace(Path(os.path.realpath(path)), write)
+    except (OSError, RuntimeError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else "the disk may be full"
+        raise RunError(f"cannot write {path}: {reason}{kept}") from problem
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is something that takes what is written but is no file of its own, so must not be replaced."""
+    return str(path.absolute()).startswith(STREAMS) or (os.path.exists(path) and not os.path.isfile(path))
+
+
+def _write_into(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    whole = io.BytesIO()
+    write(whole)
+    with open(path, "ab") as stream:
+        stream.write(whole.getbuffer())
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,9 +79,6 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             write(file)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as problem:
-        reason = problem.strerror if isinstance(problem, OSError) else "the disk may be full"
-        raise RunError(f"cannot write {path}: {reason}; what was saved before is kept") from problem
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

@@ -267,7 +267,7 @@ def check_data_apart(pair: nn.Module, batch: Fields) -> None:
                 if not same(score, again[name]):
                     raise ContractError(_not_alone(pair, program, name, guide, "changes from run to run"))
                 if not same(alone[name], score[:, few]):
-                    raise ContractError(_not_alone(pair, program, name, guide, "depends on the other data of its batch"))
+                    raise ContractError(_not_alone(pair, program, name, guide, "depends on the other data beside it"))
 
 
 def _scores(program: str, pair: nn.Module, fields: Fields, values: dict[str, Tensor]) -> dict[str, Tensor]:

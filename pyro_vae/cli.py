@@ -96,7 +96,7 @@ def train_command(arguments: list[str]) -> None:
 def evaluate_command(arguments: list[str]) -> None:
     """pyro-vae evaluate"""
     from pyro_vae import plugins
-    from pyro_vae.options import add_options, options_of
+    from pyro_vae.options import add_shared_options, options_of, own_values
 
     parser = _parser("evaluate", "Figures of a trained run, in nats per datum.")
     parser.add_argument("run", metavar="RUN", type=Path)
@@ -113,10 +113,7 @@ def evaluate_command(arguments: list[str]) -> None:
     peeked.add_argument("--with", dest="evaluators", default="elbo")
     names = peeked.parse_known_args(arguments)[0].evaluators.split(",")
     own = {name: options_of(plugins.load("evaluator", name)) for name in names}
-    taken: set[str] = set()
-    for name, options in own.items():
-        add_options(parser, [o for o in options if o.name not in taken], f"options of {name}")
-        taken |= {option.name for option in options}
+    add_shared_options(parser, own)
     given = parser.parse_args(arguments)
 
     from pyro_vae import commands
@@ -130,7 +127,7 @@ def evaluate_command(arguments: list[str]) -> None:
         given.limit,
         given.seed,
         given.device,
-        {name: {o.name: getattr(given, o.name) for o in options} for name, options in own.items()},
+        {name: own_values(given, options) for name, options in own.items()},
         not given.quiet,
     )
     print_results(results)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_vae import checkpoints, generation, plots, plugins, processes, runs
+from pyro_vae import checkpoints, generation, plots, processes, runs
 from pyro_vae.data import Dataset, load_data
 from pyro_vae.devices import find_device, launch
 from pyro_vae.errors import ContractError, DataError, RunError
 from pyro_vae.evaluation import Result, evaluate_each
-from pyro_vae.options import dataset_options
+from pyro_vae.options import build, dataset_options
 from pyro_vae.pair import select_fields
 from pyro_vae.report import write_report
 from pyro_vae.training import open_folder, train
@@ -30,7 +30,7 @@ def train_run(settings: TrainSettings, out: Path, resume: bool, overwrite: bool,
     data = load_settings_data(settings.data, settings.data_options)
     facts = data.facts
     pair = runs.build_model(settings.model, facts, settings.model_options, settings.data["seed"])
-    objective = plugins.load("objective", settings.objective)(**settings.objective_options)
+    objective = build("objective", settings.objective, settings.objective_options)
     record = {
         "config": settings.flat(),
         "model": settings.model,
@@ -110,7 +110,7 @@ def evaluate_run(
     progress: bool = True,
 ) -> list[Result]:
     """Run evaluators on a stored run; `evaluation.json` keeps the latest entry of each with the same settings."""
-    made = {name: plugins.load("evaluator", name)(**(options or {}).get(name, {})) for name in evaluators}
+    made = {name: build("evaluator", name, (options or {}).get(name, {})) for name in evaluators}
     run = runs.load_run(folder)
     run.pair.to(launch(device).device if processes.started() > 1 else find_device(device))
     if not isinstance(data, Dataset):

@@ -4,7 +4,7 @@ import argparse
 import inspect
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from docstring_parser import parse
 
 from pyro_vae import plugins
-from pyro_vae.errors import UsageError
+from pyro_vae.errors import UnknownName, UsageError
 
 SIMPLE = (bool, int, float, str, type(None))
 
@@ -47,6 +47,21 @@ def options_of(plugin: Callable[..., Any], skip: Sequence[str] = ()) -> list[Opt
         text = " ".join(docs.get(name, "").split())
         options.append(Option(name, kind, None if required else parameter.default, text, required))
     return options
+
+
+def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """What a plugin's constructor makes with these options.
+
+    Raises:
+        UnknownName: no such plugin, or it has no such option; lists those that it has.
+    """
+    constructor = plugins.load(kind, name)
+    known = inspect.signature(constructor).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        for option in options:
+            if option not in known:
+                raise UnknownName("option", option, known)
+    return constructor(**options)
 
 
 def dataset_options(name: str) -> list[Option]:
@@ -115,14 +130,46 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option], titl
     """Add typed options to a parser, in a group of their own."""
     group = parser.add_argument_group(title) if options else parser
     for option in options:
-        shown = " (default: %(default)s)" if option.default not in (None, "") else ""
-        flag = {"nargs": "?", "const": True} if option.type is bool else {}
-        group.add_argument(
-            f"--{option.name}",
-            type=partial(parse_value, option),
-            default=option.default,
-            required=option.required,
-            metavar=option.name.upper(),
-            help=option.help.replace("%", "%%") + shown,
-            **flag,
-        )
+        text = option.help.replace("%", "%%") + _default(option, "%(default)s")
+        _add_option(group, option, help=text, default=option.default, required=option.required)
+
+
+def add_shared_options(parser: argparse.ArgumentParser, owners: Mapping[str, Sequence[Option]]) -> None:
+    """Add the options of several plugins, each name once, in a group that names the plugins that have it.
+
+    The parser sets no default, since each plugin has its own; `own_values` puts them in.
+    """
+    groups: dict[str, Any] = {}
+    for name in dict.fromkeys(option.name for options in owners.values() for option in options):
+        having = {owner: option for owner, options in owners.items() for option in options if option.name == name}
+        title = f"options of {' and '.join(having)}"
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        required = any(option.required for option in having.values())
+        text = _help_of_each(having).replace("%", "%%")
+        first = next(iter(having.values()))
+        _add_option(groups[title], first, help=text, default=argparse.SUPPRESS, required=required)
+
+
+def own_values(given: argparse.Namespace, options: Sequence[Option]) -> dict[str, Any]:
+    """The values of a plugin's options: what is given, as the plugin's own type, and else the plugin's own default."""
+    return {o.name: parse_value(o, getattr(given, o.name)) if o.name in given else o.default for o in options}
+
+
+def _help_of_each(having: Mapping[str, Option]) -> str:
+    """An option's help with its default; each owner's by itself where they differ."""
+    texts = {owner: o.help + _default(o, str(o.default)) for owner, o in having.items()}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{owner}: {text}" for owner, text in texts.items())
+
+
+def _default(option: Option, shown: str) -> str:
+    return f" (default: {shown})" if not option.required and option.default not in (None, "") else ""
+
+
+def _add_option(group: Any, option: Option, **how: Any) -> None:
+    flag = {"nargs": "?", "const": True} if option.type is bool else {}
+    group.add_argument(
+        f"--{option.name}", type=partial(parse_value, option), metavar=option.name.upper(), **how, **flag
+    )

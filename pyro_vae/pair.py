@@ -4,12 +4,11 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import pyro
-import torch
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.messenger import Messenger, _bound_partial, _context_wrap
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -96,23 +95,19 @@ def evaluating(pair: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-@contextmanager
-def kept_buffers(pair: nn.Module) -> Iterator[None]:
-    """Afterwards the buffers are as they were."""
-    kept = [buffer.detach().clone() for buffer in pair.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(pair.buffers(), kept, strict=True):
-                buffer.copy_(value)
+class Fields(NamedTuple):
+    """The fields that a pair takes: those that it requires, those that it takes where the data have them, or every."""
+
+    required: list[str]
+    optional: list[str]
+    every: bool
 
 
-def field_names(pair: nn.Module) -> tuple[list[str], list[str]]:
-    """The names of the fields that a pair's signature requires, and of those that it takes where the data have them.
+def field_names(pair: nn.Module) -> Fields:
+    """The names of the fields that a pair's signature asks for; decorators and Pyro's handlers are looked through.
 
     Raises:
-        ContractError: `pair` has no `model` or no `guide`, or the two take different fields.
+        ContractError: `pair` has no `model` or no `guide`, one of them names no field, or the two take different ones.
     """
     for program in ("model", "guide"):
         if not callable(getattr(pair, program, None)):
@@ -123,38 +118,72 @@ def field_names(pair: nn.Module) -> tuple[list[str], list[str]]:
     if not isinstance(pair, nn.Module):
         raise ContractError(f"{type(pair).__name__} is not a torch.nn.Module; derive it from pyro_vae.Pair")
     model, guide = _parameters(pair.model), _parameters(pair.guide)
+    for program, taken in (("model", model), ("guide", guide)):
+        if not taken:
+            raise ContractError(
+                f"the {program} of {type(pair).__name__} names no field; "
+                f"name those that it takes, as in def {program}(self, x)"
+            )
     if list(model) != list(guide):
         raise ContractError(f"model takes {list(model)} but guide takes {list(guide)}; both must take the same fields")
-    required = [n for n, p in model.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    optional = [n for n, p in model.items() if p.default is not p.empty]
-    return required, optional
+    named = {name: p for name, p in model.items() if p.kind is not p.VAR_KEYWORD}
+    required = [name for name, p in named.items() if p.default is p.empty]
+    return Fields(required, [name for name in named if name not in required], every=not named)
 
 
 def _parameters(program: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a program by name, without self."""
-    function = getattr(program, "__func__", None)
-    if function is None:
-        return dict(inspect.signature(program).parameters)
-    return dict(list(_signature(function).items())[1:])
+    """The parameters of a program by name, without those that are bound already, and without *args.
+
+    `**kwargs` counts where nothing else is named, and where no *args beside it says that a decorator hid the names.
+    """
+    function, bound = _undecorated(program)
+    read = _signature if inspect.isfunction(function) else _read_signature
+    parameters = list(read(function).items())[bound:]
+    named = {name: p for name, p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    hidden = any(p.kind is p.VAR_POSITIONAL for _, p in parameters)
+    return named if named or hidden else dict(parameters)
 
 
-@lru_cache(maxsize=128)
-def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Kept, because every step asks for it several times."""
+def _undecorated(program: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
+    """The function under methods, decorators and Pyro's handlers, and how many of its arguments are bound."""
+    bound = 0
+    while True:
+        if inspect.ismethod(program):
+            program, bound = program.__func__, bound + 1
+        elif isinstance(program, nn.Module):
+            program = program.forward
+        elif hasattr(program, "__wrapped__") and not hasattr(program, "__signature__"):
+            program = program.__wrapped__
+        elif isinstance(program, _bound_partial):
+            program = program.func
+        elif isinstance(program, partial) and program.func is _context_wrap:
+            _, program, *given = program.args
+            bound += len(given)
+        else:
+            return program, bound
+
+
+def _read_signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(function).parameters
 
 
+_signature = lru_cache(maxsize=128)(_read_signature)
+"""Kept, because every step asks for it several times."""
+
+
 def select_fields(pair: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The fields of `batch` that the pair's signature names.
+    """The fields of `batch` that the pair's signature names; all of them where it takes `**batch` alone.
 
     Raises:
         DataError: a field that the pair requires is not there; lists those that are.
     """
-    required, optional = field_names(pair)
-    missing = [name for name in required if name not in batch]
+    fields = field_names(pair)
+    if fields.every:
+        return dict(batch)
+    missing = [name for name in fields.required if name not in batch]
     if missing:
         raise DataError(
             f"{type(pair).__name__} needs the field {missing[0]!r}; "
             f"the data have {', '.join(sorted(batch)) or 'no fields'}"
         )
-    return {name: batch[name] for name in [*required, *optional] if name in batch}
+    return {name: batch[name] for name in [*fields.required, *fields.optional] if name in batch}

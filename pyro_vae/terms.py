@@ -24,7 +24,7 @@ from pyro_vae.particles import (
     run_program,
     ways,
 )
-from pyro_vae.sites import Site, Sites, observed, values_of
+from pyro_vae.sites import Site, Sites, is_point_mass, observed, values_of
 
 T = TypeVar("T", bound=NamedTuple)
 
@@ -278,7 +278,7 @@ class _Sums:
 
     def add_kl(self, guide: Site, model: Site, closed_form: bool) -> None:
         guide.check_shape()
-        if closed_form:
+        if closed_form and not is_point_mass(guide.fn):  # whose closed form leaves its log_density out
             try:
                 return self._add("kl", guide.kl_to(model))
             except NotImplementedError:

@@ -16,8 +16,8 @@ from pyro_vae.evaluation.blocks import Block
 from pyro_vae.generation import sample
 from pyro_vae.objectives import TraceELBO
 from pyro_vae.pair import select_fields
+from pyro_vae.sites import observed
 from pyro_vae.support import observed_sites
-from pyro_vae.sites import Site, observed
 from pyro_vae.terms import log_terms
 
 Batch = Mapping[str, Tensor]

@@ -7,7 +7,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from pyro_vae.engine import EagerStep, Engine, Loss, choose_engine
 from pyro_vae.errors import DivergenceError, RunError
 from pyro_vae.generation import field_shapes
 from pyro_vae.objectives import shared_loss
-from pyro_vae.pair import evaluating, kept_buffers, select_fields
+from pyro_vae.pair import evaluating, select_fields
 from pyro_vae.particles import run_guide, run_model, ways
 from pyro_vae.runs import BEST, CONFIG, LAST, METRICS, run_files
 from pyro_vae.schedules import find_schedule, ramp
@@ -174,20 +173,14 @@ class Trainer:
     def _look_at(self, example: dict[str, Tensor]) -> None:
         """See what the numbers of the pair are, and how it holds several particles."""
         check_auxiliary(self.pair, example)
-        self.faults = self._faults(example, evaluating(self.pair))
-        in_training = self._faults(example, kept_buffers(self.pair))
-        self.notes = [f"a loss, not a bound: {fault}" for fault in dict.fromkeys([*self.faults, *in_training])]
+        with torch.no_grad(), evaluating(self.pair):
+            guide = run_guide(self.pair, example)
+            self.faults = density_faults(run_model(self.pair, example, values_of(guide)), guide)
+        self.notes = [f"a loss, not a bound: {fault}" for fault in self.faults]
         if self.relaxed:
             self.faults.append("grey values under a Bernoulli")
         if self.settings.particles > 1:
             self.notes.append(ways(self.pair, example).line)
-
-    @torch.no_grad()
-    def _faults(self, example: dict[str, Tensor], mode: AbstractContextManager) -> list[str]:
-        """Why the terms of the pair are no log-densities in a mode."""
-        with mode:
-            guide = run_guide(self.pair, example)
-            return density_faults(run_model(self.pair, example, values_of(guide)), guide)
 
     @torch.no_grad()
     def _try_loss(self, example: dict[str, Tensor]) -> None:

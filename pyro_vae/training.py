@@ -1,6 +1,7 @@
 """Training: what is asked for is checked, then the loop runs."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.data.partition import partition, tenth
 from pyro_vae.devices import PRECISIONS, cuda_devices, launch, matrix_products
 from pyro_vae.errors import DataError, RunError
+from pyro_vae.resuming import check_same_run, identity
 from pyro_vae.runs import LAST
 from pyro_vae.support import check_support
 from pyro_vae.trainer import Run, Settings, Trainer
@@ -69,7 +71,9 @@ def train(
         precision: "32-true" (weights and data as they are), "bf16-mixed" (Fabric's mixed precision), or "tf32" (matrix
             products of NVIDIA's GPUs).
         relaxed: allow grey values under a Bernoulli; the numbers are then a loss, not a likelihood.
-        resume: continue the run in `out` exactly where it was saved.
+        resume: continue the run in `out` exactly where it was saved. It is the stored run: `epochs`, `patience`,
+            `device`, `engine` and `progress` may differ, and what defines the pair, the data, the objective and the
+            optimisation may not.
         overwrite: replace the run in `out`.
         record: what the checkpoints keep beside the weights, plain values only: how to build the pair again, and
             under "config" the settings to write as config.yaml.
@@ -79,7 +83,7 @@ def train(
 
     Raises:
         DataError: the data do not fit the pair; nothing is written.
-        RunError: a setting or the run folder cannot be used.
+        RunError: a setting or the run folder cannot be used, or a run is resumed with other settings.
         DivergenceError: a loss is not finite; names the epoch, step and site. The last checkpoint is kept.
     """
     settings = Settings(
@@ -100,12 +104,24 @@ def train(
     for split in (dataset.train, dataset.valid):
         check_support(pair.cpu(), split, relaxed)
     folder = open_folder(out, resume, overwrite)
+    own = {**(record or {}).get("options", {}), **asdict(settings), "precision": precision, "relaxed": relaxed}
+    same = identity(pair, dataset, objective, own)
+    stored = checkpoints.load(folder / LAST) if resume else {}
+    check_same_run(folder, stored.get("identity", {}), same)
     with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision):
         trainer = Trainer(
-            fabric, pair, dataset, objective, settings, record or {}, folder, PRECISIONS[precision].tolerance, relaxed
+            fabric,
+            pair,
+            dataset,
+            objective,
+            settings,
+            {**(record or {}), "identity": same},
+            folder,
+            PRECISIONS[precision].tolerance,
+            relaxed,
         )
         if resume:
-            trainer.restore(checkpoints.load(folder / LAST))
+            trainer.restore(stored)
         trainer.prepare(engine)
         trainer.open(overwrite)
         trainer.fit(progress)

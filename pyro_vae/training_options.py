@@ -11,6 +11,7 @@ from pyro_vae.data import load_data
 from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.errors import PluginError, RunError, UnknownName, UsageError
 from pyro_vae.options import Option, add_options, dataset_options, options_of, parse_value
+from pyro_vae.resuming import check_same_run
 from pyro_vae.training import train
 
 NOT_SETTINGS = ("pair", "data", "objective", "seed", "out", "progress", "resume", "overwrite", "record")
@@ -53,13 +54,13 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
     Raises:
         UnknownName: a model, data set, objective, option or setting that is not known.
         UsageError: a value of the wrong type.
-        RunError: --resume without a run, or with the run of another model.
+        RunError: --resume without a run, or with other settings than the run's.
     """
     first = _peek(type(parser)(prog=parser.prog, add_help=False, allow_abbrev=False), arguments)
     config = _read_config(first)
     chosen = {key: str(getattr(first, key) or config.get(key) or default) for key, default in DEFAULTS.items()}
-    if first.resume and (stored := runs.read_config(Path(first.out)).get("model", chosen["model"])) != chosen["model"]:
-        raise RunError(f"{first.out} is a run of model {stored!r}, not {chosen['model']!r}; choose another --out")
+    stored = runs.read_config(Path(first.out)) if first.resume else {}
+    check_same_run(first.out, _names(stored), _names(chosen))
     owners = {
         "the model": options_of(plugins.load("model", chosen["model"]), FIELDS_OF_FACTS),
         "the data set": dataset_options(chosen["data"]),
@@ -88,7 +89,13 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
         objective_options=values["the objective"],
         training=values["training"],
     )
+    check_same_run(first.out, _typed(stored, owners), settings.flat())
     return settings, given
+
+
+def _names(settings: dict[str, Any]) -> dict[str, str]:
+    """Model, data and objective, of a file its name alone: it may have moved, and its rows are compared in training."""
+    return {key: Path(str(settings[key])).name for key in DEFAULTS if key in settings}
 
 
 def _peek(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
@@ -121,7 +128,8 @@ def _add_switches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="read settings from a run's config.yaml")
     parser.add_argument("--print_config", action="store_true", help="print the settings and stop")
     parser.add_argument("--out", metavar="DIR", help="the run folder (default: the next free runs/MODEL-DATA-N)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
+    resume = "continue the run in --out exactly; only epochs, patience, device, engine, root and file may be given anew"
+    parser.add_argument("--resume", action="store_true", help=resume)
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 

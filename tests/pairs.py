@@ -59,8 +59,8 @@ class Hooked(VAE):
 
 
 def hooked_vae(hook: Any, seed: int = 0) -> Hooked:
-    """`small_vae` as a `Hooked` one, of a class of its own."""
-    kind = type("Hooked", (Hooked,), {"hook": staticmethod(hook)})
+    """`small_vae` as a `Hooked` one, of a class of its own that bears the name VAE, so that a VAE resumes its run."""
+    kind = type("VAE", (Hooked,), {"hook": staticmethod(hook)})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return kind(SHAPE, latent_dim=2, hidden=(8,))

@@ -17,8 +17,9 @@ import yaml
 from matplotlib.image import imread
 
 import pyro_vae as pv
-from pyro_vae import checkpoints, cli, trainer
+from pyro_vae import checkpoints, cli, plugins, trainer
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.elbo import ELBO
 
 TRAIN = "train --hidden 16 --quiet"
 RUN_FILES = {"config.yaml", "metrics.csv", "last.pt", "best.pt", "evaluation.json", "report.md", "figures"}
@@ -179,6 +180,19 @@ def test_training_is_resumed_to_the_same_end(trained, pyro_vae, tmp_path):
     assert same_weights(trained, tmp_path / "cut") and metrics(trained) == metrics(tmp_path / "cut")
 
 
+def test_a_file_that_moved_is_resumed_on_and_one_of_other_rows_is_not(pyro_vae, tmp_path):
+    bits = np.random.default_rng(0).integers(0, 2, (60, 5), dtype=np.uint8)
+    for folder, rows in ((".", bits), ("moved", bits), ("changed", 1 - bits)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        np.save(tmp_path / folder / "bits.npy", rows)
+    assert pyro_vae(f"{TRAIN} --data bits.npy --batch_size 16 --epochs 1 --out run").status == 0
+    check_refused(
+        pyro_vae("train --quiet --data changed/bits.npy --resume --epochs 2 --out run"), "training x was '48 of"
+    )
+    assert pyro_vae("train --quiet --data moved/bits.npy --resume --epochs 2 --out run").status == 0
+    assert len(metrics(tmp_path / "run")) == 2
+
+
 def test_ctrl_c_says_how_to_go_on(trained, pyro_vae, tmp_path, monkeypatch):
     run_epoch = trainer.Trainer._run_epoch
 
@@ -227,7 +241,7 @@ def test_json_on_stdout_is_json_and_nothing_else(run, pyro_vae):
     assert entries[0]["nats"]["mean"] == pytest.approx(-entries[0]["rate"]["mean"] - entries[0]["distortion"]["mean"])
     assert "evaluator" in done.err and "±" in done.err
     of_each = [entry.pop("per_datum") for entry in entries]
-    assert sum(of_each[0]["log_likelihood"]) / 40 == pytest.approx(entries[0]["nats"]["mean"])
+    assert sum(of_each[0]["elbo"]) / 40 == pytest.approx(entries[0]["nats"]["mean"])
     assert {name: len(values) for name, values in of_each[1].items()} == {"reconstruction_nll": 40, "squared_error": 40}
     stored = json.loads((run / "evaluation.json").read_text())
     assert len(stored) == 4 and stored[2:] == entries
@@ -249,6 +263,24 @@ def test_evaluation_by_command_is_that_by_function(trained, run, pyro_vae):
     data = pv.load_data("digits", binarize="dynamic")
     by_function = pv.evaluate(pv.load_run(trained).pair, data, particles=4, progress=False)
     assert by_command["nats"]["mean"] == by_function.mean
+
+
+def test_evaluators_keep_their_own_defaults_and_share_what_is_given(run, pyro_vae, monkeypatch):
+    made = {}
+
+    def evaluator(name, default):
+        def make(steps: int = default):
+            made[name] = steps
+            return ELBO()
+
+        return make
+
+    evaluators = {"first": evaluator("first", 1), "second": evaluator("second", 2)}
+    load = plugins.load
+    monkeypatch.setattr(plugins, "load", lambda kind, name: evaluators.get(name) or load(kind, name))
+    for options, values in (("", (1, 2)), ("--steps 5", (5, 5))):
+        assert pyro_vae(f"evaluate run --with first,second --limit 20 --quiet {options}").status == 0
+        assert made == dict(zip(evaluators, values, strict=True))
 
 
 def test_samples_are_a_picture_or_arrays(trained, pyro_vae, tmp_path):
@@ -330,6 +362,7 @@ def files(tmp_path) -> Path:
     (tmp_path / "broken.yaml").write_text("lr: [")
     (tmp_path / "strange.yaml").write_text("latent_dims: 3\n")
     (tmp_path / "wordy.yaml").write_text("lr: fast\n")
+    (tmp_path / "other.yaml").write_text("hidden: [8]\n")
     return tmp_path
 
 
@@ -404,8 +437,16 @@ MISTAKES = {
         "2 particles",
     ),
     "file_for_a_folder": ("train --out grey.npy", "grey.npy is a file"),
-    "another_model": ("train blog --resume --out {run}", "is a run of model 'vae', not 'blog'"),
-    "another_size": ("train --latent_dim 5 --resume --out {run}", "another model"),
+    "another_model": ("train blog --resume --out {run}", "model was 'vae' there and is 'blog' here"),
+    "another_objective": ("train --objective iwae --resume --out {run}", "objective was 'trace_mean_field_elbo' there"),
+    "another_dataset": ("train --data mnist --resume --out {run}", "data was 'digits' there and is 'mnist' here"),
+    "another_size": ("train --latent_dim 5 --resume --out {run}", "latent_dim was 2 there and is 5 here"),
+    "another_activation": ("train --activation tanh --resume --out {run}", "activation was 'relu' there"),
+    "another_likelihood": ("train --likelihood gaussian --resume --out {run}", "likelihood was 'bernoulli' there"),
+    "another_binarization": ("train --binarize static --resume --out {run}", "binarize was 'dynamic' there"),
+    "another_seed": ("train --seed 1 --epochs 3 --resume --out {run}", "seed was 0 there and is 1 here; give seed as"),
+    "another_lr": ("train --lr 0.1 --resume --out {run}", "lr was 0.001 there and is 0.1 here"),
+    "another_config": ("train --config other.yaml --resume --out {run}", "hidden was [16] there and is [8] here"),
     "nothing_to_resume": ("train --resume --out new", "nothing to resume"),
     "resume_what": ("train --resume", "say --out DIR"),
     "missing_config": ("train --config nothing.yaml --out new", "cannot read nothing.yaml: No such file"),

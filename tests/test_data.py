@@ -54,7 +54,7 @@ def test_a_split_is_a_mapping_of_its_stored_fields():
         two["y"]
 
 
-def test_take_presents_bytes_and_bits_as_floats_and_labels_as_int64():
+def test_take_presents_bytes_as_floats_labels_as_int64_and_other_bits_as_they_are():
     fields = {
         "x": torch.tensor([[0], [255]], dtype=torch.uint8),
         "mask": torch.tensor([True, False]),
@@ -64,7 +64,7 @@ def test_take_presents_bytes_and_bits_as_floats_and_labels_as_int64():
     batch = Split(fields).take(torch.tensor([1]))
     assert {name: value.dtype for name, value in batch.items()} == {
         "x": torch.float32,
-        "mask": torch.float32,
+        "mask": torch.bool,
         "label": torch.int64,
         "count": torch.int64,
     }

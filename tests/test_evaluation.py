@@ -15,6 +15,7 @@ import pyro_vae as pv
 from pyro_vae import bounds
 from pyro_vae.errors import ContractError, DataError, RunError, UnknownName
 from pyro_vae.evaluation import Estimate, Result, stream
+from pyro_vae.evaluation.elbo import ELBO
 from pyro_vae.evaluation.result import quantiles
 from pyro_vae.terms import elbo_terms
 
@@ -234,6 +235,17 @@ def test_gradients_are_off_unless_an_evaluator_needs_them():
 MISTAKES = {
     "unknown_evaluator": ({"evaluator": "elbow"}, UnknownName, "unknown evaluator 'elbow'; known: elbo"),
     "no_particles": ({"particles": 0}, RunError, "particles must be at least 1, not 0"),
+    "mistyped_option": (
+        {"evaluator": "ais", "leapfrogs": 3},
+        UnknownName,
+        "unknown option 'leapfrogs'; known: leapfrog, ",
+    ),
+    "option_of_none": ({"enginee": "eager"}, UnknownName, "unknown option 'enginee'; known: none"),
+    "option_beside_an_evaluator": (
+        {"evaluator": ELBO(), "engine": "eager"},
+        RunError,
+        "ELBO is made already, so it takes no engine here: make it with its options",
+    ),
     "no_data": ({"limit": 0}, RunError, "limit must be at least 1, not 0"),
 }
 

@@ -7,8 +7,8 @@ import pytest
 from torch import Tensor, nn
 
 from pyro_vae import VAE, plugins
-from pyro_vae.errors import UsageError
-from pyro_vae.options import Option, add_options, options_of, parse_value
+from pyro_vae.errors import UnknownName, UsageError
+from pyro_vae.options import Option, add_options, add_shared_options, build, options_of, own_values, parse_value
 
 
 class Plugin:
@@ -146,3 +146,61 @@ def test_help_shows_defaults_and_survives_percent_signs():
     text = parser_of().format_help()
     assert "how fast, in %. (default: 0.5)" in " ".join(text.split())
     assert "--needed NEEDED" in text
+
+
+def few(steps: int, lr: float = 0.1, rate: float = 0.5, limit: int | None = None):
+    """Few.
+
+    Args:
+        steps: how many.
+        lr: step size.
+        rate: how fast, in %.
+    """
+    return steps, lr, rate, limit
+
+
+def many(steps: float = 300.0, lr: float = 0.1, rate: float = 2.5):
+    """Many.
+
+    Args:
+        steps: how often.
+        lr: step size.
+        rate: how fast, in %.
+    """
+    return steps, lr, rate
+
+
+def shared_parser():
+    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    owners = {"few": options_of(few), "many": options_of(many)}
+    add_shared_options(parser, owners)
+    return parser, owners
+
+
+def test_defaults_are_each_plugins_own_and_a_given_value_is_everyones():
+    parser, owners = shared_parser()
+    given = parser.parse_args("--steps 7".split())
+    few_values, many_values = (own_values(given, options) for options in owners.values())
+    assert few_values == {"steps": 7, "lr": 0.1, "rate": 0.5, "limit": None}
+    assert many_values == {"steps": 7.0, "lr": 0.1, "rate": 2.5} and type(many_values["steps"]) is float
+    given = parser.parse_args("--steps 7 --rate 4 --limit 2".split())
+    assert [own_values(given, options)["rate"] for options in owners.values()] == [4.0, 4.0]
+    assert own_values(given, owners["few"])["limit"] == 2
+    with pytest.raises(SystemExit):
+        parser.parse_args("--rate 4".split())
+
+
+def test_the_help_of_a_shared_option_tells_the_defaults_of_each():
+    text = " ".join(shared_parser()[0].format_help().split())
+    assert "options of few and many: --steps STEPS few: how many.; many: how often. (default: 300.0)" in text
+    assert "--lr LR step size. (default: 0.1) --rate" in text
+    assert "--rate RATE few: how fast, in %. (default: 0.5); many: how fast, in %. (default: 2.5)" in text
+    assert text.endswith("options of few: --limit LIMIT")
+
+
+def test_a_plugin_is_made_of_options_that_it_has(monkeypatch):
+    monkeypatch.setattr(plugins, "load", lambda kind, name: {"few": few, "plugin": Plugin}[name])
+    assert build("evaluator", "few", {"steps": 3, "rate": 1.0}) == (3, 0.1, 1.0, None)
+    with pytest.raises(UnknownName, match="unknown option 'step'; known: steps, "):
+        build("evaluator", "few", {"step": 3})
+    assert isinstance(build("evaluator", "plugin", {"needed": 1, "else": 2}), Plugin)

@@ -4,6 +4,8 @@ import errno
 import os
 import pickle
 import stat
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +70,92 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write"):
         checkpoints.write_text(tmp_path / "file" / "a.txt", "")
+
+
+def test_nothing_is_said_to_be_kept_where_nothing_was(tmp_path):
+    def fail(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "a.txt"
+    with pytest.raises(RunError, match=f"^cannot write {path}: No space left on device$"):
+        checkpoints.write_whole(path, fail)
+    checkpoints.write_text(path, "old")
+    with pytest.raises(RunError, match="No space left on device; what was saved before is kept$"):
+        checkpoints.write_whole(path, fail)
+
+
+def test_a_pipe_is_written_into(tmp_path):
+    pipe, received = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()), daemon=True)
+    reader.start()
+    checkpoints.write_text(pipe, "entries\n")
+    reader.join(timeout=10)
+    assert received == ["entries\n"] and stat.S_ISFIFO(pipe.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def device(path: Path, minor: int) -> Path:
+    """A character device of our own: minor number 3 is that of the null device, 7 that of the full one."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+        path.open("ab").close()
+    except OSError:
+        pytest.skip("devices cannot be made here")
+    return path
+
+
+def test_a_device_is_written_into_and_stays_one(tmp_path):
+    null = device(tmp_path / "null", 3)
+    checkpoints.write_text(null, "entries\n")
+    assert stat.S_ISCHR(null.stat().st_mode)
+
+
+def test_a_full_device_is_one_line_and_stays_one(tmp_path):
+    full = device(tmp_path / "full", 7)
+    with pytest.raises(RunError, match=f"^cannot write {full}: No space left on device$"):
+        checkpoints.write_text(full, "entries\n")
+    assert stat.S_ISCHR(full.stat().st_mode) and list(tmp_path.iterdir()) == [full]
+
+
+def test_a_folder_is_not_replaced(tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(RunError, match="Is a directory$"):
+        checkpoints.write_text(tmp_path / "a.txt", "")
+
+
+@pytest.mark.parametrize("before", ["old", None])
+def test_a_link_is_followed_and_stays_one(before, tmp_path):
+    target, link = tmp_path / "far" / "target.txt", tmp_path / "link.txt"
+    link.symlink_to(Path("far", "target.txt"))
+    if before:
+        checkpoints.write_text(target, before)
+    checkpoints.write_text(link, "new")
+    assert link.is_symlink() and not target.is_symlink() and target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_link_to_a_pipe_is_followed_too(tmp_path):
+    pipe, link, received = tmp_path / "pipe", tmp_path / "link", []
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()), daemon=True)
+    reader.start()
+    checkpoints.write_text(link, "entries\n")
+    reader.join(timeout=10)
+    assert received == ["entries\n"] and link.is_symlink() and stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files have no names here")
+def test_what_a_program_holds_open_is_added_to(tmp_path):
+    """As where a shell says `--json /dev/stdout >> log`."""
+    log = tmp_path / "log"
+    with log.open("w") as held:
+        held.write("before\n")
+        held.flush()
+        checkpoints.write_text(Path(f"/proc/self/fd/{held.fileno()}"), "entries\n")
+        assert os.path.samestat(os.fstat(held.fileno()), log.stat()), "the file is the one that is held"
+    assert log.read_text() == "before\nentries\n" and list(tmp_path.iterdir()) == [log]
 
 
 class Malicious:

@@ -1,10 +1,14 @@
 """The seam: what `log_terms` sums, what it refuses, and what it leaves alone."""
 
+import functools
+import inspect
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import config_enumerate
 from references import Conditional, Labelled, Scalar, SharedNoise, TwoLayers, normal_log_density, z_scores
 from torch import nn
 from torch.distributions import Distribution
@@ -12,6 +16,7 @@ from torch.distributions import Distribution
 import pyro_vae as pv
 from pyro_vae import bounds
 from pyro_vae.errors import ContractError, DataError
+from pyro_vae.pair import field_names
 from pyro_vae.particles import run_guide, run_guide_at, run_model, run_program
 from pyro_vae.terms import elbo_terms, log_terms
 
@@ -167,6 +172,109 @@ def test_fields_go_to_the_pair_by_name_and_optional_ones_where_they_are():
     assert pair.seen is None
     log_terms(pair, {"weight": x, "x": x})
     assert pair.seen is x
+
+
+def logged(program):
+    @functools.wraps(program)
+    def run(*args, **kwargs):
+        return program(*args, **kwargs)
+
+    return run
+
+
+def decorated(decorate):
+    """A pair whose methods are decorated in its class."""
+
+    class Decorated(nn.Module):
+        @decorate
+        def model(self, x, weight=None):
+            normal_model(self, x)
+
+        @decorate
+        def guide(self, x, weight=None):
+            normal_guide(self, x)
+
+    return Decorated()
+
+
+def assigned(decorate):
+    """A pair whose bound methods are decorated once it is made."""
+    pair = decorated(lambda program: program)
+    pair.model, pair.guide = decorate(pair.model), decorate(pair.guide)
+    return pair
+
+
+DECORATORS = {
+    "wraps": logged,
+    "config_enumerate": config_enumerate,
+    "config_enumerate_with_options": config_enumerate(default="parallel"),
+    "handler": lambda program: poutine.scale(program, scale=1.0),
+    "messenger": poutine.scale(scale=1.0),
+    "two_handlers": lambda program: config_enumerate(poutine.scale(program, scale=1.0)),
+    "wraps_over_handler": lambda program: logged(config_enumerate(program)),
+    "handler_over_wraps": lambda program: config_enumerate(logged(program)),
+}
+
+
+@pytest.mark.parametrize("build", [decorated, assigned])
+@pytest.mark.parametrize("decorate", DECORATORS.values(), ids=DECORATORS)
+def test_the_fields_of_decorated_methods_are_found(decorate, build):
+    pair, x = build(decorate), torch.randn(N)
+    assert field_names(pair) == (["x"], ["weight"], False)
+    torch.manual_seed(0)
+    terms = log_terms(pair, {"label": x, "x": x})
+    torch.manual_seed(0)
+    plain = log_terms(decorated(lambda program: program), {"x": x})
+    assert torch.equal(terms.log_likelihood, plain.log_likelihood)
+
+
+def test_signatures_are_read_once_also_of_decorated_methods(monkeypatch):
+    pairs = [build(decorate) for build in (decorated, assigned) for decorate in DECORATORS.values()]
+    before = [field_names(pair) for pair in pairs]
+    monkeypatch.setattr(inspect, "signature", None)
+    assert [field_names(pair) for pair in pairs] == before
+
+
+def test_a_module_that_stands_for_a_method_is_looked_into():
+    class Program(nn.Module):
+        def __init__(self, program):
+            super().__init__()
+            self.program = program
+
+        def forward(self, x):
+            self.program(self, x)
+
+    pair = nn.Module()
+    pair.model, pair.guide = Program(normal_model), Program(normal_guide)
+    assert log_terms(pair, {"label": torch.zeros(N), "x": torch.randn(N)}).log_guide.shape == (1, N)
+
+
+def test_a_pair_that_takes_any_field_by_name_is_handed_every_one():
+    class Open(nn.Module):
+        def model(self, **batch):
+            self.seen = list(batch)
+            normal_model(self, batch["x"])
+
+        def guide(self, **batch):
+            normal_guide(self, batch["x"])
+
+    pair, x = Open(), torch.randn(N)
+    assert log_terms(pair, {"x": x, "label": x}).log_prior.shape == (1, N)
+    assert pair.seen == ["x", "label"]
+
+
+def test_variable_arguments_beside_names_count_for_nothing():
+    class Mixed(nn.Module):
+        def model(self, x, *rest, **more):
+            self.seen = rest, more
+            normal_model(self, x)
+
+        def guide(self, x):
+            normal_guide(self, x)
+
+    pair, x = Mixed(), torch.randn(N)
+    log_terms(pair, {"x": x, "label": x})
+    assert pair.seen == ((), {})
 
 
 def test_unconditioned_observations_still_count_as_observed():
@@ -422,7 +530,19 @@ def test_what_is_no_pair():
 
         def guide(self, x): ...
 
-    cases = {Half: "has no method 'guide'", Differing: r"model takes \['x'\] but guide takes \['x', 'y'\]"}
+    class Unnamed(Half):
+        def guide(self, *args, **kwargs): ...
+
+    class Empty(Half):
+        def model(self): ...
+
+        def guide(self): ...
+
+    nameless = {
+        Unnamed: r"the guide of Unnamed names no field; name those that it takes, as in def guide\(self, x\)",
+        Empty: "the model of Empty names no field",
+    }
+    cases = {**nameless, Half: "has no method 'guide'", Differing: r"model takes \['x'\] but guide takes \['x', 'y'\]"}
     for kind, message in {**cases, NoModule: "is not a torch.nn.Module"}.items():
         with pytest.raises(ContractError, match=message):
             log_terms(kind(), {"x": torch.zeros(N)})

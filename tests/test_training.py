@@ -14,6 +14,7 @@ import torch
 from pairs import (
     SHAPE,
     Clusters,
+    Hooked,
     bits,
     counts,
     hooked_vae,
@@ -239,13 +240,80 @@ def test_a_run_can_be_resumed_for_more_epochs(tmp_path):
     assert same_state(whole.pair, longer.pair)
 
 
-def test_resuming_another_model_or_other_settings_is_refused(tmp_path):
-    train(small_vae(), bits(), epochs=1, out=tmp_path, **QUIET)
+def bits_dataset(seed: int = 0) -> pv.Dataset:
+    """`bits` in three splits of 20."""
+    return pv.Dataset("bits", *(pv.Split({"x": x}) for x in bits(60, seed=seed).split(20)))
+
+
+OTHERS = {
+    "lr": ({"lr": 0.1}, {}, "lr was 0.001 there and is 0.1 here; give lr as it was"),
+    "seed": ({"seed": 1}, {}, "seed was 0 there and is 1 here"),
+    "batch_size": ({"batch_size": 8}, {}, "batch_size was 16"),
+    "schedule": ({"schedule": "cosine"}, {}, "schedule was 'constant' there and is 'cosine'"),
+    "lr_warmup": ({"lr_warmup": 1}, {}, "lr_warmup was 0"),
+    "beta": ({"beta": 2.0}, {}, "beta was 1.0"),
+    "kl_warmup": ({"kl_warmup": 1}, {}, "kl_warmup was 0"),
+    "clip": ({"clip": 1.0}, {}, "clip was None there and is 1.0"),
+    "ema": ({"ema": 0.5}, {}, "ema was 0.0"),
+    "particles": ({"particles": 2}, {}, "particles was 1"),
+    "precision": ({"precision": "bf16-mixed"}, {}, "precision was '32-true'"),
+    "relaxed": ({"relaxed": True}, {}, "relaxed was False"),
+    "objective": ({"objective": "trace_elbo"}, {}, "objective was 'TraceMeanFieldELBO' there and is 'TraceELBO'"),
+    "option_of_the_objective": (
+        {"objective": plugins.load("objective", "iwae")("stl")},
+        {"objective": plugins.load("objective", "iwae")("dreg")},
+        "gradient was 'dreg' there and is 'stl'",
+    ),
+    "option_of_the_model": ({"record": {"options": {"sigma": 2.0}}}, {"record": {"options": {"sigma": 1.0}}}, "sigma"),
+    "hidden": ({"pair": lambda: small_vae(hidden=(5,))}, {}, "module encoder.layers.0 was 'Linear"),
+    "activation": ({"pair": lambda: small_vae(activation="tanh")}, {}, "layers.1 was 'ReLU.*is 'Tanh"),
+    "likelihood": (
+        {"pair": lambda: small_vae(likelihood="continuous_bernoulli")},
+        {},
+        "module likelihood was 'Bernoulli.*is 'ContinuousBernoulli",
+    ),
+    "class": ({"pair": lambda: Hooked(SHAPE, latent_dim=2, hidden=(8,))}, {}, "pair was 'VAE' there and is 'Hooked'"),
+    "rows": ({"data": bits_dataset(seed=1)}, {}, r"training x was '20 of float32 \[1, 4, 4\], "),
+}
+
+
+@pytest.mark.parametrize("other, first, words", OTHERS.values(), ids=OTHERS)
+def test_a_run_is_not_resumed_as_another(other, first, words, tmp_path):
+    def run(epochs, resume=False, **options):
+        settings = {"pair": small_vae, "data": bits_dataset(), **QUIET, **options}
+        return train(
+            settings.pop("pair")(), settings.pop("data"), epochs=epochs, out=tmp_path, resume=resume, **settings
+        )
+
+    run(1, **first)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    for pair, options in ((small_vae(hidden=(5,)), {}), (small_vae(latent_dim=3), {}), (small_vae(), {"ema": 0.5})):
-        with pytest.raises(RunError, match="another model or other settings"):
-            train(pair, bits(), epochs=2, out=tmp_path, resume=True, **QUIET, **options)
+    with pytest.raises(RunError, match=words) as caught:
+        run(2, resume=True, **{**first, **other})
+    assert "\n" not in str(caught.value) and "choose another --out" in str(caught.value)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(run(2, resume=True, engine="eager", patience=9, device="cpu", **first).history) == 2
+
+
+def test_a_run_on_grey_values_is_not_resumed_on_draws_of_them(tmp_path):
+    x = torch.rand(60, *SHAPE, generator=torch.Generator().manual_seed(0))
+    grey = pv.Dataset("grey", *(pv.Split({"x": part}) for part in x.split(20)))
+    train(small_vae(likelihood="continuous_bernoulli"), grey, epochs=1, out=tmp_path, **QUIET)
+    with pytest.raises(RunError, match="drawn anew was False there and is True here"):
+        train(small_vae(), dynamic(grey, 0), epochs=2, out=tmp_path, resume=True, **QUIET)
+
+
+def test_a_checkpoint_that_does_not_say_what_its_run_was_still_resumes(tmp_path):
+    train(small_vae(), bits(), epochs=1, out=tmp_path, **QUIET)
+    state = checkpoints.load(tmp_path / LAST)
+    del state["identity"]
+    checkpoints.save(tmp_path / LAST, state)
+    assert len(train(small_vae(), bits(), epochs=2, lr=0.1, out=tmp_path, resume=True, **QUIET).history) == 2
+    for pair, options in ((small_vae(latent_dim=3), {"lr": 0.1}), (small_vae(), {"lr": 0.1, "ema": 0.5})):
+        state = checkpoints.load(tmp_path / LAST)
+        state.pop("identity", None)
+        checkpoints.save(tmp_path / LAST, state)
+        with pytest.raises(RunError, match="another model or other settings"):
+            train(pair, bits(), epochs=3, out=tmp_path, resume=True, **QUIET, **options)
 
 
 @pytest.mark.parametrize("out", [None, "empty"])

@@ -179,7 +179,8 @@ class Split(Mapping[str, Tensor]):
 
 def _plain(field: Tensor) -> Tensor:
     """A dense tensor without a gradient."""
-    return (field if field.layout is torch.strided else field.to_dense()).detach()
+    field = field if field.layout is torch.strided else field.to_dense()
+    return field.detach() if field.requires_grad else field
 
 
 def _common_length(fields: Mapping[str, Tensor]) -> int:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_vae import plugins, processes
+from pyro_vae import processes
 from pyro_vae.checks import check_data_apart
 from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.errors import ContractError, RunError
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
 from pyro_vae.evaluation.result import BOUNDED, Estimate, Evaluator, Result, headline_of
+from pyro_vae.options import build
 from pyro_vae.pair import evaluating
 from pyro_vae.sites import has_mask
 from pyro_vae.support import check_support, is_discrete, observed_sites
@@ -55,14 +56,16 @@ def evaluate(
         A `Result`: per-datum tensors, mean and standard error in nats, warnings.
 
     Raises:
-        UnknownName: no such evaluator.
+        UnknownName: no such evaluator, or it has no such option.
         RunError: fewer than one particle or datum, or no such split.
         DataError: the data do not fit the pair.
         ContractError: the pair breaks the contract, or evaluation changed one of its parameters.
     """
     name = evaluator if isinstance(evaluator, str) else type(evaluator).__name__
     if isinstance(evaluator, str):
-        evaluator = plugins.load("evaluator", evaluator)(**options)
+        evaluator = build("evaluator", evaluator, options)
+    elif options:
+        raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
     (result,) = evaluate_each(
         pair, data, {name: evaluator}, particles, limit, progress, split=split, seed=seed, relaxed=relaxed
     )

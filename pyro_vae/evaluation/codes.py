@@ -12,7 +12,7 @@ from pyro_vae.checks import prior_before_guide
 from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.stream import rows_that_fit
 from pyro_vae.particles import batch_size
-from pyro_vae.sites import Site, Sites, elements
+from pyro_vae.sites import Site, Sites, elements, is_point_mass
 from pyro_vae.terms import counts, reduce_sites, run_both
 
 
@@ -148,7 +148,7 @@ def unit_kl(guide: Site, model: Site, settled: bool) -> tuple[Float[Tensor, "par
     if q.event_shape or p.event_shape:
         q, p, units = guide.fn, model.fn, 0
     kl, closed = q.log_prob(guide.raw) - p.log_prob(guide.raw), False
-    if settled:
+    if settled and not is_point_mass(guide.fn):
         try:
             kl, closed = kl_divergence(q.expand(p.batch_shape) if q.batch_shape != p.batch_shape else q, p), True
         except NotImplementedError:

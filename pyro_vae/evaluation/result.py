@@ -132,7 +132,7 @@ class Result:
 
     @property
     def kind(self) -> str | None:
-        """ "lower bound" where the headline figure bounds log p(x) from below in expectation; None where it does not."""
+        """ "lower bound" where the headline figure bounds log p(x) from below in expectation, else None."""
         return "lower bound" if self.quantity in BOUNDED else None
 
 

@@ -1,0 +1,76 @@
+"""What makes a run the run that it is, so that one that is resumed is the stored one."""
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_vae.data import Dataset, Split
+from pyro_vae.errors import RunError
+
+MAY_DIFFER = ("epochs", "patience", "device", "engine", "progress", "root", "file")
+"""The settings that a resumed run may take anew: how long it trains, where it runs and what it shows, and where the
+data lie; the data themselves are compared."""
+
+ROWS_COMPARED = 16
+
+
+def check_same_run(folder: str | Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Compare the settings of a stored run with those that are given to resume it.
+
+    A setting that only one of them has is passed over: the run may be older than the setting.
+
+    Raises:
+        RunError: one differs that may not; says which, what it was and what it is.
+    """
+    for name in given:
+        if name in stored and name not in MAY_DIFFER and _listed(stored[name]) != _listed(given[name]):
+            raise RunError(
+                f"cannot resume {folder}: {name} was {stored[name]!r} there and is {given[name]!r} here; give {name} "
+                "as it was (the command line keeps what is left out), or choose another --out"
+            )
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def identity(pair: nn.Module, data: Dataset, objective: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is, as plain values by name: pair, objective with its options, `settings`, data."""
+    return {
+        "pair": type(pair).__name__,
+        "objective": getattr(objective, "__name__", type(objective).__name__),
+        **_options(objective),
+        **settings,
+        "drawn anew": data.undrawn is not None,
+        **_fingerprint("training", data.train),
+        **_fingerprint("validation", data.valid),
+        **{f"module {name}": _in_a_line(module) for name, module in pair.named_modules() if name},
+    }
+
+
+def _options(objective: Any) -> dict[str, Any]:
+    """The numbers and words that an objective's constructor takes, as far as the objective keeps them."""
+    values = {name: getattr(objective, name, None) for name in inspect.signature(type(objective).__init__).parameters}
+    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
+
+
+def _fingerprint(name: str, split: Split) -> dict[str, str]:
+    """Size, shape and dtype of each field as it is stored, and a hash of a few rows that are spread over the split."""
+    step = -(-split.size // ROWS_COMPARED)
+    rows = [split.between(start, start + 1) for start in range(0, split.size, step)]
+    told = {}
+    for field in split:
+        values = torch.cat([row[field] for row in rows]).cpu()
+        digest = hashlib.sha256(values.view(torch.uint8).numpy().tobytes()).hexdigest()[:8]
+        dtype = str(values.dtype).removeprefix("torch.")
+        told[f"{name} {field}"] = f"{split.size} of {dtype} {list(values.shape[1:])}, {digest}"
+    return told
+
+
+def _in_a_line(module: nn.Module) -> str:
+    return f"{type(module).__name__}({' '.join(module.extra_repr().split())})"
