@@ -108,7 +108,8 @@ def reasons_to_doubt(
         torch.manual_seed(1)
         with torch.no_grad():
             few = pv.log_terms(pair, fields, 1).log_weight
-            log_weight = pv.log_terms(pair, fields, 300).log_weight.double()
+            terms = pv.log_terms(pair, fields, 300)
+        log_weight = terms.log_weight.double()
         if tuple(few.shape) != (1, len(exact)) or tuple(log_weight.shape) != (300, len(exact)):
             return [f"log weights of shapes {list(few.shape)} and {list(log_weight.shape)}"]
         error = log_weight.std(0) / math.sqrt(300)
@@ -123,6 +124,7 @@ def reasons_to_doubt(
         if judged.any() and not off[judged].max() < 5:
             found.append(f"L_K is {off[judged].max():.1f} standard errors from log p(x)")
         elbo = pv.evaluate(pair, fields, evaluator="elbo", particles=300, progress=False).headline.double()
+        error = error + terms.log_likelihood.double().std(0) / math.sqrt(300)
         above = ((elbo - exact - floor) / (error + 1e-12)).max()
         if not above < 5:
             found.append(f"the ELBO is {above:.1f} standard errors above log p(x)")
