@@ -106,7 +106,7 @@ def specs(draw) -> Spec:
         chain=flip(),
         bottom_up=flip(),
         context=one_of([None, None, "context", "label"]),
-        mask=None if breach == "scale" else one_of([None, None, None, "poutine", "method", "elements"]),
+        mask=None if breach in ("scale", "event") else one_of([None, None, None, "poutine", "method", "elements"]),
         plate=one_of(["data", "batch", "n", "_rows"]),
         subsample=source.random() < 0.2,
         full_prior=flip(),
