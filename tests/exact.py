@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.errors import UserError
 
 FLOOR = {torch.float64: 1e-4, torch.float32: 1e-3}
 """Nats that an estimate may be off beside its Monte Carlo error."""
+
+NOT_JUDGED = "no datum's weights are well behaved enough to judge L_K"
 
 
 def normal_nodes(dims: int, points: int = 48) -> tuple[Float[Tensor, "nodes dims"], Float[Tensor, " nodes"]]:
@@ -119,7 +120,7 @@ def reasons_to_doubt(
         result = pv.evaluate(pair, fields, evaluator="importance", particles=particles, progress=False)
         judged = result.ess > particles / 20
         if not judged.any():
-            found.append(f"no datum's weights are well behaved (ess {result.ess.tolist()})")
+            found.append(NOT_JUDGED)
         off = ((result.log_likelihood.double() - exact).abs() - floor) / (result.monte_carlo_error.double() + 1e-12)
         if judged.any() and not off[judged].max() < 5:
             found.append(f"L_K is {off[judged].max():.1f} standard errors from log p(x)")
@@ -129,13 +130,3 @@ def reasons_to_doubt(
         if not above < 5:
             found.append(f"the ELBO is {above:.1f} standard errors above log p(x)")
     return found
-
-
-def is_refused(action: Callable[[], object]) -> str | None:
-    """The one line with which the library refuses, or None where it does not; other errors are raised."""
-    try:
-        action()
-    except UserError as refusal:
-        assert "\n" not in str(refusal)
-        return str(refusal)
-    return None

@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as T
 import torch
 import torch.nn.functional as F
-from exact import FLOOR, gaussian_log_prob, normal_nodes, reasons_to_doubt, subsets
+from exact import FLOOR, NOT_JUDGED, gaussian_log_prob, normal_nodes, reasons_to_doubt, subsets
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pyro import poutine
@@ -310,7 +310,7 @@ def flow_of(latent: Latent) -> nn.Module:
     if latent.flow in ("iaf", "spline", "coupling"):
         with torch.no_grad():
             for parameter in flow.parameters():
-                parameter.mul_(0.3)
+                parameter.mul_(0.1 if latent.flow == "spline" else 0.3)
             if latent.flow == "spline":
                 flow.unnormalized_derivatives.fill_(math.log(math.e - 1))
     return flow
@@ -447,7 +447,7 @@ def draw_pair(spec: Spec) -> tuple[RandomPair, dict[str, Tensor]]:
 
 
 def outcome(spec: Spec) -> tuple[str, str]:
-    """What becomes of a pair (right, refused or wrong), and why."""
+    """What becomes of a pair (right, refused, wrong, or not judged where the weights tell nothing), and why."""
     with torch.random.fork_rng():
         pair, fields = draw_pair(spec)
         if spec.breach:
@@ -459,6 +459,8 @@ def outcome(spec: Spec) -> tuple[str, str]:
             return ("wrong", f"many lines: {refusal}") if "\n" in str(refusal) else ("refused", str(refusal))
         except Exception as problem:
             return "wrong", f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+    if doubts == [NOT_JUDGED]:
+        return "not judged", ""
     return ("wrong", "; ".join(doubts)) if doubts else ("right", "")
 
 
@@ -500,7 +502,7 @@ def test_every_random_pair_is_evaluated_right_or_refused(capsys):
     wrong = [f"{why}\n    {spec}" for spec, what, why in sorted(outcomes, key=simplicity) if what == "wrong"]
     assert not wrong, f"{len(wrong)} pairs of {len(outcomes)} are wrong, the simplest first:\n" + "\n".join(wrong[:20])
     assert len(outcomes) >= 200 and kept.total() >= 150 and broken.total() >= 20
-    assert kept["right"] >= 0.8 * kept.total()
+    assert kept["right"] >= 0.8 * kept.total() and kept["not judged"] <= 5
     assert broken["refused"] == broken.total()
 
 
