@@ -502,7 +502,7 @@ def test_every_random_pair_is_evaluated_right_or_refused(capsys):
     wrong = [f"{why}\n    {spec}" for spec, what, why in sorted(outcomes, key=simplicity) if what == "wrong"]
     assert not wrong, f"{len(wrong)} pairs of {len(outcomes)} are wrong, the simplest first:\n" + "\n".join(wrong[:20])
     assert len(outcomes) >= 200 and kept.total() >= 150 and broken.total() >= 20
-    assert kept["right"] >= 0.8 * kept.total() and kept["not judged"] <= 5
+    assert kept["right"] >= 0.8 * kept.total() and kept["not judged"] <= 2
     assert broken["refused"] == broken.total()
 
 
