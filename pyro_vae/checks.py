@@ -12,7 +12,7 @@ from torch.distributions import MixtureSameFamily, biject_to, constraints
 from pyro_vae.errors import ContractError, UserError
 from pyro_vae.pair import evaluating, select_fields
 from pyro_vae.particles import OWN_DIM, Fields, run_guide, run_guide_at, run_model, same
-from pyro_vae.sites import Site, Sites, is_factor, is_point_mass, latent, unwrapped, values_of
+from pyro_vae.sites import Site, Sites, has_mask, is_factor, is_point_mass, latent, unwrapped, values_of
 
 BOTH = ("model", "guide")
 CLOSE = 1e-3
@@ -93,7 +93,7 @@ def density_faults(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> list
         drawn = any(site.auxiliary and not site.observed for site in guide.values())
         faults += [fault for name, site in latent(model).items() for fault in _guide_faults(site, guide[name], drawn)]
     for name, site in latent(model).items():
-        if not _same_mask(site.mask, guide[name].mask):
+        if not _same_mask(site, guide[name]):
             faults.append(f"site {name!r} is masked in one of the two programs only; mask it in both alike")
     return faults
 
@@ -154,9 +154,11 @@ def _is_discrete(support: constraints.Constraint | None) -> bool | None:
         return None
 
 
-def _same_mask(one: Any, other: Any) -> bool:
-    one, other = (True if mask is None else mask for mask in (one, other))
-    return bool(torch.eq(torch.as_tensor(one), torch.as_tensor(other)).all())
+def _same_mask(one: Site, other: Site) -> bool:
+    """Whether the masks of two sites leave as much of each datum out."""
+    if not (has_mask(one) or has_mask(other)):
+        return True
+    return bool(torch.eq(one.counted(), other.counted()).all())
 
 
 # --- auxiliary sites ----------------------------------------------------------------------------------------

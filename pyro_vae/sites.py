@@ -174,7 +174,7 @@ class Site:
         counts = _counted(self.fn).to(torch.get_default_dtype())
         if self.mask is not None:
             counts = counts * (self.mask if isinstance(self.mask, Tensor) else float(self.mask))
-        return self._of_data(counts, 0)
+        return self._of_data(counts, 0) if self.in_plate else counts.sum().reshape(1, 1)
 
     def _of_data(self, tensor: Tensor, event_dims: int) -> Tensor:
         try:

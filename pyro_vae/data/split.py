@@ -197,10 +197,10 @@ def _common_length(fields: Mapping[str, Tensor]) -> int:
 
 
 def _presentable(name: str, field: Tensor) -> Tensor:
-    if name == "label" and not field.is_floating_point():
-        return field.to(torch.int64)
-    as_float = field.dtype == torch.uint8 or (field.dtype == torch.bool and name == "x")
-    return field.to(torch.get_default_dtype()) if as_float else field
+    if field.dtype == torch.uint8 or (field.dtype == torch.bool and name == "x"):
+        return field.to(torch.int64 if name == "label" else torch.get_default_dtype())
+    is_number = not field.is_floating_point() and field.dtype != torch.bool
+    return field.to(torch.int64) if name == "label" and is_number else field
 
 
 def _permutation(size: int, generator: torch.Generator) -> Int[Tensor, " size"]:

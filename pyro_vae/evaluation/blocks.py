@@ -78,8 +78,11 @@ class Block:
         if not self.draws_apart:
             return run_guide(self.pair, self.batch(), particles)
         (site,) = self.guide.values()
-        value = site.fn(torch.Size([particles] if particles > 1 else []))
-        return {site.name: replace(site, raw=value.detach(), layout=Layout(particles, self.size))}
+        with torch.no_grad():
+            value = site.fn(
+                torch.Size([particles] if particles > 1 else [])
+            )  # a flow knows its draw by this very tensor
+        return {site.name: replace(site, raw=value, layout=Layout(particles, self.size))}
 
     def check(self, of: Sequence[str] = BOTH) -> None:
         """Raise `ContractError` where the pair has no log-densities of each datum, or its guide's support is not the

@@ -62,7 +62,7 @@ class Importance:
         found = torch.zeros(block.size, dtype=torch.bool)
         for name, value in draws.values.items():
             if value.is_floating_point() and not (block.guide[name].support or constraints.real).is_discrete:
-                found |= (value == value[:1]).all(0).flatten(1).any(1).cpu()
+                found |= (value == value[:1]).all(0).reshape(block.size, -1).any(1).cpu()
         return found
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
