@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_vae import checkpoints, plugins
 from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.data.partition import partition, tenth
+from pyro_vae.denormals import flushed
 from pyro_vae.devices import PRECISIONS, cuda_devices, launch, matrix_products
 from pyro_vae.errors import DataError, RunError
 from pyro_vae.runs import LAST
@@ -97,7 +98,7 @@ def train(
     for split in (dataset.train, dataset.valid):
         check_support(pair.cpu(), split, relaxed)
     folder = open_folder(out, resume, overwrite)
-    with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision):
+    with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision), flushed():
         trainer = Trainer(
             fabric, pair, dataset, objective, settings, record or {}, folder, PRECISIONS[precision].tolerance
         )

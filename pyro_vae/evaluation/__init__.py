@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pyro_vae import plugins, processes
 from pyro_vae.data import Dataset, Split, as_split
+from pyro_vae.denormals import flushed
 from pyro_vae.errors import ContractError, RunError
 from pyro_vae.evaluation.blocks import Block, Blocks
 from pyro_vae.evaluation.result import Estimate, Evaluator, Result
@@ -96,7 +97,7 @@ def evaluate_each(
     whole = mine if processes.world_size() == 1 else Blocks(pair, chosen, seed, keep=keep)
     for name, evaluator in evaluators.items():
         began = time.perf_counter()
-        with torch.random.fork_rng(), unchanged(pair):
+        with torch.random.fork_rng(), unchanged(pair), flushed():
             estimate = _estimate(name, evaluator, whole, mine, particles, progress)
         if relaxed and "log_likelihood" in estimate.per_datum:
             estimate.per_datum = {"loss": -estimate.per_datum.pop("log_likelihood"), **estimate.per_datum}
