@@ -22,7 +22,7 @@ from pyro_vae.averaging import Average
 from pyro_vae.cuda_graph import CapturedStep
 from pyro_vae.data import Dataset, Split
 from pyro_vae.devices import cuda_devices
-from pyro_vae.engine import EagerStep, Engine, Loss, choose_engine
+from pyro_vae.engine import Engine, Loss, SharedStep, choose_engine
 from pyro_vae.errors import DivergenceError, RunError
 from pyro_vae.generation import field_shapes
 from pyro_vae.objectives import shared_loss
@@ -156,7 +156,7 @@ class Trainer:
             example = select_fields(self.pair, self.train_split.take(slice(0, self.settings.batch_size)))
             self._try_loss(example)
             if self.fabric.world_size > 1:
-                self.engine = Engine("eager", "several processes", EagerStep(self.fabric.setup_module(self.loss)))
+                self.engine = Engine("eager", "several processes", SharedStep(self.fabric.setup_module(self.loss)))
             else:
                 self.engine = choose_engine(engine, self.loss, example, steps)
         if self.engine.name == "compiled" and self.fabric.device.type == "cuda":
@@ -208,10 +208,8 @@ class Trainer:
         return row | {"seconds": time.perf_counter() - began}
 
     def _batches(self) -> Any:
-        rank, world = self.fabric.global_rank, self.fabric.world_size
         for batch in self.train_split.batches(self.settings.batch_size, self.order):
-            fields = select_fields(self.pair, batch)
-            yield {n: v[rank::world] for n, v in fields.items()} if world > 1 else fields
+            yield select_fields(self.pair, batch)
 
     def steps(self) -> Iterator[Float[Tensor, ""]]:
         """One pass over the training data, a step each time: losses in nats per datum, still on the device."""
