@@ -123,7 +123,7 @@ class seeded:
     """A context in which torch's global random numbers follow from the given integers, and are untouched after."""
 
     def __init__(self, *key: int):
-        self.seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        self.seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
 
     def __enter__(self) -> None:
         self.fork = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
