@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_vae import processes
 from pyro_vae.errors import ProgramError, UnknownName, UserError
 from pyro_vae.tracing import call_with, compile_function, named_tensors
 
@@ -62,11 +63,29 @@ class EagerStep:
         self.parameters = list(loss.parameters())
 
     def __call__(self, batch: Batch, beta: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        return self._backward(batch, beta)
+
+    def _backward(self, batch: Batch, beta: Float[Tensor, ""], weight: float = 1.0) -> Float[Tensor, ""]:
         for parameter in self.parameters:
             parameter.grad = None
-        loss = self.loss(batch, beta)
+        loss = weight * self.loss(batch, beta)
         loss.backward()
         return loss.detach()
+
+
+class SharedStep(EagerStep):
+    """The same by several processes, each with a share of the batch: all get the loss and gradients of the whole.
+
+    They take the mean of the processes, so a share's loss is weighted by its part of the batch. Where a batch has fewer
+    data than there are processes, those without a share run the whole batch, at weight 0, since all must take part.
+    """
+
+    def __call__(self, batch: Batch, beta: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        rank, world = processes.rank(), processes.world_size()
+        size = len(next(iter(batch.values())))
+        mine = len(range(size)[rank::world])
+        share = {name: value[rank::world] for name, value in batch.items()} if mine else batch
+        return processes.mean(self._backward(share, beta, mine * world / size))
 
 
 class CompiledStep:

@@ -100,7 +100,7 @@ def doubly_reparameterised(
         ]
         log_weight = _log_weight(joined(LogTerms, first), beta)
         bound = bounds.renyi(log_weight, alpha)
-        normalised = torch.softmax((1 - alpha) * log_weight, 0)
+        normalised = bounds.normalised_weights((1 - alpha) * log_weight)
         rescale = 1 - beta * (1 - alpha) * (1 - normalised)
     parts = []
     for count, guide, factor in zip(runs, guides, rescale.split(runs), strict=True):

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 
 def started() -> int:
@@ -28,6 +29,15 @@ def gather(mine: Any) -> list[Any]:
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, mine)
     return found
+
+
+def mean(mine: Tensor) -> Tensor:
+    """The mean of the tensors of all processes; every process must call it."""
+    if not _connected():
+        return mine
+    total = mine.clone()
+    dist.all_reduce(total)
+    return total / world_size()
 
 
 def wait_for_all() -> None:

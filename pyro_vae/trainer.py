@@ -23,7 +23,7 @@ from pyro_vae.checks import check_auxiliary, density_faults
 from pyro_vae.cuda_graph import CapturedStep
 from pyro_vae.data import Dataset, Split
 from pyro_vae.devices import cuda_devices
-from pyro_vae.engine import EagerStep, Engine, Loss, choose_engine
+from pyro_vae.engine import Engine, Loss, SharedStep, choose_engine
 from pyro_vae.errors import DivergenceError, RunError
 from pyro_vae.generation import field_shapes
 from pyro_vae.objectives import shared_loss
@@ -46,7 +46,7 @@ class Run:
     """A finished training: the pair at its best validation epoch, and how it got there.
 
     Attributes:
-        pair: the pair, holding the weights of the best validation ELBO (their moving average, where there is one).
+        pair: the pair, holding the weights of the smallest validation loss (their moving average, where there is one).
         history: a row an epoch; losses and bounds in nats per datum.
         best_epoch: the epoch of these weights, from 1.
         engine: which engine ran the steps.
@@ -164,7 +164,7 @@ class Trainer:
             self._try_loss(example)
             self._look_at(example)
             if self.fabric.world_size > 1:
-                self.engine = Engine("eager", "several processes", EagerStep(self.fabric.setup_module(self.loss)))
+                self.engine = Engine("eager", "several processes", SharedStep(self.fabric.setup_module(self.loss)))
             else:
                 self.engine = choose_engine(engine, self.loss, example, steps)
         if self.engine.name == "compiled" and self.fabric.device.type == "cuda":
@@ -179,8 +179,12 @@ class Trainer:
         self.notes = [f"a loss, not a bound: {fault}" for fault in self.faults]
         if self.relaxed:
             self.faults.append("grey values under a Bernoulli")
-        if self.settings.particles > 1:
-            self.notes.append(ways(self.pair, example).line)
+        self.way = ways(self.pair, example, self.settings.particles)
+
+    @property
+    def engine_line(self) -> str:
+        """Which engine runs, and how it holds several particles."""
+        return self.engine.line if self.settings.particles == 1 else f"{self.engine.line}; {self.way.line}"
 
     @torch.no_grad()
     def _try_loss(self, example: dict[str, Tensor]) -> None:
@@ -196,7 +200,7 @@ class Trainer:
         with tqdm(total=total, initial=self.epoch * self.steps_per_epoch, disable=not show, unit="step") as bar:
             bar.set_description("training")
             if show:
-                for line in (self.engine.line, *self.notes):
+                for line in (self.engine_line, *self.notes):
                     bar.write(line, file=sys.stderr)
             while self.epoch < settings.epochs and not self._out_of_patience():
                 start = self.capture()
@@ -229,10 +233,8 @@ class Trainer:
         return row | {"seconds": time.perf_counter() - began}
 
     def _batches(self) -> Any:
-        rank, world = self.fabric.global_rank, self.fabric.world_size
         for batch in self.train_split.batches(self.settings.batch_size, self.order):
-            fields = select_fields(self.pair, batch)
-            yield {n: v[rank::world] for n, v in fields.items()} if world > 1 else fields
+            yield select_fields(self.pair, batch)
 
     def steps(self) -> Iterator[Float[Tensor, ""]]:
         """One pass over the training data, a step each time: losses in nats per datum, still on the device."""
@@ -378,7 +380,7 @@ class Trainer:
             engine=self.engine.name,
             data=self.data,
             out=self.folder,
-            notes=[self.engine.line, *self.notes],
+            notes=[self.engine_line, *self.notes],
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyro_vae import checkpoints, plugins
 from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.data.partition import partition, tenth
+from pyro_vae.denormals import flushed
 from pyro_vae.devices import PRECISIONS, cuda_devices, launch, matrix_products
 from pyro_vae.errors import DataError, RunError
 from pyro_vae.resuming import check_same_run, identity
@@ -66,7 +67,7 @@ def train(
         beta: weight of the KL.
         kl_warmup: epochs over which that weight rises linearly from 0.
         clip: largest norm of the gradient.
-        patience: stop after this many epochs without a better validation ELBO.
+        patience: stop after this many epochs without a smaller validation loss.
         ema: decay a step of a moving average of the weights, which is then what is validated and kept.
         precision: "32-true" (weights and data as they are), "bf16-mixed" (Fabric's mixed precision), or "tf32" (matrix
             products of NVIDIA's GPUs).
@@ -79,7 +80,8 @@ def train(
             under "config" the settings to write as config.yaml.
 
     Returns:
-        The `Run`. Its pair holds the best weights by validation ELBO.
+        The `Run`. Its pair holds the weights of the smallest validation loss, which is minus the ELBO where
+        the pair has densities.
 
     Raises:
         DataError: the data do not fit the pair; nothing is written.
@@ -108,7 +110,7 @@ def train(
     same = identity(pair, dataset, objective, own)
     stored = checkpoints.load(folder / LAST) if resume else {}
     check_same_run(folder, stored.get("identity", {}), same)
-    with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision):
+    with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision), flushed():
         trainer = Trainer(
             fabric,
             pair,

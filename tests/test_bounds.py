@@ -23,6 +23,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA, FactorAnalysis
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae import bounds
 from pyro_vae.particles import run_guide, run_guide_at, run_model
@@ -200,6 +201,48 @@ def test_impossible_draws_count_as_zero_weight():
     weights = torch.tensor([[-math.inf, -math.inf], [2.0, -math.inf]])
     first, second = bounds.importance_weighted(weights).tolist()
     assert first == pytest.approx(2.0 - math.log(2)) and second == -math.inf
+
+
+def spread_weights(dtype: torch.dtype) -> torch.Tensor:
+    """Log weights [particles, batch] that lie hundreds of nats apart."""
+    generator = torch.Generator().manual_seed(0)
+    return (100 * torch.randn(50, 20, dtype=dtype, generator=generator)).requires_grad_()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, -1.0])
+def test_negligible_weights_change_neither_bound_nor_gradient(alpha):
+    weights = spread_weights(torch.float64)
+    bound = bounds.renyi(weights, alpha)
+    uncut = (((1 - alpha) * weights).logsumexp(0) - math.log(50)) / (1 - alpha)
+    gradients = [torch.autograd.grad(value.sum(), weights)[0] for value in (bound, uncut)]
+    assert torch.allclose(bound, uncut, rtol=1e-12) and torch.allclose(*gradients, rtol=1e-12, atol=1e-18)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, -1.0])
+def test_gradients_of_negligible_weights_are_zero_not_denormal(alpha):
+    weights = spread_weights(torch.float32)
+    (gradient,) = torch.autograd.grad(bounds.renyi(weights, alpha).sum(), weights)
+    normalised = bounds.normalised_weights((1 - alpha) * weights)
+    for numbers in (gradient, normalised):
+        assert (numbers == 0).any() and numbers[numbers != 0].abs().min() > 1e-23
+        assert torch.allclose(numbers.sum(0), torch.ones(20))
+    assert torch.allclose(gradient, normalised, rtol=1e-4, atol=1e-20)
+
+
+def test_impossible_and_undefined_weights_stay_what_they_are():
+    inf, nan = math.inf, math.nan
+    weights = torch.tensor([[-inf, -inf, nan, inf], [2.0, -inf, 0.0, 0.0], [-99.0, -inf, -99.0, -99.0]])
+    for value, uncut in (
+        (bounds.importance_weighted(weights), weights.double().logsumexp(0).float() - math.log(3)),
+        (bounds.normalised_weights(weights), weights.softmax(0)),
+    ):
+        assert torch.allclose(value, uncut, equal_nan=True)
+
+
+def test_normalised_weights_can_be_traced():
+    graph = make_fx(bounds.normalised_weights)(spread_weights(torch.float32).detach())
+    other = -spread_weights(torch.float32).detach()
+    assert torch.equal(graph(other), bounds.normalised_weights(other))
 
 
 def test_a_rotation_leaves_the_model_alone():

@@ -24,6 +24,31 @@ run = pv.train(vae, x, epochs=3, batch_size=16, progress=False, out="run")
 print("END", run.history[-1]["valid_elbo"], torch.cat([p.flatten() for p in vae.parameters()]).double().sum().item())
 """
 
+REMAINDERS = f"""
+import sys
+import torch
+import pyro_vae as pv
+from pyro_vae.data import Dataset, Split
+from pyro_vae.processes import rank
+
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from pairs import bits, small_vae
+
+torch.set_num_threads(1)
+torch.optim.Adam = lambda parameters, lr, **_: torch.optim.SGD(parameters, lr)  # linear in the gradients
+
+
+def reconstruct(vae, batch, particles=1, beta=1.0, data_size=None):
+    z = vae.posterior(vae.encoder(batch["x"])).mean
+    return -vae.likelihood(vae.decoder(z)).log_prob(batch["x"]).mean()
+
+
+data = Dataset("bits", *(Split({{"x": bits(n)}}) for n in (50, 10, 10)))
+vae = small_vae()
+run = pv.train(vae, data, epochs=1, batch_size=7, lr=0.01, objective=reconstruct, progress=False, device="cpu")
+torch.save((run.history[0]["loss"], vae.state_dict()), sys.argv[1] + str(rank()))
+"""
+
 EVALUATORS = {
     "elbo": {},
     "importance": {},
@@ -87,6 +112,18 @@ def test_two_processes_end_with_the_same_weights(tmp_path):
     ends = {line for out, _ in outputs for line in out.splitlines() if line.startswith("END")}
     assert len(ends) == 1, outputs
     assert (tmp_path / "run" / "best.pt").exists()
+
+
+def test_every_datum_counts_once_however_the_batch_divides(tmp_path):
+    """50 data by 7: each batch has a share of 4 and one of 3, the last one of 1 and one of 0."""
+    two_processes(["-c", REMAINDERS, "two_"], tmp_path)
+    subprocess.run([sys.executable, "-c", REMAINDERS, "one_"], cwd=tmp_path, check=True)
+    loss, weights = torch.load(tmp_path / "one_0")
+    for rank in range(2):
+        shared_loss, shared_weights = torch.load(tmp_path / f"two_{rank}")
+        assert shared_loss == pytest.approx(loss, rel=1e-5)
+        for name, weight in weights.items():
+            assert torch.allclose(shared_weights[name], weight, rtol=1e-4, atol=1e-6), name
 
 
 def test_two_processes_find_the_figures_of_one(tmp_path):

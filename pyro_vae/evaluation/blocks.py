@@ -78,10 +78,9 @@ class Block:
         if not self.draws_apart:
             return run_guide(self.pair, self.batch(), particles)
         (site,) = self.guide.values()
+        shape = torch.Size([particles] if particles > 1 else [])
         with torch.no_grad():
-            value = site.fn(
-                torch.Size([particles] if particles > 1 else [])
-            )  # a flow knows its draw by this very tensor
+            value = site.fn(shape)  # no copy of it: a flow knows its draw by the very tensor
         return {site.name: replace(site, raw=value, layout=Layout(particles, self.size))}
 
     def check(self, of: Sequence[str] = BOTH) -> None:
@@ -166,7 +165,7 @@ class seeded:
     """A context in which torch's global random numbers follow from the given integers, and are untouched after."""
 
     def __init__(self, *key: int):
-        self.seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        self.seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
 
     def __enter__(self) -> None:
         self.fork = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
