@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_vae import processes
 from pyro_vae.errors import ProgramError, UnknownName, UserError
+from pyro_vae.particles import ways
 from pyro_vae.tracing import call_with, compile_function, named_tensors
 
 ENGINES = ("auto", "eager", "compiled")
@@ -96,6 +97,7 @@ class CompiledStep:
     """
 
     def __init__(self, loss: Loss, example: Mapping[str, Tensor]):
+        ways(loss.pair, example, loss.particles)  # compared before the trace, which reads no values
         self.eager = EagerStep(loss)
         self.layout = {name: _layout(value) for name, value in example.items()}
         self.trained = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
