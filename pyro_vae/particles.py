@@ -196,11 +196,11 @@ def ways(pair: nn.Module, batch: Fields, particles: int = 2) -> Ways:
     """How the pair's programs hold several particles: compared once for a pair and a shape of its data."""
     if particles == 1:
         return Ways(OWN_DIM, OWN_DIM, "one particle")
-    fields = select_fields(pair, batch)
-    shape = tuple((name, field.shape[1:], field.dtype) for name, field in fields.items())
+    shape = tuple((name, field.shape[1:], field.dtype) for name, field in batch.items())
     key = (shape, tuple(map(id, pair.modules())))
     seen = _SEEN.setdefault(pair, {})
     if key not in seen:
+        fields = select_fields(pair, batch)
         with evaluating(pair), torch.no_grad(), torch.random.fork_rng(devices=_devices(fields)):
             seen[key] = _Trial(pair, fields).ways()
     return seen[key]

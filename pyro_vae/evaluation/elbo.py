@@ -27,9 +27,9 @@ class ELBO:
     """
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
-        parts, faults = [], []
+        parts, faults = [], None
         for block in blocks:
-            faults = faults or loss_of(block)
+            faults = loss_of(block) if faults is None else faults  # of the first block
             total = torch.zeros(2, block.size, dtype=torch.float64)
             for terms in _terms(block, particles):
                 count = len(terms.kl)
@@ -38,7 +38,7 @@ class ELBO:
             parts.append(total / particles)
         rate, distortion = torch.cat(parts, 1)
         headline = {"loss": rate + distortion} if faults else {"elbo": -rate - distortion}
-        warnings = [f"these figures are a loss, not a bound: {fault}" for fault in faults]
+        warnings = [f"these figures are a loss, not a bound: {fault}" for fault in faults or []]
         return Estimate({**headline, "rate": rate, "distortion": distortion}, warnings=warnings)
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
