@@ -117,12 +117,22 @@ def field_names(pair: nn.Module) -> Fields:
             )
     if not isinstance(pair, nn.Module):
         raise ContractError(f"{type(pair).__name__} is not a torch.nn.Module; derive it from pyro_vae.Pair")
-    model, guide = _parameters(pair.model), _parameters(pair.guide)
+    model, guide = _undecorated(pair.model), _undecorated(pair.guide)
+    if inspect.isfunction(model[0]) and inspect.isfunction(guide[0]):
+        return _kept_fields(type(pair).__name__, model, guide)
+    return _fields(type(pair).__name__, model, guide)
+
+
+Program = tuple[Callable[..., Any], int]
+"""A function, and how many of its arguments are bound."""
+
+
+def _fields(pair: str, model_program: Program, guide_program: Program) -> Fields:
+    model, guide = _parameters(*model_program), _parameters(*guide_program)
     for program, taken in (("model", model), ("guide", guide)):
         if not taken:
             raise ContractError(
-                f"the {program} of {type(pair).__name__} names no field; "
-                f"name those that it takes, as in def {program}(self, x)"
+                f"the {program} of {pair} names no field; name those that it takes, as in def {program}(self, x)"
             )
     if list(model) != list(guide):
         raise ContractError(f"model takes {list(model)} but guide takes {list(guide)}; both must take the same fields")
@@ -131,20 +141,22 @@ def field_names(pair: nn.Module) -> Fields:
     return Fields(required, [name for name in named if name not in required], every=not named)
 
 
-def _parameters(program: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+_kept_fields = lru_cache(maxsize=128)(_fields)
+"""Kept for functions, because every step asks several times."""
+
+
+def _parameters(function: Callable[..., Any], bound: int) -> dict[str, inspect.Parameter]:
     """The parameters of a program by name, without those that are bound already, and without *args.
 
     `**kwargs` counts where nothing else is named, and where no *args beside it says that a decorator hid the names.
     """
-    function, bound = _undecorated(program)
-    read = _signature if inspect.isfunction(function) else _read_signature
-    parameters = list(read(function).items())[bound:]
+    parameters = list(inspect.signature(function).parameters.items())[bound:]
     named = {name: p for name, p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     hidden = any(p.kind is p.VAR_POSITIONAL for _, p in parameters)
     return named if named or hidden else dict(parameters)
 
 
-def _undecorated(program: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
+def _undecorated(program: Callable[..., Any]) -> Program:
     """The function under methods, decorators and Pyro's handlers, and how many of its arguments are bound."""
     bound = 0
     while True:
@@ -161,14 +173,6 @@ def _undecorated(program: Callable[..., Any]) -> tuple[Callable[..., Any], int]:
             bound += len(given)
         else:
             return program, bound
-
-
-def _read_signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
-
-
-_signature = lru_cache(maxsize=128)(_read_signature)
-"""Kept, because every step asks for it several times."""
 
 
 def select_fields(pair: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -295,7 +295,7 @@ class Record(Messenger):
         kept = {key: msg[key] for key in ("name", "fn", "value", "is_observed", "scale", "mask")}
         kept |= {"infer": infer, "frame": next((f for f in msg["cond_indep_stack"] if f.dim == -1), None)}
         if self.settle:
-            kept["density"] = _plain_site(kept, self.layout).density
+            kept["density"] = _site(kept, self.layout, False, 1.0).density
         self.messages.append(kept)
 
     @property
@@ -329,25 +329,24 @@ class Record(Messenger):
         return names[0] if names else None
 
     def _site(self, message: dict, plate: str | None) -> Site:
-        site = _plain_site(message, self.layout)
         frame = message["frame"]
         in_plate = frame is not None and frame.name == plate
         own = frame.full_size / frame.size if in_plate and frame.full_size else 1.0
-        site = Site(**{**vars(site), "in_plate": in_plate, "scale": _without(message["scale"], own)})
+        site = _site(message, self.layout, in_plate, _without(message["scale"], own))
         if "density" in message:
             vars(site)["density"] = message["density"]
         return site
 
 
-def _plain_site(message: dict, layout: Layout) -> Site:
+def _site(message: dict, layout: Layout, in_plate: bool, scale: Any) -> Site:
     return Site(
         name=message["name"],
         fn=message["fn"],
         raw=message["value"],
         observed=message["is_observed"] or "was_observed" in message["infer"],
         plate=message["frame"].name if message["frame"] is not None else None,
-        in_plate=False,
-        scale=message["scale"],
+        in_plate=in_plate,
+        scale=scale,
         mask=message["mask"],
         auxiliary=bool(message["infer"].get("is_auxiliary")),
         layout=layout,
