@@ -1,7 +1,7 @@
 """What a pair must keep so that its numbers are what they are called: each breach is one line that names the site."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -80,8 +80,15 @@ def prior_before_guide(model: Sites, guide: Sites) -> dict[str, bool]:
 # --- what is no density -------------------------------------------------------------------------------------
 
 
-def density_faults(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> list[str]:
-    """Why the terms of a pair are no log-densities, in words; nothing where they are. Reads values.
+class Fault(NamedTuple):
+    """Why a term is no log-density, in words, and whether it still makes a loss of its own right."""
+
+    line: str
+    is_loss: bool = True
+
+
+def density_faults(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> list[Fault]:
+    """Why the terms of a pair are no log-densities; nothing where they are. Reads values.
 
     Args:
         of: the programs whose densities are asked for.
@@ -94,7 +101,8 @@ def density_faults(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> list
         faults += [fault for name, site in latent(model).items() for fault in _guide_faults(site, guide[name], drawn)]
     for name, site in latent(model).items():
         if not _same_mask(site, guide[name]):
-            faults.append(f"site {name!r} is masked in one of the two programs only; mask it in both alike")
+            line = f"site {name!r} is masked in one of the two programs only; mask it in both alike"
+            faults.append(Fault(line, is_loss=False))
     return faults
 
 
@@ -102,43 +110,44 @@ def check_density(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> None:
     """Raise `ContractError` where `density_faults` finds one."""
     faults = density_faults(model, guide, of)
     if faults:
-        raise ContractError(f"no log-likelihood can be given: {faults[0]}")
+        raise ContractError(f"no log-likelihood can be given: {faults[0].line}")
 
 
-def _model_faults(site: Site) -> Iterator[str]:
+def _model_faults(site: Site) -> Iterator[Fault]:
     if is_factor(site.fn):
-        yield f"pyro.factor {site.name!r} leaves the model unnormalised, so its numbers are a loss"
+        yield Fault(f"pyro.factor {site.name!r} leaves the model unnormalised, so its numbers are a loss")
     elif is_improper(site.fn):
-        yield f"the prior of site {site.name!r} is improper (ImproperUniform), so its numbers are a loss"
+        yield Fault(f"the prior of site {site.name!r} is improper (ImproperUniform), so its numbers are a loss")
     yield from _scale_fault(site, "model")
 
 
-def _guide_faults(prior: Site, site: Site, follows_auxiliary: bool) -> Iterator[str]:
+def _guide_faults(prior: Site, site: Site, follows_auxiliary: bool) -> Iterator[Fault]:
     kinds = [_is_discrete(prior.support), _is_discrete(site.support)]
     if is_point_mass(site.fn):
         if not kinds[0] and not follows_auxiliary:
-            yield (
+            yield Fault(
                 f"the guide's site {site.name!r} is a point mass (Delta), which has no density, so its numbers are a "
                 "loss; for log p(x) use ais with start=prior, which needs no guide"
             )
     elif None not in kinds and kinds[0] != kinds[1]:
         words = ["discrete" if kind else "continuous" for kind in kinds]
-        yield (
+        yield Fault(
             f"site {site.name!r} is {words[0]} in the model and {words[1]} in the guide (a relaxation), so the two "
             "densities do not compare and its numbers are a loss"
         )
     yield from _scale_fault(site, "guide")
 
 
-def _scale_fault(site: Site, program: str) -> Iterator[str]:
+def _scale_fault(site: Site, program: str) -> Iterator[Fault]:
     scale = site.scale
     if isinstance(scale, Tensor):
         off = scale.detach().flatten()[(scale.detach() != 1).flatten()]
         scale = off[0].item() if off.numel() else 1.0
     if scale != 1.0:
-        yield (
+        yield Fault(
             f"site {site.name!r} of the {program} is scaled by {scale:.4g}, so its numbers are a scaled loss; "
-            "leave poutine.scale out under eval()"
+            "leave poutine.scale out under eval()",
+            is_loss=False,
         )
 
 

@@ -167,17 +167,17 @@ def choose_engine(name: str, loss: Loss, example: Mapping[str, Tensor], steps: i
     try:
         compiled = CompiledStep(loss, example)
         check_parity(compiled, example)
-    except UserError as problem:
-        if not isinstance(problem, ProgramError):
-            raise
-        return Engine("eager", failure(problem.__cause__), EagerStep(loss))
     except Exception as problem:
         return Engine("eager", failure(problem), EagerStep(loss))
     return Engine("compiled", "asked for" if name == "compiled" else f"{steps} steps repay it", compiled)
 
 
 def failure(problem: Exception) -> str:
-    """Why compilation failed, in one line."""
+    """Why compilation failed, in one line; a user's mistake is raised again."""
+    if isinstance(problem, ProgramError):
+        problem = problem.__cause__ or problem
+    elif isinstance(problem, UserError):
+        raise problem
     cause = " ".join(str(problem).split())[:200]
     return f"compilation failed: {type(problem).__name__}: {cause}"
 

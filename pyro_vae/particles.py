@@ -222,13 +222,9 @@ class _Trial:
         self.size = next(iter(fields.values())).shape[0]
 
     def ways(self) -> Ways:
-        few = torch.arange(TRIED_DATA) % self.size
-        attempts = [
-            ({name: field[few.to(field.device)] for name, field in self.whole.items()}, _moved(self.pair)),
-            ({name: field[few.to(field.device)] for name, field in self.whole.items()}, None),
-            (self.whole, None),
-        ]
-        for fields, tensors in attempts:
+        rows = torch.arange(TRIED_DATA) % self.size
+        few = {name: field[rows.to(field.device)] for name, field in self.whole.items()}
+        for fields, tensors in ((few, _moved(self.pair)), (few, None), (self.whole, None)):
             try:
                 return self._compared(fields, tensors, fixed=fields is self.whole)
             except UserError as problem:

@@ -64,7 +64,7 @@ class Layout(NamedTuple):
 
     def repeat(self, field: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "rows ..."]:
         """A field as the program takes it."""
-        if not self.folded or self.particles == 1:
+        if not self.folded:
             return field
         return field.expand(self.particles, *field.shape).flatten(0, 1)
 

@@ -175,7 +175,8 @@ class Trainer:
         check_auxiliary(self.pair, example)
         with torch.no_grad(), evaluating(self.pair):
             guide = run_guide(self.pair, example)
-            self.faults = density_faults(run_model(self.pair, example, values_of(guide)), guide)
+            faults = density_faults(run_model(self.pair, example, values_of(guide)), guide)
+        self.faults = [fault.line for fault in faults]
         self.notes = [f"a loss, not a bound: {fault}" for fault in self.faults]
         if self.relaxed:
             self.faults.append("grey values under a Bernoulli")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_vae.checks import (
     BOTH,
+    Fault,
     check_auxiliary,
     check_density,
     check_per_datum,
@@ -100,8 +101,8 @@ class Block:
                 if any(site.auxiliary and not site.observed for site in self.guide.values()):
                     check_auxiliary(self.pair, self.batch())
 
-    def faults(self) -> list[str]:
-        """Why the terms of the pair are no log-densities, in words."""
+    def faults(self) -> list[Fault]:
+        """Why the terms of the pair are no log-densities."""
         with self.seeded():
             model = self.model()
             check_sites(model, self.guide)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.engine import ENGINES, failure
-from pyro_vae.errors import ProgramError, UnknownName, UserError
+from pyro_vae.errors import UnknownName
 from pyro_vae.evaluation.blocks import seeded
 from pyro_vae.evaluation.stream import Draws
 from pyro_vae.particles import ways
@@ -86,11 +86,6 @@ class ChunkEngine:
         try:
             compiled = compile_chunk(chunk, *arguments)
             check_parity(compiled, chunk, *arguments)
-        except UserError as problem:
-            if not isinstance(problem, ProgramError):
-                raise
-            self.description = f"eager ({failure(problem.__cause__)})"
-            return
         except Exception as problem:
             self.description = f"eager ({failure(problem)})"
             return

@@ -52,9 +52,9 @@ def loss_of(block: Block) -> list[str]:
         ContractError: the pair breaks the contract, or its numbers are scaled.
     """
     faults = block.faults()
-    if not faults or any("scaled" in fault or "masked" in fault for fault in faults):
+    if not all(fault.is_loss for fault in faults) or not faults:
         block.check()
-    return faults
+    return [fault.line for fault in faults]
 
 
 def _terms(block: Block, particles: int) -> Iterator[ElboTerms]:
