@@ -4,7 +4,7 @@ Every bound, objective and diagnostic is a reduction of what it returns, so the 
 here reads a tensor's value on the host, so a whole training step can be captured as one graph.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -99,14 +99,10 @@ def log_terms(
         guide = run_guide(pair, batch, count)
         if not as_loss and any(site.auxiliary and not site.observed for site in guide.values()):
             check_auxiliary(pair, batch)
-        values = values_of(guide)
-        if not frozen_guide:
-            return reduce_sites(
-                run_model(pair, batch, values, count), guide, count, size, as_loss=as_loss, allow_shared=allow_shared
-            )
-        frozen = run_guide_at(pair, batch, values, count, frozen=True)
-        model = run_model(pair, batch, values_of(frozen), count)
-        return reduce_sites(model, frozen, count, size, as_loss=as_loss, allow_shared=allow_shared)
+        if frozen_guide:
+            guide = run_guide_at(pair, batch, values_of(guide), count, frozen=True)
+        model = run_model(pair, batch, values_of(guide), count)
+        return reduce_sites(model, guide, count, size, as_loss=as_loss, allow_shared=allow_shared)
 
     return joined(LogTerms, [run(count) for count in counts(pair, batch, particles)])
 
@@ -145,6 +141,14 @@ def counts(pair: nn.Module, batch: Fields, particles: int) -> list[int]:
     return ways(pair, batch, particles).counts(particles)
 
 
+def cut(values: Values, runs: Sequence[int]) -> Iterator[tuple[dict[str, Tensor], int]]:
+    """The values of each run of so many particles."""
+    first = 0
+    for count in runs:
+        yield {name: value[first : first + count] for name, value in values.items()}, count
+        first += count
+
+
 def joined(kind: Callable[..., T], parts: Sequence[T]) -> T:
     """Terms of several runs, one after another along the particles."""
     if len(parts) == 1:
@@ -158,11 +162,11 @@ def model_terms(
 ) -> tuple[Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
     """log p(x|z) and log p(z) where the latents have these values [particles, batch, *event]; at draws of the model's
     own where there are none."""
-    size, parts, first = batch_size(pair, batch), [], 0
-    for count in counts(pair, batch, particles):
-        here = {name: value[first : first + count] for name, value in values.items()}
-        parts.append(reduce_model(run_model(pair, batch, here, count), count, size))
-        first += count
+    size = batch_size(pair, batch)
+    parts = [
+        reduce_model(run_model(pair, batch, here, count), count, size)
+        for here, count in cut(values, counts(pair, batch, particles))
+    ]
     log_likelihoods, log_priors = zip(*parts, strict=True)
     return (*log_likelihoods, *log_priors) if len(parts) == 1 else (torch.cat(log_likelihoods), torch.cat(log_priors))
 
@@ -173,11 +177,11 @@ def guide_terms(pair: nn.Module, batch: Fields, values: Values, particles: int) 
     Raises:
         ContractError: the guide has no density there.
     """
-    size, parts, first = batch_size(pair, batch), [], 0
-    for count in counts(pair, batch, particles):
-        here = {name: value[first : first + count] for name, value in values.items()}
-        parts.append(reduce_guide(run_guide_at(pair, batch, here, count), count, size))
-        first += count
+    size = batch_size(pair, batch)
+    parts = [
+        reduce_guide(run_guide_at(pair, batch, here, count), count, size)
+        for here, count in cut(values, counts(pair, batch, particles))
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

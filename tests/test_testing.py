@@ -182,3 +182,11 @@ def test_a_batch_norm_is_judged_as_it_evaluates():
     pair = small_vae()
     pair.encoder.layers.append(nn.BatchNorm1d(8))
     assert check_pair(pair, {"x": bits(8)}) == list(CHECKS)
+
+
+def test_a_batch_norm_without_running_statistics_is_named():
+    pair = small_vae()
+    pair.decoder.layers.append(nn.BatchNorm1d(8, track_running_stats=False))
+    for refused in (lambda: check_pair(pair, {"x": bits(8)}), lambda: pv.evaluate(pair, bits(8), progress=False)):
+        with pytest.raises(ContractError, match="depends on the other data.*BatchNorm without running statistics"):
+            refused()

@@ -1,6 +1,6 @@
 """A trained pair as ArviZ InferenceData, so that ArviZ's plots and statistics apply."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.errors import RunError
 from pyro_vae.evaluation.arviz_adapter import from_groups
 from pyro_vae.evaluation.blocks import Block, seeded
-from pyro_vae.evaluation.stream import Draws, draws_of, terms_at
+from pyro_vae.evaluation.stream import draws_of, terms_at
 from pyro_vae.generation import sample
 from pyro_vae.particles import run_model
 from pyro_vae.sites import Site, Sites, observed, side_by_side
+from pyro_vae.terms import cut
 
 Groups = dict[str, dict[str, np.ndarray]]
 
@@ -44,7 +45,10 @@ def inference_data(
         block.check()
         batch, drawn = block.batch(), draws_of(block, draws)
         terms = terms_at(pair, batch, drawn)
-        seen = [observed(run_model(pair, batch, values, count)) for values, count in _runs(block, drawn)]
+        seen = [
+            observed(run_model(pair, batch, values, count))
+            for values, count in cut(drawn.values, block.ways.counts(draws))
+        ]
         predicted = [{name: _drawn_again(site) for name, site in sites.items()} for sites in seen]
         likelihoods = [{name: site.log_prob() for name, site in sites.items()} for sites in seen]
         prior = [sample(pair, batch) for _ in range(draws)]
@@ -58,14 +62,6 @@ def inference_data(
         "observed_data": {name: site.value[0].cpu().numpy() for name, site in seen[0].items()},
     }
     return from_groups(groups)
-
-
-def _runs(block: Block, drawn: Draws) -> Iterator[tuple[dict[str, Tensor], int]]:
-    """The draws in the runs of the model that take them."""
-    first = 0
-    for count in block.ways.counts(len(drawn.log_guide)):
-        yield {name: value[first : first + count] for name, value in drawn.values.items()}, count
-        first += count
 
 
 def _drawn_again(site: Site) -> Tensor:
