@@ -8,18 +8,18 @@ from typing import Any
 
 _HOMES = {
     "VAE": "pyro_vae.models.vae",
-    "Pair": "pyro_vae.pair",
+    "Pair": "pyro_vae.pair.pair",
     "load_data": "pyro_vae.data",
     "Dataset": "pyro_vae.data",
     "Split": "pyro_vae.data",
-    "train": "pyro_vae.training",
-    "Run": "pyro_vae.trainer",
+    "train": "pyro_vae.training.train",
+    "Run": "pyro_vae.training.loop",
     "evaluate": "pyro_vae.evaluation",
     "Result": "pyro_vae.evaluation",
     "inference_data": "pyro_vae.evaluation.inference_data",
-    "log_terms": "pyro_vae.terms",
-    "LogTerms": "pyro_vae.terms",
-    "load_run": "pyro_vae.runs",
+    "log_terms": "pyro_vae.pair.terms",
+    "LogTerms": "pyro_vae.pair.terms",
+    "load_run": "pyro_vae.runs.folder",
 }
 
 _MODULES = ("data", "testing")

@@ -8,17 +8,17 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from pyro_vae.checks import check_data_apart
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError
 from pyro_vae.evaluation import evaluate
 from pyro_vae.evaluation.blocks import Block
-from pyro_vae.generation import sample
-from pyro_vae.objectives import TraceELBO
-from pyro_vae.pair import select_fields
-from pyro_vae.sites import observed
-from pyro_vae.support import observed_sites
-from pyro_vae.terms import log_terms
+from pyro_vae.objectives.elbo import TraceELBO
+from pyro_vae.pair.checks import check_data_apart
+from pyro_vae.pair.data_fit import observed_sites
+from pyro_vae.pair.generation import sample
+from pyro_vae.pair.pair import select_fields
+from pyro_vae.pair.sites import observed
+from pyro_vae.pair.terms import log_terms
 
 Batch = Mapping[str, Tensor]
 SEED = 0

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.evaluation import Blocks, Estimate
 from pyro_vae.evaluation.blocks import DATA_BLOCK
+from pyro_vae.evaluation.draws import PARTICLE_BLOCK, even_step, rows_that_fit
 from pyro_vae.evaluation.importance import Importance
-from pyro_vae.evaluation.stream import PARTICLE_BLOCK, even_step, rows_that_fit
 from pyro_vae.models.presets import iwae
 
 

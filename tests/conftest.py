@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_vae import tracing
+from pyro_vae.engine import tracing
 
 torch.set_num_threads(1)
 

@@ -12,14 +12,15 @@ from pyro.infer import SVI, Trace_ELBO
 from torch.distributions import Distribution
 
 import pyro_vae as pv
-from pyro_vae import checkpoints, generation, plugins, runs
+from pyro_vae import files, plugins, runs
 from pyro_vae.errors import ContractError, DataError
-from pyro_vae.likelihoods import LIKELIHOODS
-from pyro_vae.nets import ENCODERS
-from pyro_vae.pair import select_fields
-from pyro_vae.particles import batch_size
-from pyro_vae.posteriors import POSTERIORS
-from pyro_vae.priors import PRIORS
+from pyro_vae.pair import generation
+from pyro_vae.pair.pair import select_fields
+from pyro_vae.pair.particles import batch_size
+from pyro_vae.parts.likelihoods import LIKELIHOODS
+from pyro_vae.parts.nets import ENCODERS
+from pyro_vae.parts.posteriors import POSTERIORS
+from pyro_vae.parts.priors import PRIORS
 from pyro_vae.testing import check_pair
 
 MODELS = plugins.names("model")
@@ -169,10 +170,10 @@ def test_trace_elbo_as_a_module_works_with_a_torch_optimizer(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_loaded_checkpoint_gives_identical_outputs(name, tmp_path):
     pair, batch = build(name, seed=1).eval(), example()
-    checkpoints.save(tmp_path / "best.pt", {"pair": pair.state_dict()})
+    files.save(tmp_path / "best.pt", {"pair": pair.state_dict()})
     other = build(name, seed=2).eval()
     assert not same_state(pair, other)
-    other.load_state_dict(checkpoints.load(tmp_path / "best.pt")["pair"])
+    other.load_state_dict(files.load(tmp_path / "best.pt")["pair"])
     for program in (lambda p: pv.log_terms(p, batch, 2).log_weight, lambda p: generation.reconstruct(p, batch)["x"].fn):
         outputs = []
         for each in (pair, other):

@@ -37,7 +37,7 @@ def command(installed):
 
     def run(line: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "pyro_vae.cli", *line.split()],
+            [sys.executable, "-m", "pyro_vae.command_line.main", *line.split()],
             cwd=folder,
             env=environment,
             capture_output=True,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.data import Dataset, Split
 from pyro_vae.evaluation import Blocks, Estimate
-from pyro_vae.nets import MLPDecoder, MLPEncoder
+from pyro_vae.parts.nets import MLPDecoder, MLPEncoder
 
 WIDTH = 0.3
 """Of the hand. Thinner ones share no pixels with their neighbours, and the circle is easily found twisted."""

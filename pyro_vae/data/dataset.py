@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from pyro_vae.data.arrays import check_finite, to_tensor
+from pyro_vae.data.files.arrays import check_finite, to_tensor
 from pyro_vae.data.split import Batch, Split, Step
 from pyro_vae.errors import DataError
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae import plugins
+from pyro_vae.data.binarize import BINARIZATIONS, SCALES
 from pyro_vae.data.dataset import Dataset
-from pyro_vae.data.files import READERS, from_file
-from pyro_vae.data.present import BINARIZATIONS, SCALES
+from pyro_vae.data.files.read import READERS, from_file
 from pyro_vae.errors import DataError, PluginError, UnknownName
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.checks import (
+from pyro_vae.data import Split
+from pyro_vae.pair.checks import (
     BOTH,
     Fault,
     check_auxiliary,
@@ -22,10 +23,9 @@ from pyro_vae.checks import (
     check_supports,
     density_faults,
 )
-from pyro_vae.data import Split
-from pyro_vae.pair import select_fields
-from pyro_vae.particles import OWN_DIM, Ways, run_guide, run_model, ways
-from pyro_vae.sites import Layout, Sites, values_of
+from pyro_vae.pair.pair import select_fields
+from pyro_vae.pair.particles import OWN_DIM, Ways, run_guide, run_model, ways
+from pyro_vae.pair.sites import Layout, Sites, values_of
 
 DATA_BLOCK = 100
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import bounds
 from pyro_vae.evaluation.blocks import Block, Blocks
+from pyro_vae.evaluation.draws import PARTICLE_BLOCK
 from pyro_vae.evaluation.result import Estimate, quantiles
-from pyro_vae.evaluation.stream import PARTICLE_BLOCK
-from pyro_vae.particles import FOLDED, run_model
-from pyro_vae.sites import values_of
-from pyro_vae.terms import ElboTerms, reduce_to_elbo, run_both
+from pyro_vae.pair import bounds
+from pyro_vae.pair.particles import FOLDED, run_model
+from pyro_vae.pair.sites import values_of
+from pyro_vae.pair.terms import ElboTerms, reduce_to_elbo, run_both
 
 AT_ONCE = 10
 """Particles that are drawn and decoded together, whatever the memory holds: figures depend on the seed alone."""

@@ -12,17 +12,17 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from pyro_vae import bounds
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError, RunError
 from pyro_vae.evaluation.blocks import Block, Blocks
+from pyro_vae.evaluation.draws import stream_terms
 from pyro_vae.evaluation.result import Estimate
-from pyro_vae.evaluation.stream import stream_terms
 from pyro_vae.evaluation.ticker import ticker
 from pyro_vae.evaluation.weights import WeightStream
-from pyro_vae.particles import batch_size, run_guide
-from pyro_vae.sites import elements
-from pyro_vae.terms import log_terms, reduce_guide
+from pyro_vae.pair import bounds
+from pyro_vae.pair.particles import batch_size, run_guide
+from pyro_vae.pair.sites import elements
+from pyro_vae.pair.terms import log_terms, reduce_guide
 
 REFINING, EVALUATING = 1, 2
 """What random numbers are for, as the last part of their seeds."""

@@ -11,9 +11,9 @@ from torch.distributions import constraints
 
 from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.blocks import Block, Blocks
-from pyro_vae.evaluation.compiled import ChunkEngine
+from pyro_vae.evaluation.chunks import ChunkEngine
+from pyro_vae.evaluation.draws import draws_of, stream_terms
 from pyro_vae.evaluation.result import Estimate, quantiles
-from pyro_vae.evaluation.stream import draws_of, stream_terms
 from pyro_vae.evaluation.weights import MIN_FOR_TAIL, WeightStream
 
 UNRELIABLE_K = 0.7

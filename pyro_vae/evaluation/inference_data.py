@@ -11,11 +11,11 @@ from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.errors import RunError
 from pyro_vae.evaluation.arviz_adapter import from_groups
 from pyro_vae.evaluation.blocks import Block, seeded
-from pyro_vae.evaluation.stream import draws_of, terms_at
-from pyro_vae.generation import sample
-from pyro_vae.particles import run_model
-from pyro_vae.sites import Site, Sites, observed, side_by_side
-from pyro_vae.terms import cut
+from pyro_vae.evaluation.draws import draws_of, terms_at
+from pyro_vae.pair.generation import sample
+from pyro_vae.pair.particles import run_model
+from pyro_vae.pair.sites import Site, Sites, observed, side_by_side
+from pyro_vae.pair.terms import cut
 
 Groups = dict[str, dict[str, np.ndarray]]
 

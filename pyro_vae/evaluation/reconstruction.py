@@ -8,7 +8,7 @@ from torch import nn
 
 from pyro_vae.evaluation.blocks import Blocks
 from pyro_vae.evaluation.result import Estimate, quantiles
-from pyro_vae.generation import center, decode, picture_site
+from pyro_vae.pair.generation import center, decode, picture_site
 
 
 class Reconstruction:

@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae import parts, runs
+from pyro_vae import runs
 from pyro_vae.errors import ContractError, DataError, RunError
-from pyro_vae.likelihoods import LIKELIHOODS
-from pyro_vae.nets import MLPDecoder, activation_class, mlp
-from pyro_vae.pair import Pair
-from pyro_vae.posteriors import DiagonalNormal
-from pyro_vae.priors import StandardNormal
+from pyro_vae.pair.pair import Pair
+from pyro_vae.parts import build
+from pyro_vae.parts.likelihoods import LIKELIHOODS
+from pyro_vae.parts.nets import MLPDecoder, activation_class, mlp
+from pyro_vae.parts.posteriors import DiagonalNormal
+from pyro_vae.parts.priors import StandardNormal
 
 
 class CVAE(Pair):
@@ -65,7 +66,7 @@ class CVAE(Pair):
         data_mean: Float[Tensor, "..."] | None = None,
     ):
         super().__init__()
-        parts.check_sizes(data_shape=data_shape, context_shape=context_shape, latent_dim=[latent_dim], hidden=hidden)
+        build.check_sizes(data_shape=data_shape, context_shape=context_shape, latent_dim=[latent_dim], hidden=hidden)
         if prior == "standard_normal" and not decoder_context:
             raise ContractError(
                 "prior='standard_normal' and decoder_context=False leave the context out of p(x|c); change one of them"
@@ -73,14 +74,14 @@ class CVAE(Pair):
         self.shapes = {"x": tuple(data_shape), "context": tuple(context_shape)}
         size, seen = math.prod(data_shape), math.prod(context_shape)
         self.baseline = frozen_regressor(baseline, self.shapes) if baseline else None
-        self.likelihood = parts.build("likelihood", likelihood, LIKELIHOODS, data_shape=data_shape, sigma=sigma)
+        self.likelihood = build.build("likelihood", likelihood, LIKELIHOODS, data_shape=data_shape, sigma=sigma)
         sizes = [seen + size if baseline else seen, *hidden]
         self.context_net, features = mlp(sizes, activation), sizes[-1]
         sizes = [size + features, *hidden]
         self.encoder = mlp(sizes, activation)
         self.latent_dim = latent_dim
         self.posterior = DiagonalNormal(sizes[-1], latent_dim)
-        self.prior = parts.build("prior", prior, PRIORS, in_features=features, latent_dim=latent_dim)
+        self.prior = build.build("prior", prior, PRIORS, in_features=features, latent_dim=latent_dim)
         shown = features if decoder_context else 0
         out_shape = (self.likelihood.channels, *data_shape)
         self.decoder = ContextDecoder(latent_dim, shown, hidden[::-1], activation, out_shape)
@@ -149,9 +150,9 @@ class Regressor(Pair):
         data_mean: Float[Tensor, "..."] | None = None,
     ):
         super().__init__()
-        parts.check_sizes(data_shape=data_shape, context_shape=context_shape, hidden=hidden)
+        build.check_sizes(data_shape=data_shape, context_shape=context_shape, hidden=hidden)
         self.shapes = {"x": tuple(data_shape), "context": tuple(context_shape)}
-        self.likelihood = parts.build("likelihood", likelihood, LIKELIHOODS, data_shape=data_shape, sigma=sigma)
+        self.likelihood = build.build("likelihood", likelihood, LIKELIHOODS, data_shape=data_shape, sigma=sigma)
         self.net = MLPDecoder(math.prod(context_shape), hidden, activation, data_shape, self.likelihood.channels)
         if data_mean is not None:
             self.net.set_output(self.likelihood.start(data_mean))

@@ -6,12 +6,12 @@ import pyro
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae import parts
-from pyro_vae.likelihoods import LIKELIHOODS
-from pyro_vae.nets import DECODERS, ENCODERS
-from pyro_vae.pair import Pair
-from pyro_vae.posteriors import POSTERIORS
-from pyro_vae.priors import PRIORS
+from pyro_vae.pair.pair import Pair
+from pyro_vae.parts import build
+from pyro_vae.parts.likelihoods import LIKELIHOODS
+from pyro_vae.parts.nets import DECODERS, ENCODERS
+from pyro_vae.parts.posteriors import POSTERIORS
+from pyro_vae.parts.priors import PRIORS
 
 
 class VAE(Pair):
@@ -24,7 +24,7 @@ class VAE(Pair):
         activation: any torch activation by name ("relu", "elu", "tanh", ...).
         likelihood: "bernoulli", "continuous_bernoulli", "gaussian" (fixed `sigma`), "gaussian_learned",
             "gaussian_per_dimension", "gaussian_net", "categorical", "discretized_logistic" (both for 8-bit data),
-            "poisson"; or an object with the interface of `pyro_vae.likelihoods.Likelihood`.
+            "poisson"; or an object with the interface of `pyro_vae.parts.likelihoods.Likelihood`.
         prior: "standard_normal", "mixture"; or a module whose forward() is a distribution of z.
         posterior: "diagonal_normal", "full_covariance"; or a module from features to a distribution of z.
         net: "mlp", "conv", "residual"; `hidden` are channels in the latter two.
@@ -52,14 +52,14 @@ class VAE(Pair):
         data_mean: Float[Tensor, "..."] | None = None,
     ):
         super().__init__()
-        parts.check_sizes(data_shape=data_shape, latent_dim=[latent_dim], hidden=hidden, components=[components])
-        self.likelihood = parts.build("likelihood", likelihood, LIKELIHOODS, data_shape=data_shape, sigma=sigma)
-        self.encoder = parts.build("net", net, ENCODERS, data_shape=data_shape, hidden=hidden, activation=activation)
-        self.posterior = parts.build(
+        build.check_sizes(data_shape=data_shape, latent_dim=[latent_dim], hidden=hidden, components=[components])
+        self.likelihood = build.build("likelihood", likelihood, LIKELIHOODS, data_shape=data_shape, sigma=sigma)
+        self.encoder = build.build("net", net, ENCODERS, data_shape=data_shape, hidden=hidden, activation=activation)
+        self.posterior = build.build(
             "posterior", posterior, POSTERIORS, in_features=self.encoder.out_features, latent_dim=latent_dim
         )
-        self.prior = parts.build("prior", prior, PRIORS, latent_dim=latent_dim, components=components)
-        self.decoder = parts.build(
+        self.prior = build.build("prior", prior, PRIORS, latent_dim=latent_dim, components=components)
+        self.decoder = build.build(
             "net",
             net,
             DECODERS,

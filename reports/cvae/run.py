@@ -19,9 +19,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae import commands, generation, plots, runs
+from pyro_vae import plots, runs
+from pyro_vae.command_line import commands
+from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.data import Dataset
-from pyro_vae.training_options import TrainSettings
+from pyro_vae.pair import generation
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))

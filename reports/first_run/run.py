@@ -16,9 +16,10 @@ from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
 import pyro_vae as pv
-from pyro_vae import commands, plots
-from pyro_vae.runs import build_model
-from pyro_vae.training_options import TrainSettings
+from pyro_vae import plots
+from pyro_vae.command_line import commands
+from pyro_vae.command_line.settings import TrainSettings
+from pyro_vae.runs.folder import build_model
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import plots
-from pyro_vae.multisample import IWAE
+from pyro_vae.objectives.importance_weighted import IWAE
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests")]

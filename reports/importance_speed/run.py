@@ -21,7 +21,7 @@ import pyro_vae as pv
 from pyro_vae import plots
 from pyro_vae.evaluation import Estimate
 from pyro_vae.evaluation.blocks import DATA_BLOCK
-from pyro_vae.evaluation.stream import PARTICLE_BLOCK
+from pyro_vae.evaluation.draws import PARTICLE_BLOCK
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pyro_vae import commands, plots
+from pyro_vae import plots
+from pyro_vae.command_line import commands
+from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.data import Dataset, Split
-from pyro_vae.runs import BEST, LAST, load_run
-from pyro_vae.training_options import TrainSettings
+from pyro_vae.runs.folder import BEST, LAST, load_run
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))

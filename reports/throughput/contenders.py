@@ -18,11 +18,11 @@ from torchvision.transforms import ToTensor
 
 import pyro_vae as pv
 from pyro_vae import plugins
-from pyro_vae.cuda_graph import CapturedStep
 from pyro_vae.data import Split
-from pyro_vae.data.present import dynamic
-from pyro_vae.devices import launch
-from pyro_vae.trainer import Settings, Trainer
+from pyro_vae.data.binarize import dynamic
+from pyro_vae.engine.cuda_graph import CapturedStep
+from pyro_vae.engine.devices import launch
+from pyro_vae.training.loop import Settings, Trainer
 
 RATE = 1e-3
 

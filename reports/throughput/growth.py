@@ -16,8 +16,8 @@ import pyro_vae as pv
 from pyro_vae import plugins
 from pyro_vae.data import Split
 from pyro_vae.data.split import POOL_BYTES
-from pyro_vae.devices import launch
-from pyro_vae.trainer import Settings, Trainer
+from pyro_vae.engine.devices import launch
+from pyro_vae.training.loop import Settings, Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from contenders import RATE, Case, our_trainer  # noqa: E402

@@ -158,7 +158,7 @@ def precisions(epochs: int) -> dict[str, dict[str, Any]] | None:
 
 
 def seconds_of_help(repeats: int) -> float:
-    command = [sys.executable, "-m", "pyro_vae.cli", "--help"]
+    command = [sys.executable, "-m", "pyro_vae.command_line.main", "--help"]
     run = lambda: subprocess.run(command, capture_output=True, check=True)  # noqa: E731
     return statistics.median(seconds_of(run) for _ in range(repeats))
 

@@ -1,0 +1,311 @@
+"""The command line: parsing and printing only. Nothing heavy is imported until a command needs it."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.errors import PluginError, UnknownName, UsageError, UserError
+
+USAGE = """usage: pyro-vae COMMAND ...
+
+Deep latent-variable models as Pyro programs.
+
+  train [MODEL]      train a model on a data set and write a run folder with its report
+  evaluate RUN       bounds on the log-likelihood, and other figures, of a trained run
+  sample RUN         draw from the model
+  reconstruct RUN    originals and reconstructions
+  encode RUN         posterior mean and scale of every datum
+  export RUN         draws and importance weights for ArviZ
+  report RUN         write the run's report again
+  check [MODEL]      does a model keep the contract on a data set? Takes the options of train
+  list [KIND]        the models, datasets, objectives and evaluators that are installed
+
+`pyro-vae COMMAND --help` tells a command's options; `pyro-vae train` alone trains a 2-D VAE on digits.
+--debug shows the traceback of an error."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status is 0, or 2 for a user's mistake."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return dispatch(arguments)
+    except (UserError, OSError) as problem:
+        if debug:
+            raise
+        print(f"pyro-vae: {' '.join(str(problem).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pyro-vae: interrupted; continue a training with --resume", file=sys.stderr)
+        return 130
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Hand the arguments to their command."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if arguments[0] == "--version":
+        from pyro_vae import __version__
+
+        print(__version__)
+        return 0
+    if arguments[0] not in COMMANDS:
+        raise UnknownName("command", arguments[0], COMMANDS)
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that spin starve each other on a busy machine
+    COMMANDS[arguments[0]](arguments[1:])
+    return 0
+
+
+def say(message: str) -> None:
+    """A message for a person, on stderr: stdout is for programs. The first of several processes speaks for all."""
+    if _first_process():
+        print(message, file=sys.stderr)
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def train_command(arguments: list[str]) -> None:
+    """pyro-vae train"""
+    from pyro_vae import runs
+    from pyro_vae.command_line import commands
+    from pyro_vae.command_line.settings import parse_train
+
+    parser = _parser("train", "Train a model and write a run folder with its report.")
+    settings, switches = parse_train(parser, arguments)
+    if switches.print_config:
+        import yaml
+
+        print(yaml.safe_dump(settings.flat(), sort_keys=False), end="")
+        return
+    name = re.sub(r"[^\w.-]+", "_", Path(settings.data["data"]).stem)
+    out = Path(switches.out) if switches.out else runs.new_folder(f"{settings.model}-{name}")
+    results = commands.train_run(settings, out, switches.resume, switches.overwrite, not switches.quiet)
+    print_results(results)
+    say(f"report: {out / runs.REPORT}")
+
+
+def evaluate_command(arguments: list[str]) -> None:
+    """pyro-vae evaluate"""
+    from pyro_vae import plugins
+    from pyro_vae.command_line.options import add_shared_options, options_of, own_values
+
+    parser = _parser("evaluate", "Figures of a trained run, in nats per datum.")
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("--with", dest="evaluators", default="elbo", help="evaluators, comma-separated")
+    parser.add_argument("--particles", type=int, default=1, help="draws of the guide for each datum")
+    parser.add_argument("--split", default="test", help="train, valid or test")
+    parser.add_argument("--data", help="other data than the run's: a name or a file")
+    parser.add_argument("--limit", type=int, help="only the first so many data")
+    parser.add_argument("--json", help="also write the figures, those of every datum too, to this file; - is stdout")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    peeked = Parser(prog="pyro-vae evaluate", add_help=False, allow_abbrev=False)
+    peeked.add_argument("--with", dest="evaluators", default="elbo")
+    names = peeked.parse_known_args(arguments)[0].evaluators.split(",")
+    own = {name: options_of(plugins.load("evaluator", name)) for name in names}
+    add_shared_options(parser, own)
+    given = parser.parse_args(arguments)
+
+    from pyro_vae.command_line import commands
+
+    results = commands.evaluate_run(
+        given.run,
+        names,
+        given.particles,
+        given.split,
+        given.data,
+        given.limit,
+        given.seed,
+        given.device,
+        {name: own_values(given, options) for name, options in own.items()},
+        not given.quiet,
+    )
+    print_results(results)
+    if given.json and _first_process():
+        write_json([result.entry(per_datum=True) for result in results], given.json)
+
+
+def sample_command(arguments: list[str]) -> None:
+    """pyro-vae sample"""
+    parser = _parser("sample", "Draw from the model.")
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("-n", type=int, default=64, help="how many")
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="a .png of means, or an .npz of values")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+
+    from pyro_vae.command_line import commands
+
+    commands.sample_run(given.run, _positive("n", given.n), _suffix(given.out, ".png", ".npz"), given.seed)
+    say(f"wrote {given.out}")
+
+
+def reconstruct_command(arguments: list[str]) -> None:
+    """pyro-vae reconstruct"""
+    parser = _parser("reconstruct", "Test data above their reconstructions.")
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("-n", type=int, default=10, help="how many")
+    parser.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="a .png")
+    given = parser.parse_args(arguments)
+
+    from pyro_vae.command_line import commands
+
+    commands.reconstruct_run(given.run, _positive("n", given.n), _suffix(given.out, ".png"))
+    say(f"wrote {given.out}")
+
+
+def encode_command(arguments: list[str]) -> None:
+    """pyro-vae encode"""
+    parser = _parser("encode", "Posterior mean and scale of every datum.")
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("--data", help="other data than the run's: a name or a file")
+    parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
+    parser.add_argument("--out", type=Path, default=Path("codes.npz"), help="an .npz")
+    given = parser.parse_args(arguments)
+
+    from pyro_vae.command_line import commands
+
+    commands.encode_run(given.run, given.data, _suffix(given.out, ".npz"), given.split)
+    say(f"wrote {given.out}")
+
+
+def export_command(arguments: list[str]) -> None:
+    """pyro-vae export"""
+    parser = _parser("export", "Draws, predictions and importance weights as ArviZ InferenceData.")
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("--data", help="other data than the run's: a name or a file")
+    parser.add_argument("--draws", type=int, default=500, help="draws of the guide for each datum (default: 500)")
+    parser.add_argument("--limit", type=int, default=100, help="how many data (default: 100)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("run.nc"), help="an .nc")
+    given = parser.parse_args(arguments)
+
+    from pyro_vae.command_line import commands
+
+    commands.export_run(given.run, given.data, _suffix(given.out, ".nc"), given.draws, given.limit, given.seed)
+    say(f"wrote {given.out}")
+
+
+def report_command(arguments: list[str]) -> None:
+    """pyro-vae report"""
+    parser = _parser("report", "Write the run's report again.")
+    parser.add_argument("run", metavar="RUN", type=Path)
+    given = parser.parse_args(arguments)
+
+    from pyro_vae.command_line import commands
+
+    say(f"report: {commands.report_run(given.run)}")
+
+
+def check_command(arguments: list[str]) -> None:
+    """pyro-vae check"""
+    from pyro_vae.command_line import commands
+    from pyro_vae.command_line.settings import parse_train
+
+    parser = _parser("check", "Check that a model keeps the contract of a pair on a data set.")
+    settings, _ = parse_train(parser, arguments)
+    for checked in commands.check_model(settings):
+        print(f"ok: {checked}")
+
+
+def list_command(arguments: list[str]) -> None:
+    """pyro-vae list"""
+    from pyro_vae import plugins
+
+    plural = {f"{kind}s": kind for kind in plugins.GROUPS}
+    parser = _parser("list", "What is installed.")
+    parser.add_argument("kind", nargs="?", help=", ".join(plural))
+    given = parser.parse_args(arguments)
+    if given.kind is not None and given.kind not in plural:
+        raise UnknownName("kind of plugin", given.kind, plural)
+    for name, kind in plural.items():
+        if given.kind in (None, name):
+            print(f"{name}:")
+            for entry in plugins.names(kind):
+                print(f"  {entry:<24} {_describe(lambda e=entry, k=kind: plugins.load(k, e))}")
+
+
+def _describe(load: Callable[[], Any]) -> str:
+    try:
+        return (load().__doc__ or "").strip().split("\n")[0]
+    except PluginError as problem:
+        return f"BROKEN: {problem}"
+
+
+COMMANDS = {
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "sample": sample_command,
+    "reconstruct": reconstruct_command,
+    "encode": encode_command,
+    "export": export_command,
+    "report": report_command,
+    "check": check_command,
+    "list": list_command,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with the nearest options first."""
+
+    def error(self, message: str) -> Any:
+        unknown = re.match(r"unrecognized arguments: (-\S+)", message)
+        if unknown:
+            known = [o for o in self._option_string_actions if o.startswith("--")]
+            raise UnknownName("option", unknown[1].split("=")[0], known)
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _parser(command: str, description: str) -> Parser:
+    return Parser(prog=f"pyro-vae {command}", description=description, allow_abbrev=False)
+
+
+def print_results(results: Sequence[Any]) -> None:
+    """A table of results: mean and standard error in nats per datum, and what to beware of."""
+    say(f"{'evaluator':<16}{'quantity':<22}{'kind':<13}{'mean ± s.e.':<22}{'bits/dim':<10}{'n':>7}{'particles':>11}")
+    for result in results:
+        bits = "" if result.bits_per_dim is None else f"{result.bits_per_dim:.4f}"
+        figure = f"{result.mean:.3f} ± {result.standard_error:.3f}"
+        named = f"{result.evaluator:<16}{result.quantity:<22}{result.kind or '':<13}"
+        say(f"{named}{figure:<22}{bits:<10}{result.n:>7}{result.particles:>11}")
+    for result in results:
+        for warning in result.warnings:
+            say(f"warning ({result.evaluator}): {warning}")
+
+
+def write_json(entries: list[dict[str, Any]], where: str) -> None:
+    """Entries of `evaluation.json` to a file, or to stdout for "-"."""
+    text = json.dumps(entries, indent=2)
+    if where == "-":
+        print(text)
+        return
+    from pyro_vae import files
+
+    files.write_text(Path(where), text + "\n")
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise UsageError(f"-{name} must be at least 1, not {value}")
+    return value
+
+
+def _suffix(path: Path, *known: str) -> Path:
+    if path.suffix not in known:
+        raise UsageError(f"--out {path}: the name must end in {' or '.join(known)}")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Data sets from files: NumPy's .npy and .npz, and folders of images."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.files.assemble import assemble
+from pyro_vae.data.files.images import read_folder
+from pyro_vae.errors import DataError
+
+MEMORY_LIMIT = 2 * 2**30
+"""A .npy file of more bytes than this is memory-mapped, not loaded."""
+
+
+def from_file(path: Path, /, seed: int = 0) -> Dataset:
+    """The data set in a file or folder, with values as they are stored, divided by the seed where it is not.
+
+    Raises:
+        DataError: a path that is missing, unreadable or unfit; says which and why.
+    """
+    arrays = read_file(path)
+    try:
+        return assemble(path.name, arrays, seed)
+    except DataError as reason:
+        raise DataError(f"{path}: {reason}") from reason
+
+
+def read_file(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in a .npy file (as "x"), a .npz file or a folder of images, by name.
+
+    Raises:
+        DataError: a path that is missing or unreadable; says which and why.
+    """
+    try:
+        return _reader(path)(path)
+    except DataError as reason:
+        raise DataError(f"{path}: {reason}") from reason
+
+
+def _read_npy(path: Path) -> dict[str, np.ndarray]:
+    array = _load(path, mmap_mode="r" if path.stat().st_size > MEMORY_LIMIT else None)
+    if not isinstance(array, np.ndarray):
+        raise DataError("is an archive, not an array; rename it to .npz")
+    return {"x": array}
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    archive = _load(path)
+    if isinstance(archive, np.ndarray):
+        raise DataError("is an array, not an archive; rename it to .npy")
+    with archive:
+        return {name: _readable(archive.__getitem__, name) for name in archive.files}
+
+
+READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {".npy": _read_npy, ".npz": _read_npz}
+
+
+def _reader(path: Path) -> Callable[[Path], dict[str, np.ndarray]]:
+    if path.is_dir():
+        return read_folder
+    if not path.exists():
+        raise DataError("no such file or folder")
+    if path.suffix.lower() not in READERS:
+        raise DataError(f"is not a folder of images, and not {' or '.join(READERS)}; save the data with numpy.save")
+    return READERS[path.suffix.lower()]
+
+
+def _load(path: Path, mmap_mode: str | None = None) -> Any:
+    return _readable(lambda: np.load(path, mmap_mode=mmap_mode, allow_pickle=False))
+
+
+def _readable(read: Callable[..., Any], *arguments: Any) -> Any:
+    """What NumPy reads; whatever it raises instead is the file's fault."""
+    try:
+        return read(*arguments)
+    except Exception as reason:
+        cause = " ".join(str(reason).split())
+        raise DataError(f"cannot be read ({cause}); save arrays of numbers with numpy.save or savez") from reason

@@ -1,0 +1,49 @@
+"""The aggregate posterior q(z) = 1/n sum_i q(z|x_i) of n data, at draws of the guide."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae.evaluation.draws import CHUNK_BYTES, TENSORS_PER_ROW
+from pyro_vae.pair.particles import batch_size
+from pyro_vae.pair.terms import guide_terms
+
+Batch = Mapping[str, Tensor]
+Values = Mapping[str, Tensor]
+
+
+def log_aggregate(
+    pair: nn.Module, batches: Iterable[Batch], values: Values, tick: Callable[[int], None] = lambda points: None
+) -> Float[Tensor, " points"]:
+    """log 1/n sum_i q(z|x_i) in nats over all data of the batches, at values [points, *event] of every latent site.
+
+    Streamed, in float64: memory grows neither with the number of data nor with that of points.
+
+    Args:
+        tick: told the points that are done for a batch.
+    """
+    points = len(next(iter(values.values())))
+    total, data = torch.full((points,), -torch.inf, dtype=torch.float64), 0
+    for batch in batches:
+        size = batch_size(pair, batch)
+        step = _points_that_fit(values, size)
+        for cut in [slice(first, first + step) for first in range(0, points, step)]:
+            here = {name: value[cut] for name, value in values.items()}
+            total[cut] = torch.logaddexp(total[cut], log_guide_at(pair, batch, here).double().logsumexp(1).cpu())
+            tick(len(total[cut]))
+        data += size
+    return total - torch.tensor(float(data), dtype=torch.float64).log()
+
+
+def log_guide_at(pair: nn.Module, batch: Batch, values: Values) -> Float[Tensor, "points batch"]:
+    """log q(z|x) in nats of every value [points, *event] under the posterior of every datum of a batch."""
+    points, size = len(next(iter(values.values()))), batch_size(pair, batch)
+    crossed = {name: value.unsqueeze(1).expand(points, size, *value.shape[1:]) for name, value in values.items()}
+    return guide_terms(pair, batch, crossed, points)
+
+
+def _points_that_fit(values: Values, size: int) -> int:
+    row = sum(value[0].numel() * value.element_size() for value in values.values()) * TENSORS_PER_ROW
+    return max(1, CHUNK_BYTES[next(iter(values.values())).device.type] // (row * size))

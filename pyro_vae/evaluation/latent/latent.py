@@ -1,0 +1,120 @@
+"""What the latents carry: active units, the KL of each dimension, their information about x, and what they do to it."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae.errors import RunError
+from pyro_vae.evaluation.blocks import Blocks
+from pyro_vae.evaluation.latent.aggregate import log_aggregate
+from pyro_vae.evaluation.latent.codes import Codes, codes_of
+from pyro_vae.evaluation.result import Estimate
+from pyro_vae.evaluation.ticker import ticker
+from pyro_vae.plots.traversals import Unit, traversals
+
+ACTIVE = 0.01
+"""A unit is active where the variance over data of its posterior mean is above this (Burda et al. 2016)."""
+
+TRAVERSED, COLUMNS = 10, 9
+DRAWS = 1
+"""What random numbers are for, as the last part of their seeds."""
+
+Variances = dict[str, Float[Tensor, " units"]]
+
+
+class Latent:
+    """Active units, KL of each dimension, and the rate's two parts (Burda et al. 2016; Hoffman & Johnson 2016).
+
+    rate = E_x KL(q(z|x) || p(z)) = I_q(x; z) + KL(q(z) || p(z)), where q(z) = 1/n sum_i q(z|x_i) over the n data
+    evaluated. Per datum, in nats: `rate`, and its shares `mutual_information` and `marginal_kl`, by Monte Carlo. A
+    dimension's KL is in closed form where one is known, else by draws; a site whose guide or prior does not factorise
+    has one KL for all its dimensions. Figure `traversals`: the mean of p(x|z) along the most active units.
+
+    Args:
+        points: draws at which q(z) is evaluated, in all; at least one for each datum, at most as many as particles.
+
+    Raises:
+        RunError: fewer points than one.
+        ContractError: latents outside the data plate, or no density q(z|x) of them.
+    """
+
+    def __init__(self, points: int = 10_000):
+        if points < 1:
+            raise RunError(f"points must be at least 1, not {points}")
+        self.points = points
+
+    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
+        size = blocks.size
+        kept = max(1, min(particles, self.points // size))
+        tick = ticker(progress, size * particles, size * (particles + kept * len(blocks)))
+        parts = []
+        for block in blocks:
+            block.check()
+            with block.seeded(DRAWS):
+                parts.append(codes_of(pair, block.batch(), particles, kept, tick))
+        codes = Codes.side_by_side(parts)
+        points = {name: value.flatten(0, 1) for name, value in codes.values.items()}
+        log_marginal = log_aggregate(pair, (block.batch() for block in blocks), points, tick).reshape(kept, size)
+        per_datum = {
+            "rate": torch.stack([kl.sum(1) for kl in codes.kl.values()]).sum(0),
+            "mutual_information": (codes.log_guide - log_marginal).mean(0),
+            "marginal_kl": (log_marginal - codes.log_prior).mean(0),
+        }
+        variances = codes.variances()
+        first = {name: value[:1] for name, value in next(iter(blocks)).batch().items()}
+        figure = traversals(pair, first, _most_active(variances, codes.values))
+        figures = {} if figure is None else {"traversals": figure}
+        return Estimate(per_datum, _summary(per_datum, codes, variances), _warnings(per_datum), figures)
+
+
+def _most_active(variances: Variances, draws: Mapping[str, Tensor]) -> list[Unit]:
+    """The units to traverse, most active first, each over the middle 98% of its draws."""
+    ranked = [(variance, name, index) for name in variances for index, variance in enumerate(variances[name].tolist())]
+    ranked.sort(key=lambda unit: -unit[0])
+    units = []
+    for _, name, index in ranked[:TRAVERSED]:
+        kept, size = draws[name].shape[:2]
+        values = draws[name].reshape(kept * size, -1)[:, index].sort().values
+        low, high = (values[round(share * (len(values) - 1))].item() for share in (0.01, 0.99))
+        units.append(Unit(name, index, torch.linspace(low, high, COLUMNS)))
+    return units
+
+
+def _summary(per_datum: Mapping[str, Tensor], codes: Codes, variances: Variances) -> dict[str, Any]:
+    active = {name: int((variance > ACTIVE).sum()) for name, variance in variances.items()}
+    summary: dict[str, Any] = {
+        "active_units": sum(active.values()),
+        "units": sum(len(variance) for variance in variances.values()),
+        "active_units_per_site": active,
+        "kl_per_dimension": _by_unit({name: kl.mean(0) for name, kl in codes.kl.items()}, variances),
+        "variance_of_mean": _by_unit(variances, variances),
+    }
+    for name, values in per_datum.items():
+        summary[name] = values.mean().item()
+        summary[f"{name}_standard_error"] = (
+            values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        )
+    return summary
+
+
+def _by_unit(figures: Mapping[str, Tensor], variances: Variances) -> dict[str, float]:
+    """Figures by the names of units; a figure for all units of a site by the site's name."""
+    named = {}
+    for site, values in figures.items():
+        whole = len(values) != len(variances[site])
+        named |= {site if whole else f"{site}[{index}]": value for index, value in enumerate(values.tolist())}
+    return named
+
+
+def _warnings(per_datum: Mapping[str, Tensor]) -> list[str]:
+    ceiling = math.log(len(per_datum["rate"]))
+    if ceiling > 0 and per_datum["mutual_information"].mean().item() > ceiling - 0.5:
+        return [
+            f"the mutual information is at its ceiling, log n = {ceiling:.2f} nats: with more data it would be larger, "
+            "and the marginal KL smaller"
+        ]
+    return []

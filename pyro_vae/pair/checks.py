@@ -1,0 +1,304 @@
+"""What a pair must keep so that its numbers are what they are called: each breach is one line that names the site."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import MixtureSameFamily, biject_to, constraints
+
+from pyro_vae.errors import ContractError, UserError
+from pyro_vae.pair.pair import evaluating, select_fields
+from pyro_vae.pair.particles import OWN_DIM, Fields, run_guide, run_guide_at, run_model, same
+from pyro_vae.pair.sites import Site, Sites, has_mask, is_factor, is_point_mass, latent, unwrapped, values_of
+
+BOTH = ("model", "guide")
+CLOSE = 1e-3
+
+
+def check_sites(model: Sites, guide: Sites) -> None:
+    """Raise `ContractError` where a latent site of the model lacks a guide, or the guide has a site of its own."""
+    latents = latent(model).keys()
+    for name in latents:
+        if name not in guide:
+            raise ContractError(f"the model's latent site {name!r} is not in the guide; sample it there")
+        if guide[name].observed:
+            raise ContractError(f"the guide observes {name!r}, which the model draws; sample it there")
+    for name in guide.keys() - latents:
+        if not guide[name].auxiliary:
+            where = "observes" if name in model else "lacks"
+            raise ContractError(
+                f"the guide samples {name!r}, which the model {where}; remove it from the guide, or mark it with "
+                "infer={'is_auxiliary': True}"
+            )
+
+
+def check_per_datum(model: Sites, guide: Sites) -> None:
+    """Raise `ContractError` where a site stands outside the data plate: it has no bound of one datum."""
+    for site in [*model.values(), *guide.values()]:
+        if not site.in_plate:
+            where = f" (it is in plate {site.plate!r}, which is not the data's)" if site.plate else ""
+            raise ContractError(
+                f"site {site.name!r} is outside the data plate{where}, so no bound of a single datum exists; move it "
+                "inside `with pyro.plate('data', n, dim=-1):`, n the length of the batch, or make it a "
+                "torch.nn.Parameter"
+            )
+
+
+def check_supports(model: Sites, guide: Sites) -> None:
+    """Raise `ContractError` where guide and prior of a site do not reach each other's draws: then importance weights
+    leave out part of the posterior, or are zero. Reads values, so it is for the start of an evaluation."""
+    for name, proposal in guide.items():
+        if name not in model or is_point_mass(proposal.fn) or is_improper(model[name].fn):
+            continue
+        ours, prior = proposal.support, model[name].support
+        for what, support, value in (
+            ("guide cannot draw all that the prior", ours, lambda name=name: model[name].fn()),
+            ("prior has no density where the guide", prior, lambda proposal=proposal: proposal.raw),
+        ):
+            if support is not None and not support.check(value()).all():
+                raise ContractError(
+                    f"site {name!r}: the {what} draws (supports {ours} and {prior}); "
+                    "choose a guide distribution with the prior's support"
+                )
+
+
+def prior_before_guide(model: Sites, guide: Sites) -> dict[str, bool]:
+    """Whether each latent's prior is settled before the guide draws it: the guide has drawn all that precede it in the
+    model. Only then is KL(q || p) of the two distributions the expectation of log q - log p over its draw; a guide
+    that draws a hierarchy bottom up is the other case."""
+    place = {name: i for i, name in enumerate(guide)}
+    settled, latest = {}, -1
+    for name in latent(model):
+        settled[name] = place[name] > latest
+        latest = max(latest, place[name])
+    return settled
+
+
+# --- what is no density -------------------------------------------------------------------------------------
+
+
+class Fault(NamedTuple):
+    """Why a term is no log-density, in words, and whether it still makes a loss of its own right."""
+
+    line: str
+    is_loss: bool = True
+
+
+def density_faults(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> list[Fault]:
+    """Why the terms of a pair are no log-densities; nothing where they are. Reads values.
+
+    Args:
+        of: the programs whose densities are asked for.
+    """
+    faults = []
+    if "model" in of:
+        faults += [fault for site in model.values() for fault in _model_faults(site)]
+    if "guide" in of:
+        drawn = any(site.auxiliary and not site.observed for site in guide.values())
+        faults += [fault for name, site in latent(model).items() for fault in _guide_faults(site, guide[name], drawn)]
+    for name, site in latent(model).items():
+        if not _same_mask(site, guide[name]):
+            line = f"site {name!r} is masked in one of the two programs only; mask it in both alike"
+            faults.append(Fault(line, is_loss=False))
+    return faults
+
+
+def check_density(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> None:
+    """Raise `ContractError` where `density_faults` finds one."""
+    faults = density_faults(model, guide, of)
+    if faults:
+        raise ContractError(f"no log-likelihood can be given: {faults[0].line}")
+
+
+def _model_faults(site: Site) -> Iterator[Fault]:
+    if is_factor(site.fn):
+        yield Fault(f"pyro.factor {site.name!r} leaves the model unnormalised, so its numbers are a loss")
+    elif is_improper(site.fn):
+        yield Fault(f"the prior of site {site.name!r} is improper (ImproperUniform), so its numbers are a loss")
+    yield from _scale_fault(site, "model")
+
+
+def _guide_faults(prior: Site, site: Site, follows_auxiliary: bool) -> Iterator[Fault]:
+    kinds = [_is_discrete(prior.support), _is_discrete(site.support)]
+    if is_point_mass(site.fn):
+        if not kinds[0] and not follows_auxiliary:
+            yield Fault(
+                f"the guide's site {site.name!r} is a point mass (Delta), which has no density, so its numbers are a "
+                "loss; for log p(x) use ais with start=prior, which needs no guide"
+            )
+    elif None not in kinds and kinds[0] != kinds[1]:
+        words = ["discrete" if kind else "continuous" for kind in kinds]
+        yield Fault(
+            f"site {site.name!r} is {words[0]} in the model and {words[1]} in the guide (a relaxation), so the two "
+            "densities do not compare and its numbers are a loss"
+        )
+    yield from _scale_fault(site, "guide")
+
+
+def _scale_fault(site: Site, program: str) -> Iterator[Fault]:
+    scale = site.scale
+    if isinstance(scale, Tensor):
+        off = scale.detach().flatten()[(scale.detach() != 1).flatten()]
+        scale = off[0].item() if off.numel() else 1.0
+    if scale != 1.0:
+        yield Fault(
+            f"site {site.name!r} of the {program} is scaled by {scale:.4g}, so its numbers are a scaled loss; "
+            "leave poutine.scale out under eval()",
+            is_loss=False,
+        )
+
+
+def is_improper(fn: Any) -> bool:
+    """Whether a distribution is Pyro's `ImproperUniform`."""
+    return isinstance(unwrapped(fn), dist.ImproperUniform)
+
+
+def _is_discrete(support: constraints.Constraint | None) -> bool | None:
+    try:
+        return None if support is None else support.is_discrete
+    except NotImplementedError:
+        return None
+
+
+def _same_mask(one: Site, other: Site) -> bool:
+    """Whether the masks of two sites leave as much of each datum out."""
+    if not (has_mask(one) or has_mask(other)):
+        return True
+    return bool(torch.eq(one.counted(), other.counted()).all())
+
+
+# --- auxiliary sites ----------------------------------------------------------------------------------------
+
+
+def check_auxiliary(pair: nn.Module, batch: Fields) -> None:
+    """Raise `ContractError` where an auxiliary site that the guide draws leaves the latents without a density.
+
+    log q(z|x) is known where the point masses that follow the auxiliary sites are an invertible function of them, and
+    their log_density is minus the log of its Jacobian, as in Pyro's AutoContinuous.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), evaluating(pair):
+        fields = {name: field.clone() for name, field in select_fields(pair, batch).items()}
+        guide = run_guide(pair, fields)
+        drawn = {name: site for name, site in guide.items() if site.auxiliary and not site.observed and site.in_plate}
+        if drawn:
+            _check_function(pair, fields, guide, drawn)
+
+
+def _check_function(pair: nn.Module, fields: Fields, guide: Sites, drawn: Sites) -> None:
+    maps = {name: biject_to(support_of(site)) for name, site in drawn.items()}
+    places = {name: maps[name].inv(site.value.detach()).requires_grad_() for name, site in drawn.items()}
+    values = values_of(guide) | {name: maps[name](place) for name, place in places.items()}
+    again = run_guide_at(pair, fields, values)
+    model = run_model(pair, fields, values_of(again))
+    masses = {name: site for name, site in again.items() if is_point_mass(site.fn) and name in model}
+    codes, expected = [], torch.zeros(())
+    for name, place in places.items():
+        expected = expected + _log_stretch(maps[name], place, values[name])
+    for name, site in masses.items():
+        to_support = biject_to(support_of(model[name]))
+        code = to_support.inv(site.value)
+        codes.append(code.reshape(code.shape[1], -1))
+        expected = expected - _log_stretch(to_support, code, site.value) - site.log_prob()
+    jacobian = _jacobian(codes, list(places.values()))
+    _refuse_unused(jacobian, places, masses, codes)
+    if jacobian.shape[1] != jacobian.shape[2] or not (log_det := torch.linalg.slogdet(jacobian)[1]).isfinite().all():
+        raise ContractError(_no_function(next(iter(drawn))))
+    if not torch.allclose(log_det, expected.squeeze(0).to(log_det), rtol=CLOSE, atol=CLOSE):
+        raise ContractError(
+            f"the log_density of site {next(iter(masses))!r} is not minus the log of the Jacobian of its function of "
+            f"the auxiliary site {next(iter(drawn))!r}, so log q is not its density; give Delta(value, log_density=...)"
+        )
+
+
+def _jacobian(codes: list[Tensor], places: list[Tensor]) -> Float[Tensor, "batch codes places"]:
+    rows = []
+    for column in [code[:, i] for code in codes for i in range(code.shape[1])]:
+        found = [None] * len(places)
+        if column.requires_grad:
+            found = torch.autograd.grad(column.sum(), places, retain_graph=True, allow_unused=True)
+        slopes = [torch.zeros_like(p) if g is None else g for p, g in zip(places, found, strict=True)]
+        rows.append(torch.cat([slope.reshape(slope.shape[1], -1) for slope in slopes], 1))
+    size, width = places[0].shape[1], sum(place[0, 0].numel() for place in places)
+    return torch.stack(rows, 1) if rows else places[0].new_zeros(size, 0, width)
+
+
+def _refuse_unused(jacobian: Tensor, places: dict[str, Tensor], masses: Sites, codes: list[Tensor]) -> None:
+    """Raise where an auxiliary site moves no point mass, or a point mass follows no auxiliary site."""
+    widths = [place[0, 0].numel() for place in places.values()]
+    for name, part in zip(places, jacobian.split(widths, 2), strict=True):
+        if not part.any():
+            raise ContractError(_no_function(name))
+    for name, part in zip(masses, jacobian.split([code.shape[1] for code in codes], 1), strict=True):
+        if not part.any():
+            raise ContractError(f"the guide's site {name!r} is a point mass (Delta), which has no density")
+
+
+def _no_function(name: str) -> str:
+    return (
+        f"the guide's auxiliary site {name!r} leaves the latents without a density: no latent is an invertible "
+        "function of it; give them as Delta(f(auxiliary), log_density=minus the log Jacobian), or draw them directly"
+    )
+
+
+def _log_stretch(transform: Any, place: Tensor, value: Tensor) -> Float[Tensor, "particles batch"]:
+    stretch = transform.log_abs_det_jacobian(place, value)
+    return stretch.flatten(2).sum(2) if stretch.dim() > 2 else stretch
+
+
+def support_of(site: Site) -> constraints.Constraint:
+    """The support of a site's distribution; of its components where it is a mixture, for which torch has no map."""
+    fn = site.fn
+    support = fn.component_distribution.support if isinstance(fn, MixtureSameFamily) else site.support
+    return constraints.real if support is None else support
+
+
+# --- data apart ---------------------------------------------------------------------------------------------
+
+
+def check_data_apart(pair: nn.Module, batch: Fields) -> None:
+    """Raise `ContractError` where the terms of a datum change with the data beside it or from run to run, under
+    `eval()`; names the site and the reason."""
+    fields = {name: field[:2] for name, field in select_fields(pair, batch).items()}
+    twice = [0, 0]  # the first datum beside itself: what counts its batch refuses a single one
+    some = {name: field[twice] for name, field in fields.items()}
+    with torch.random.fork_rng(), evaluating(pair), torch.no_grad():
+        guide = run_guide(pair, fields)
+        values = values_of(guide)
+        part = {name: site.value[:, twice] if site.in_plate else site.value for name, site in guide.items()}
+        for program in ("model", "guide"):
+            try:
+                whole, again = (_scores(program, pair, fields, values) for _ in range(2))
+                alone = _scores(program, pair, some, part)
+            except UserError:
+                continue  # a plate of fixed size, which cannot be cut, or a density that is known at its own draws only
+            for name, score in whole.items():
+                if not same(score, again[name]):
+                    raise ContractError(_not_alone(pair, program, name, guide, "changes from run to run"))
+                if not same(alone[name][:, :1], score[:, :1]):
+                    raise ContractError(_not_alone(pair, program, name, guide, "depends on the other data beside it"))
+
+
+def _scores(program: str, pair: nn.Module, fields: Fields, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The unscaled log-probability of each site in the plate of the data, [1, batch]."""
+    return {name: site.score() for name, site in _at(program, pair, fields, values).items() if site.in_plate}
+
+
+def _at(program: str, pair: nn.Module, fields: Fields, values: dict[str, Tensor]) -> Sites:
+    if program == "model":
+        return run_model(pair, fields, values)
+    return run_guide_at(pair, fields, values, way=OWN_DIM)
+
+
+def _not_alone(pair: nn.Module, program: str, name: str, guide: Sites, how: str) -> str:
+    what = "log q(z|x)" if program == "guide" else "log p(z)" if name in guide else "log p(x|z)"
+    reason = "keep data apart, in the plate"
+    if how.startswith("changes"):
+        reason = "a net draws fresh noise (dropout that is on under eval(), torch.randn); draw it at a sample site"
+    else:
+        for part, module in pair.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+                reason = f"{part!r} is a BatchNorm without running statistics; set track_running_stats=True"
+    return f"{what} of a datum {how} under eval(), at site {name!r} of the {program}: {reason}"

@@ -1,0 +1,129 @@
+"""Do the data fit the pair? Observed values are checked against the support of their distribution."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_vae.data import Split
+from pyro_vae.errors import DataError
+from pyro_vae.pair.pair import evaluating, select_fields
+from pyro_vae.pair.particles import run_guide, run_model
+from pyro_vae.pair.sites import Site, Sites, observed, values_of
+
+CHUNK = 4096
+FEW = 512
+"""Data at a time where the model has to run to tell what a site observes."""
+
+Support = constraints.Constraint
+
+WAYS_OUT = {
+    type(constraints.boolean): (
+        "a Bernoulli likelihood needs 0 or 1; use binarize='dynamic' or 'static', another likelihood "
+        "(continuous_bernoulli, gaussian), or relaxed=True for a loss on grey values that is no likelihood"
+    ),
+    constraints.integer_interval: ("this likelihood needs whole levels 0..{upper}; load 8-bit data with scale='raw'"),
+    type(
+        constraints.nonnegative_integer
+    ): "a Poisson likelihood needs counts 0, 1, 2, ...; load counts with scale='raw'",
+    type(constraints.unit_interval): "this likelihood needs values in [0, 1]; rescale the data",
+    type(constraints.real): "values must be finite numbers",
+}
+
+COUNTS = constraints.nonnegative_integer
+INTERVALS = (constraints.interval, constraints.integer_interval)
+HALF_LINES = (constraints.greater_than, constraints.greater_than_eq)
+
+
+def observed_sites(pair: nn.Module, batch: Mapping[str, Tensor]) -> Sites:
+    """The observed sites of the model on a batch, at one draw of the guide."""
+    with torch.no_grad(), evaluating(pair):
+        return observed(run_model(pair, batch, values_of(run_guide(pair, batch))))
+
+
+def is_discrete(pair: nn.Module, batch: Mapping[str, Tensor]) -> bool:
+    """Whether every observed site has discrete support, so that bits per dim exist."""
+    supports = [site.support for site in observed_sites(pair, batch).values()]
+    return bool(supports) and all(support is not None and support.is_discrete for support in supports)
+
+
+def check_support(pair: nn.Module, split: Split, relaxed: bool = False) -> None:
+    """Raise `DataError` where a value that a site observes is outside the support of its distribution.
+
+    What counts is the value that the site observes. Where that is a field as it is given, the field is read; where it
+    is a function of the fields, the model runs on all data.
+
+    Args:
+        relaxed: let values within [0, 1] pass under a Bernoulli.
+    """
+    with torch.random.fork_rng():
+        example = select_fields(pair, split.head(2).take(slice(None)))
+        computed = []
+        for site in observed_sites(pair, example).values():
+            field = next((field for field, value in example.items() if value is site.raw), None)
+            if field is not None and _is_of_all(_element_constraint(site.support)):
+                _check_field(split, field, _allowed(site.support, relaxed))
+            elif site.support is not None:
+                computed.append(site.name)
+        if computed:
+            _check_sites(pair, split, computed, relaxed)
+
+
+def _check_field(split: Split, field: str, support: Support) -> None:
+    for start in range(0, split.size, CHUNK):
+        values = split.take(slice(start, start + CHUNK))[field]
+        _check_values(f"{field}[{{row}}]", values, support, start)
+
+
+def _check_sites(pair: nn.Module, split: Split, names: list[str], relaxed: bool) -> None:
+    for start in range(0, split.size, FEW):
+        sites = observed_sites(pair, split.take(slice(start, start + FEW)))
+        for site in (sites[name] for name in names if name in sites):
+            _check_values(
+                f"site {site.name!r} observes at datum {{row}} a value that", *_observation(site, relaxed), start
+            )
+
+
+def _observation(site: Site, relaxed: bool) -> tuple[Tensor, Support]:
+    """What a site observes, as far as no mask leaves it out, and what it may be."""
+    values = site.raw
+    if isinstance(site.mask, Tensor) and site.mask.shape == values.shape[: site.mask.dim()] and site.mask.dim() == 1:
+        keep = site.mask.bool().reshape(-1, *[1] * (values.dim() - 1))
+        values = torch.where(keep, values, site.fn().to(values.dtype))
+    return values, _allowed(site.support, relaxed)
+
+
+def _check_values(where: str, values: Tensor, support: Support, start: int) -> None:
+    valid = support.check(values)
+    if valid.all():
+        return
+    row = int((~valid).reshape(len(values), -1).any(1).nonzero()[0])
+    wrong = values[row][~valid[row]] if valid.shape == values.shape else values[row]
+    base = _element_constraint(support)
+    advice = WAYS_OUT.get(type(base), f"the likelihood needs values in {base}")
+    upper = getattr(base, "upper_bound", "")
+    where = where.format(row=start + row)
+    raise DataError(f"{where} holds {wrong.flatten()[0].item():.4g}: {advice.format(upper=upper)}")
+
+
+def _allowed(support: Support, relaxed: bool) -> Support:
+    base = _element_constraint(support)
+    if relaxed and isinstance(base, type(constraints.boolean)):
+        return constraints.unit_interval
+    return base if _is_of_all(base) else support
+
+
+def _is_of_all(base: Support | None) -> bool:
+    """Whether a support of single elements does not differ from datum to datum."""
+    bounds = [getattr(base, end, 0) for end in ("lower_bound", "upper_bound")]
+    known = (type(constraints.boolean), type(constraints.real), *INTERVALS, *HALF_LINES, type(COUNTS))
+    return isinstance(base, known) and not any(isinstance(bound, Tensor) for bound in bounds)
+
+
+def _element_constraint(support: Support | None) -> Support | None:
+    if isinstance(support, constraints.multinomial):
+        return COUNTS  # log_prob takes each datum's own total
+    while isinstance(support, type(constraints.independent(constraints.real, 1))):
+        support = support.base_constraint
+    return support

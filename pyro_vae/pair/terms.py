@@ -1,0 +1,301 @@
+"""`log_terms`: log p(x|z), log p(z) and log q(z|x) of each datum at draws from the guide.
+
+Every bound, objective and diagnostic is a reduction of what it returns, so the library has one log-likelihood. Nothing
+here reads a tensor's value on the host, so a whole training step can be captured as one graph.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae.errors import ContractError
+from pyro_vae.pair.checks import check_auxiliary, check_density, check_per_datum, check_sites, prior_before_guide
+from pyro_vae.pair.particles import (
+    FOLDED,
+    Fields,
+    Values,
+    batch_size,
+    run_guide,
+    run_guide_at,
+    run_model,
+    run_program,
+    ways,
+)
+from pyro_vae.pair.sites import Site, Sites, is_point_mass, observed, values_of
+
+T = TypeVar("T", bound=NamedTuple)
+
+
+class LogTerms(NamedTuple):
+    """Log-probabilities in nats, each [particles, batch], at z ~ q(z|x).
+
+    The fields after the first three serve training: `score` sums log q over the sites that cannot be reparameterised
+    (None where all can, and under `no_grad`), `shared` [particles] is log p - log q of latents outside the data plate
+    and `extra` [particles, batch] what the guide observes or factors in, which enters no bound (None where there are
+    none).
+    """
+
+    log_likelihood: Float[Tensor, "particles batch"]
+    log_prior: Float[Tensor, "particles batch"]
+    log_guide: Float[Tensor, "particles batch"]
+    score: Float[Tensor, "particles batch"] | None = None
+    shared: Float[Tensor, " particles"] | None = None
+    extra: Float[Tensor, "particles batch"] | None = None
+
+    @property
+    def log_weight(self) -> Float[Tensor, "particles batch"]:
+        """log p(x, z) - log q(z|x)."""
+        return self.log_likelihood + self.log_prior - self.log_guide
+
+    @property
+    def kl(self) -> Float[Tensor, "particles batch"]:
+        """log q(z|x) - log p(z), whose mean is KL(q(z|x) || p(z))."""
+        return self.log_guide - self.log_prior
+
+
+class ElboTerms(NamedTuple):
+    """What an ELBO is made of, in nats, each [particles, batch]: `kl` is KL(q(z|x) || p(z)) in closed form wherever one
+    is known, else log q - log p at the draws. The other fields are those of `LogTerms`."""
+
+    log_likelihood: Float[Tensor, "particles batch"]
+    kl: Float[Tensor, "particles batch"]
+    score: Float[Tensor, "particles batch"] | None = None
+    shared: Float[Tensor, " particles"] | None = None
+    extra: Float[Tensor, "particles batch"] | None = None
+
+
+def log_terms(
+    pair: nn.Module,
+    batch: Fields,
+    particles: int = 1,
+    *,
+    frozen_guide: bool = False,
+    as_loss: bool = False,
+    allow_shared: bool = False,
+) -> LogTerms:
+    """log p(x|z), log p(z) and log q(z|x) in nats, each [particles, batch], at z ~ q(z|x).
+
+    Args:
+        pair: a model and a guide on one module.
+        batch: named tensors, the batch first.
+        particles: draws of z for each datum.
+        frozen_guide: evaluate log q with the guide's parameters held fixed, so that gradients reach them only
+            through z (Roeder, Wu & Duvenaud 2017).
+        as_loss: the terms are those of a training loss: what is no density (a scale, a factor, a point mass) counts as
+            the pair has it.
+        allow_shared: accept latents outside the data plate, which have no per-datum bound, and give their
+            log p - log q as `shared` [particles].
+
+    Raises:
+        ContractError: the pair breaks the contract, or has no density of one datum; names the site.
+        DataError: a field that the pair needs is missing.
+    """
+    size = batch_size(pair, batch)
+
+    def run(count: int) -> LogTerms:
+        guide = run_guide(pair, batch, count)
+        if not as_loss and any(site.auxiliary and not site.observed for site in guide.values()):
+            check_auxiliary(pair, batch)
+        if frozen_guide:
+            guide = run_guide_at(pair, batch, values_of(guide), count, frozen=True)
+        model = run_model(pair, batch, values_of(guide), count)
+        return reduce_sites(model, guide, count, size, as_loss=as_loss, allow_shared=allow_shared)
+
+    return joined(LogTerms, [run(count) for count in counts(pair, batch, particles)])
+
+
+def elbo_terms(
+    pair: nn.Module, batch: Fields, particles: int = 1, *, as_loss: bool = False, allow_shared: bool = False
+) -> ElboTerms:
+    """log p(x|z) at z ~ q(z|x), and KL(q(z|x) || p(z)); arguments and errors are those of `log_terms`."""
+    size = batch_size(pair, batch)
+
+    def run(count: int) -> ElboTerms:
+        guide, model = run_both(pair, batch, count)
+        return reduce_to_elbo(model, guide, count, size, as_loss=as_loss, allow_shared=allow_shared)
+
+    return joined(ElboTerms, [run(count) for count in counts(pair, batch, particles)])
+
+
+def run_both(pair: nn.Module, batch: Fields, particles: int) -> tuple[Sites, Sites]:
+    """The sites of guide and model at the same draws, held alike, so that their distributions can be compared."""
+    way = ways(pair, batch, particles)
+    if particles > 1 and way.model == FOLDED:
+        guide = run_program(pair.guide, pair, batch, particles, way=FOLDED)
+    else:
+        guide = run_guide(pair, batch, particles)
+    return guide, run_model(pair, batch, values_of(guide), particles)
+
+
+def counts(pair: nn.Module, batch: Fields, particles: int) -> list[int]:
+    """The particles of each run that makes up so many: all at once, or one after another.
+
+    Raises:
+        ContractError: fewer particles than one.
+    """
+    if particles < 1:
+        raise ContractError(f"particles must be at least 1, not {particles}")
+    return ways(pair, batch, particles).counts(particles)
+
+
+def cut(values: Values, runs: Sequence[int]) -> Iterator[tuple[dict[str, Tensor], int]]:
+    """The values of each run of so many particles."""
+    first = 0
+    for count in runs:
+        yield {name: value[first : first + count] for name, value in values.items()}, count
+        first += count
+
+
+def joined(kind: Callable[..., T], parts: Sequence[T]) -> T:
+    """Terms of several runs, one after another along the particles."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*parts, strict=True)
+    return kind(*[None if column[0] is None else torch.cat(column) for column in columns])
+
+
+def model_terms(
+    pair: nn.Module, batch: Fields, values: Values, particles: int
+) -> tuple[Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
+    """log p(x|z) and log p(z) where the latents have these values [particles, batch, *event]; at draws of the model's
+    own where there are none."""
+    size = batch_size(pair, batch)
+    parts = [
+        reduce_model(run_model(pair, batch, here, count), count, size)
+        for here, count in cut(values, counts(pair, batch, particles))
+    ]
+    log_likelihoods, log_priors = zip(*parts, strict=True)
+    return (*log_likelihoods, *log_priors) if len(parts) == 1 else (torch.cat(log_likelihoods), torch.cat(log_priors))
+
+
+def guide_terms(pair: nn.Module, batch: Fields, values: Values, particles: int) -> Float[Tensor, "particles batch"]:
+    """log q(z|x) at these values [particles, batch, *event].
+
+    Raises:
+        ContractError: the guide has no density there.
+    """
+    size = batch_size(pair, batch)
+    parts = [
+        reduce_guide(run_guide_at(pair, batch, here, count), count, size)
+        for here, count in cut(values, counts(pair, batch, particles))
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def reduce_sites(
+    model: Sites, guide: Sites, particles: int, size: int, *, as_loss: bool = False, allow_shared: bool = False
+) -> LogTerms:
+    """Sum the sites of a model and a guide that ran on the same draws into `LogTerms`."""
+    sums = _checked_sums(model, guide, particles, size, as_loss, allow_shared)
+    for site in model.values():
+        sums.add("log_likelihood" if site.observed else "log_prior", site)
+    for site in guide.values():
+        sums.add("extra" if site.observed else "log_guide", site, shared_sign=-1.0)
+    totals = [sums.total(name) for name in ("log_likelihood", "log_prior", "log_guide")]
+    return LogTerms(*totals, *sums.for_training())
+
+
+def reduce_to_elbo(
+    model: Sites, guide: Sites, particles: int, size: int, *, as_loss: bool = False, allow_shared: bool = False
+) -> ElboTerms:
+    """Sum the sites of a model and a guide that ran on the same draws into `ElboTerms`."""
+    sums = _checked_sums(model, guide, particles, size, as_loss, allow_shared)
+    closed_form = prior_before_guide(model, guide)
+    for site in model.values():
+        if site.observed:
+            sums.add("log_likelihood", site)
+        elif site.in_plate:
+            sums.add_kl(guide[site.name], site, closed_form[site.name])
+        else:
+            sums.add("kl", site)
+    for site in guide.values():
+        if site.observed:
+            sums.add("extra", site)
+        elif site.name not in model or not site.in_plate:
+            sums.add("kl", site, shared_sign=-1.0)
+    totals = [sums.total(name) for name in ("log_likelihood", "kl")]
+    return ElboTerms(*totals, *sums.for_training())
+
+
+def reduce_model(
+    model: Sites, particles: int, size: int
+) -> tuple[Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
+    """log p(x|z) and log p(z) of a model's sites, all of them in the data plate."""
+    sums = _Sums(particles, size)
+    for site in model.values():
+        sums.add("log_likelihood" if site.observed else "log_prior", site)
+    return sums.total("log_likelihood"), sums.total("log_prior")
+
+
+def reduce_guide(guide: Mapping[str, Site], particles: int, size: int) -> Float[Tensor, "particles batch"]:
+    """log q(z|x) of a guide's sites, all of them in the data plate; what it observes is no part of it."""
+    sums = _Sums(particles, size)
+    for site in guide.values():
+        if not site.observed:
+            sums.add("log_guide", site)
+    return sums.total("log_guide")
+
+
+def _checked_sums(model: Sites, guide: Sites, particles: int, size: int, as_loss: bool, allow_shared: bool) -> "_Sums":
+    """Nothing but the score, of sites that keep the contract."""
+    check_sites(model, guide)
+    if allow_shared:
+        check_per_datum(observed(model), {})
+    else:
+        check_per_datum(model, guide)
+    if not as_loss:
+        check_density(model, guide)
+    sums = _Sums(particles, size)
+    if torch.is_grad_enabled():
+        for site in guide.values():
+            if not site.observed and not getattr(site.fn, "has_rsample", False):
+                sums.add_score(site)
+    return sums
+
+
+class _Sums:
+    """Running sums of per-datum terms [particles, batch] by name, and of the terms outside the plate [particles]."""
+
+    def __init__(self, particles: int, size: int):
+        self.particles, self.size = particles, size
+        self.totals: dict[str, Tensor] = {}
+        self.shared: Tensor | None = None
+
+    def add(self, name: str, site: Site, shared_sign: float = 1.0) -> None:
+        if site.in_plate:
+            site.check_shape()
+            self._add(name, site.log_prob())
+        else:
+            term = shared_sign * site.log_prob().reshape(self.particles)
+            self.shared = term if self.shared is None else self.shared + term
+
+    def add_score(self, site: Site) -> None:
+        if not site.in_plate:
+            raise ContractError(
+                f"site {site.name!r} is outside the data plate and cannot be reparameterised; "
+                "use objective='trace_graph_elbo'"
+            )
+        self._add("score", site.score())
+
+    def add_kl(self, guide: Site, model: Site, closed_form: bool) -> None:
+        guide.check_shape()
+        if closed_form and not is_point_mass(guide.fn):  # whose closed form leaves its log_density out
+            try:
+                return self._add("kl", guide.kl_to(model))
+            except NotImplementedError:
+                pass
+        self._add("kl", guide.log_prob() - model.log_prob())
+
+    def total(self, name: str) -> Float[Tensor, "particles batch"]:
+        like = next(iter(self.totals.values()), torch.zeros(()))
+        return self.totals.get(name, like.new_zeros(self.particles, self.size))
+
+    def for_training(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Score, shared and extra."""
+        return self.totals.get("score"), self.shared, self.totals.get("extra")
+
+    def _add(self, name: str, term: Tensor) -> None:
+        self.totals[name] = self.totals[name] + term if name in self.totals else term

@@ -1,0 +1,1 @@
+"""The parts of a model, built from sizes and names: nets, likelihoods, priors, posteriors."""

@@ -1,0 +1,452 @@
+"""Results -> figures: each function gives a `matplotlib.figure.Figure`, drawn without pyplot.
+
+The same pair and data give the same figure, and torch's generators are left as they were. Data that are no images
+are drawn as small multiples of bars, one cell a datum, so that each figure takes any pair.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor, nn
+
+from pyro_vae.data import Split
+from pyro_vae.errors import RunError
+from pyro_vae.files import write_whole
+from pyro_vae.pair.generation import center, decode, observed, picture_site, reconstruct, sample
+from pyro_vae.pair.pair import evaluating, select_fields
+from pyro_vae.pair.particles import run_guide
+from pyro_vae.pair.sites import Site
+
+SEED = 0
+CHUNK = 512
+DPI = 128  # a power of two, so that whole dots survive the division into inches
+BLUE, ORANGE, INK, FRAME = "#1f5fa8", "#d9772b", "#333333", "#cccccc"
+
+Limits = tuple[float, float]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all; the file's suffix says in which format (.png, .pdf, .svg, ...).
+
+    Raises:
+        RunError: a format that matplotlib does not know, or a folder that cannot be written.
+    """
+    path = Path(path)
+    form, known = path.suffix.removeprefix(".").lower(), figure.canvas.get_supported_filetypes()
+    if form not in known:
+        raise RunError(f"cannot draw {path.name!r}: use a file name that ends in one of {', '.join(known)}")
+    write_whole(path, lambda file: figure.savefig(file, format=form))
+
+
+def save_images(values: Float[Tensor, "n ..."], path: Path, columns: int | None = None) -> None:
+    """Write the data of `image_grid` as a picture; see `save`."""
+    save(image_grid(values, columns), path)
+
+
+def image_grid(values: Float[Tensor, "n ..."], columns: int | None = None) -> Figure:
+    """Data row by row in a grid without margins, about square where `columns` is not given.
+
+    Args:
+        values: images [n, c, h, w] or [n, h, w], each pixel a whole number of dots; or vectors [n, d].
+    """
+    columns = min(columns or _square(len(values)), len(values))
+    return _mosaic(values, columns, value_range(values), Margins(0, 0, 0, 0), largest=math.inf)[0]
+
+
+def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Training and validation loss of each epoch, and rate and distortion beside, in nats per datum.
+
+    The first tenth of the epochs does not decide the vertical range, so that it does not squash the others.
+
+    Args:
+        history: rows with `epoch`, `loss`, `valid_loss`, `valid_rate` and `valid_distortion`.
+
+    Raises:
+        RunError: no epoch.
+    """
+    if not history:
+        raise RunError("no epoch has been trained, so there are no curves to draw")
+    figure = Figure(figsize=(9, 3.8), dpi=DPI, layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.6, 1))
+    column = {name: np.array([float(row[name]) for row in history]) for name in LOSS_COLUMNS}
+    epoch = column["epoch"]
+    loss = figure.add_subplot(grid[:, 0])
+    _curve(loss, epoch, column["loss"], INK, "training loss")
+    _curve(loss, epoch, column["valid_loss"], BLUE, "validation loss (−ELBO)")
+    _mark_best(loss, epoch, column["valid_loss"])
+    loss.set_ylim(_settled_range(column["loss"], column["valid_loss"]))
+    loss.set(xlabel="epoch", ylabel="loss (nats per datum)")
+    loss.legend(frameon=False)
+    parts = {"valid_rate": "rate: KL(q(z|x) ‖ p(z))", "valid_distortion": "distortion: −E log p(x|z)"}
+    for row, (name, title) in enumerate(parts.items()):
+        axes = figure.add_subplot(grid[row, 1], sharex=loss)
+        _curve(axes, epoch, column[name], BLUE, title)
+        axes.set_ylim(_settled_range(column[name]))
+        axes.set_title(f"validation {title}", fontsize="medium")
+        axes.set_ylabel("nats per datum")
+        axes.tick_params(labelbottom=row == 1)
+    axes.set_xlabel("epoch")
+    return figure
+
+
+LOSS_COLUMNS = ("epoch", "loss", "valid_loss", "valid_rate", "valid_distortion")
+
+
+def reconstructions(pair: nn.Module, split: Split, n: int = 10) -> Figure:
+    """`n` data, spread over the split, above the means of p(x|z) at the guide's means.
+
+    In rows of at most 12; reconstructions that are no images have the outline of their datum on them.
+    """
+    with undisturbed(pair) as device:
+        batch = split.to(device).take(_spread(split.size, n).to(device))
+        site = picture_site(reconstruct(pair, batch))
+        data, means = site.value.squeeze(0), center(site)
+    blocks = -(-len(data) // 12)
+    columns = -(-len(data) // blocks)
+    values = _interleave(data, means, columns)
+    limits = _limits(site, values)
+    colors = ([INK] * columns + [BLUE] * columns) * blocks
+    figure, axes = _mosaic(values, columns, limits, Margins(left=1.125, bottom=_note_height(data)), colors=colors)
+    axes.set_yticks(np.arange(2 * blocks) + 0.5, ["data", "reconstruction"] * blocks)
+    if not _is_image(data.shape[1:]):
+        _scale_note(axes, values, limits)
+        above = _bar_outlines(values, columns, limits).reshape(blocks, 2, columns, -1, 2)[:, 0] + (0, 1)
+        axes.add_collection(LineCollection(above.reshape(blocks * columns, -1, 2), colors=INK, linewidths=0.7))
+    return figure
+
+
+def _interleave(
+    above: Float[Tensor, "n ..."], below: Float[Tensor, "n ..."], columns: int
+) -> Float[Tensor, "cells ..."]:
+    """Rows of `columns` data and below each the row of the others; NaN where there are none left."""
+    filling = torch.full((-len(below) % columns, *below.shape[1:]), math.nan, dtype=torch.double)
+    rows = [torch.cat([part.cpu().double(), filling]).split(columns) for part in (above, below)]
+    return torch.cat([row for pair in zip(*rows, strict=True) for row in pair])
+
+
+def samples(pair: nn.Module, fields: Mapping[str, Tensor], n: int = 64) -> Figure:
+    """Means of p(x|z) at `n` draws z ~ p(z), in a square grid.
+
+    Args:
+        fields: what the pair's signature names, as a split presents it, [rows, ...]: observed fields give only
+            their shape, fields that the model conditions on their values. Rows are used again where n is larger.
+    """
+    with undisturbed(pair) as device:
+        fields = _rows(pair, fields, torch.arange(n), device)
+        site = picture_site(observed(sample(pair, fields)))
+        means = center(site)
+    limits, columns = _limits(site, means), _square(n)
+    figure, axes = _mosaic(means, columns, limits, Margins(bottom=_note_height(means), top=0.375))
+    axes.set_title("means of p(x|z), z ~ p(z)")
+    if not _is_image(means.shape[1:]):
+        _scale_note(axes, means, limits)
+    return figure
+
+
+def manifold(pair: nn.Module, fields: Mapping[str, Tensor], side: int = 20) -> Figure | None:
+    """Means of p(x|z) over the plane of z, at standard-normal quantiles from 0.025 to 0.975 on each axis.
+
+    None unless the guide has a single latent site, of event shape (2,), whose support holds the grid.
+
+    Args:
+        fields: as in `samples`; fields that the model conditions on have the first row's values everywhere.
+        side: cells along each axis.
+    """
+    ticks = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.025, 0.975, side))
+    with undisturbed(pair) as device:
+        latent = planar_site(pair, _rows(pair, fields, torch.zeros(1, dtype=torch.long), device))
+        if latent is None:
+            return None
+        second, first = torch.meshgrid(ticks.flip(0), ticks, indexing="ij")
+        plane = torch.stack([first.flatten(), second.flatten()], 1).to(latent.value)
+        if latent.support is None or not latent.support.check(plane).all():
+            return None
+        fields = _rows(pair, fields, torch.zeros(side**2, dtype=torch.long), device)
+        site = picture_site(decode(pair, fields, {latent.name: plane}))
+        means = center(site)
+    limits = _limits(site, means)
+    figure, axes = _mosaic(means, side, limits, Margins(left=0.875, bottom=0.625, top=0.375), gap_shade=0.0)
+    shown = np.linspace(0, side - 1, min(side, 6)).round().astype(int)
+    labels = [f"{round(ticks[i].item(), 2) + 0.0:.2f}".replace("-", "−") for i in shown]
+    axes.set_xticks(shown + 0.5, labels)
+    axes.set_yticks(side - 0.5 - shown, labels)
+    axes.set(xlabel=f"{latent.name}₁ (at standard-normal quantiles)", ylabel=f"{latent.name}₂")
+    axes.set_title("means of p(x|z) over the latent plane")
+    return figure
+
+
+def posterior_means(pair: nn.Module, split: Split, limit: int = 5000) -> Figure | None:
+    """The guide's mean of each datum in the plane of z, coloured by `label` where the split has it.
+
+    None unless the guide has a single latent site, of event shape (2,).
+
+    Args:
+        limit: at most so many data, spread over the split.
+    """
+    with undisturbed(pair) as device:
+        split = split.to(device)
+        latent = planar_site(pair, split.head(1).take(slice(None)))
+        if latent is None:
+            return None
+        means, labels = [], []
+        for positions in _spread(split.size, limit).to(device).split(CHUNK):
+            batch = split.take(positions)
+            means.append(_array(center(run_guide(pair, batch)[latent.name])))
+            labels.append(_array(batch["label"]) if "label" in batch else None)
+    points = np.concatenate(means)
+    figure = Figure(figsize=(6.2, 5), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    _frame(axes)
+    _scatter(axes, points, None if labels[0] is None else np.concatenate(labels))
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set(xlabel=f"{latent.name}₁", ylabel=f"{latent.name}₂")
+    axes.set_title(f"posterior means of {len(points):,} data")
+    return figure
+
+
+def planar_site(pair: nn.Module, fields: Mapping[str, Tensor]) -> Site | None:
+    """The guide's latent site where it is the only one, one a datum, and two-dimensional; else None."""
+    with torch.no_grad():
+        sites = list(run_guide(pair, fields).values())
+    planar = len(sites) == 1 and sites[0].in_plate and tuple(sites[0].event_shape) == (2,)
+    return sites[0] if planar else None
+
+
+@contextmanager
+def undisturbed(pair: nn.Module) -> Iterator[torch.device]:
+    """Run under `eval()`, without gradients and at a fixed seed; yields the pair's device.
+
+    Afterwards the pair's modes and the generators are as they were.
+    """
+    device = next((tensor.device for tensor in pair.state_dict().values()), torch.device("cpu"))
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with evaluating(pair), torch.random.fork_rng(devices=cuda), torch.no_grad():
+        for generator in [torch.default_generator, *[torch.cuda.default_generators[i] for i in cuda]]:
+            generator.manual_seed(SEED)
+        yield device
+
+
+def value_range(values: Tensor) -> Limits:
+    """The values to show as black and white, or as the ends of bars.
+
+    0 to 1 or 0 to 255 where the values fill it, from 0 for other values that are never negative. Of images a few values
+    may lie outside, so that single pixels do not decide.
+    """
+    finite = _array(values).astype(np.float64)
+    finite = finite[np.isfinite(finite)]
+    if not finite.size:
+        return 0.0, 1.0
+    tail, slack = (0.5, 0.1) if _is_image(values.shape[1:]) else (0.0, 0.0)
+    low, high = np.percentile(finite, (tail, 100.0 - tail))
+    if low == high:
+        low, high = finite.min(), finite.max()
+    for full in (1.0, 255.0):
+        if low >= -slack * full and 0.5 * full < high <= (1.0 + slack) * full:
+            return 0.0, full
+    low = 0.0 if finite.min() >= 0 else low
+    return float(low), float(high if high > low else low + 1.0)
+
+
+def _limits(site: Site, values: Tensor) -> Limits:
+    """The bounds of a site's support where it has both, else the range of the values."""
+    support = getattr(site.support, "base_constraint", site.support)
+    if support is torch.distributions.constraints.boolean:
+        return 0.0, 1.0
+    bounds = [torch.as_tensor(getattr(support, f"{end}_bound", math.inf)) for end in ("lower", "upper")]
+    low, high = bounds[0].min().item(), bounds[1].max().item()
+    return (float(low), float(high)) if math.isfinite(low) and math.isfinite(high) else value_range(values)
+
+
+class Margins(NamedTuple):
+    """Room around a mosaic, in inches."""
+
+    left: float = 0.125
+    bottom: float = 0.125
+    top: float = 0.125
+    right: float = 0.125
+
+
+def _mosaic(
+    values: Float[Tensor, "n ..."],
+    columns: int,
+    limits: Limits,
+    margins: Margins,
+    *,
+    colors: Sequence[str] | None = None,
+    gap_shade: float = 1.0,
+    largest: float = 12.0,
+) -> tuple[Figure, Axes]:
+    """A figure of the data in cells of width and height 1, row by row from the top left corner at (0, 0).
+
+    Each pixel of an image has a whole number of dots, unless the mosaic would be wider than `largest` inches.
+    """
+    rows = -(-len(values) // columns)
+    width = min(8.0, max(3.0, 0.8 * columns))
+    if _is_image(values.shape[1:]):
+        tiles = _tiles(values, columns, limits, gap_shade)
+        zoom = max(1, round(width * DPI / tiles.shape[1]))
+        width = min(zoom * tiles.shape[1] / DPI, largest)
+        figure, axes = _bare_axes(width, width * tiles.shape[0] / tiles.shape[1], margins)
+        half = [0.5 / (side + 1) for side in values.shape[-2:]] if len(values) > 1 else [0.0, 0.0]
+        extent = (-half[1], columns + half[1], rows + half[0], -half[0])
+        axes.imshow(tiles, extent=extent, aspect="auto")
+    else:
+        figure, axes = _bare_axes(width, 0.7 * width * rows / columns, margins)
+        _draw_bars(axes, values, columns, limits, colors or [BLUE] * len(values))
+        axes.set(xlim=(-0.02, columns + 0.02), ylim=(rows + 0.02, -0.02))
+    return figure, axes
+
+
+def _bare_axes(width: float, height: float, margins: Margins) -> tuple[Figure, Axes]:
+    """A figure with axes of this size in inches, which have neither ticks nor spines."""
+    across, upward = width + margins.left + margins.right, height + margins.bottom + margins.top
+    figure = Figure(figsize=(across, upward), dpi=DPI)
+    place = (margins.left / across, margins.bottom / upward, width / across, height / upward)
+    axes = figure.add_axes(place, xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure, axes
+
+
+def _tiles(
+    values: Float[Tensor, "n ..."], columns: int, limits: Limits, gap_shade: float
+) -> Float[np.ndarray, "height width 3"]:
+    """Images side by side, one dot apart and their limits mapped to [0, 1]; NaN is white.
+
+    Images of one or three channels; of others the first channel.
+    """
+    from torchvision.utils import make_grid  # torchvision takes seconds to import
+
+    height, width = values.shape[-2:]
+    images = values.detach().cpu().double().reshape(len(values), -1, height, width)
+    images = images if images.shape[1] in (1, 3) else images[:, :1]
+    images = ((images - limits[0]) / (limits[1] - limits[0])).nan_to_num(1.0).clamp(0, 1)
+    return make_grid(images, nrow=columns, padding=1, pad_value=gap_shade).permute(1, 2, 0).numpy()
+
+
+def _draw_bars(axes: Axes, values: Float[Tensor, "n ..."], columns: int, limits: Limits, colors: Sequence[str]) -> None:
+    """Vectors as bars in framed cells; NaN leaves a cell empty."""
+    unit = np.array([(0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98)])
+    cells = _corners(len(values), columns)[:, None] + unit
+    outlines = _bar_outlines(values, columns, limits)
+    axes.add_collection(PolyCollection(cells, facecolors="none", edgecolors=FRAME, linewidths=0.6))
+    axes.add_collection(PolyCollection(outlines, facecolors=colors, linewidths=0))
+
+
+def _bar_outlines(values: Float[Tensor, "n ..."], columns: int, limits: Limits) -> Float[np.ndarray, "n points 2"]:
+    """The outline of each vector's bars in its cell, from zero or from the limit that is nearest to it."""
+    heights = np.nan_to_num(_array(values).reshape(len(values), -1))
+    bars = heights.shape[1]
+    ends = np.zeros((len(heights), 1))
+    steps = np.concatenate([ends, np.repeat(heights, 2, axis=1), ends], 1)
+    y = 0.92 - 0.84 * (np.clip(steps, *limits) - limits[0]) / (limits[1] - limits[0])
+    x = np.broadcast_to(np.repeat(np.linspace(0.06, 0.94, bars + 1), 2), y.shape)
+    return np.stack([x, y], -1) + _corners(len(heights), columns)[:, None]
+
+
+def _corners(n: int, columns: int) -> Float[np.ndarray, "n 2"]:
+    """The top left corner of each cell."""
+    return np.stack([np.arange(n) % columns, np.arange(n) // columns], 1).astype(float)
+
+
+def _note_height(values: Tensor) -> float:
+    """Inches below a mosaic, with room for `_scale_note` where that is drawn."""
+    return 0.125 if _is_image(values.shape[1:]) else 0.375
+
+
+def _scale_note(axes: Axes, values: Tensor, limits: Limits) -> None:
+    """Below bars, what a cell's axes run over."""
+    across, upward = f"elements 1 to {values[0].numel()}", f"{limits[0]:.4g} to {limits[1]:.4g}"
+    axes.set_xlabel(f"each cell: {across} across, {upward} upward".replace("-", "−"), fontsize="small")
+
+
+def _curve(axes: Axes, epoch: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
+    _frame(axes)
+    marker = "o" if len(epoch) < 15 else None
+    axes.plot(epoch, values, color=color, label=label, linewidth=1.4, marker=marker, markersize=3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+
+
+def _mark_best(axes: Axes, epoch: np.ndarray, values: np.ndarray) -> None:
+    if np.isfinite(values).any():
+        best = int(np.nanargmin(values))
+        label = f"best: {values[best]:.2f} at epoch {epoch[best]:.0f}".replace("-", "−")
+        axes.plot(epoch[best], values[best], "o", color=ORANGE, ms=6, label=label, zorder=3)
+
+
+def _settled_range(*curves: np.ndarray) -> Limits:
+    """Limits that hold the last value of each curve, and those after the first tenth of epochs save for peaks."""
+    ends = []
+    for curve in curves:
+        settled = curve[len(curve) // 10 if len(curve) > 4 else 0 :]
+        settled = settled[np.isfinite(settled)]
+        if settled.size:
+            ends += [settled.min(), np.percentile(settled, 98), settled[-1]]
+    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    margin = 0.06 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _scatter(axes: Axes, points: Float[np.ndarray, "n 2"], labels: np.ndarray | None) -> None:
+    """Points coloured by their labels: whole numbers of few kinds with a legend, others with a colour bar."""
+    style = {"s": float(np.clip(8000 / len(points), 3, 25)), "alpha": 0.75, "linewidths": 0}
+    if labels is None or labels.ndim != 1:
+        axes.scatter(*points.T, color=BLUE, **style)
+        return
+    kinds = np.unique(labels)
+    if len(kinds) > 20 or not np.issubdtype(labels.dtype, np.integer):
+        dots = axes.scatter(*points.T, c=labels, cmap="viridis", **style)
+        axes.figure.colorbar(dots, ax=axes, label="label").solids.set_alpha(1)
+        return
+    palette = matplotlib.colormaps["tab10" if len(kinds) <= 10 else "tab20"]
+    place = np.searchsorted(kinds, labels)
+    dots = axes.scatter(*points.T, c=place, cmap=ListedColormap(palette.colors[: len(kinds)]), **style)
+    handles, _ = dots.legend_elements(num=list(range(len(kinds))), alpha=1)
+    names = [str(kind) for kind in kinds]
+    axes.legend(handles, names, title="label", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _frame(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _is_image(shape: Sequence[int]) -> bool:
+    """Whether the last two dims make a picture, not a strip."""
+    return len(shape) >= 2 and 1 < min(shape[-2:]) and max(shape[-2:]) <= 8 * min(shape[-2:])
+
+
+def _square(n: int) -> int:
+    """Columns of the grid of `n` cells that is nearest to a square."""
+    return math.ceil(math.sqrt(n))
+
+
+def _spread(size: int, n: int) -> Int[Tensor, " n"]:
+    """Positions of `n` data, evenly spread over `size`; all where there are fewer."""
+    return torch.arange(min(n, size)) * size // min(n, size)
+
+
+def _rows(
+    pair: nn.Module, fields: Mapping[str, Tensor], positions: Int[Tensor, " n"], device: torch.device
+) -> dict[str, Tensor]:
+    """The fields that a pair takes at these positions, counted round, on a device."""
+    chosen = select_fields(pair, fields)
+    return {name: value[positions.to(value.device) % len(value)].to(device) for name, value in chosen.items()}
+
+
+def _array(values: Tensor) -> np.ndarray:
+    values = values.detach().cpu()
+    return values.to(torch.float64).numpy() if values.is_floating_point() else values.numpy()

@@ -1,0 +1,292 @@
+"""A run -> report.md with its figures: what was run, on what, how well it did, and what it looks like."""
+
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import pyro
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from pyro_vae import plots, runs
+from pyro_vae.data import Dataset
+from pyro_vae.errors import UserError
+from pyro_vae.files import write_text
+
+FIGURES = runs.FIGURES
+RELAXED = "loss, not a log-likelihood"
+PLACED = (
+    "evaluator model data split n particles seconds quantity kind nats bits_per_dim bits_per_dim_note warnings figures"
+).split()
+"""The keys of an entry that have a place of their own in the report; all others are listed as they are."""
+
+NAMES = {"jackknife": "jackknife (an estimate of log p(x), no bound)"}
+
+
+def write_report(
+    folder: Path,
+    pair: nn.Module,
+    data: Dataset,
+    history: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    config: Mapping[str, Any],
+    notes: list[str],
+) -> Path:
+    """Write `folder/report.md` and its figures under `folder/figures`; returns the path of report.md.
+
+    A figure that does not apply to the pair is left out; one that cannot be drawn is replaced by the reason. torch's
+    generators are left as they were.
+
+    Args:
+        folder: the run folder.
+        pair: the trained pair.
+        data: what it was trained on.
+        history: a row an epoch, as `Run.history`.
+        results: the entries of evaluation.json; the figures that they name are relative to `folder`.
+        config: every setting of the run; with `relaxed` its numbers are called a loss, never a log-likelihood.
+        notes: further sentences.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    relaxed = bool(config.get("relaxed"))
+    sections = [
+        f"# {_line(config.get('model', type(pair).__name__))} on {_line(data.name)}",
+        *_overview(data, history),
+        *_settings(folder, config),
+        *_evaluation(results, relaxed),
+        *_figures(folder, pair, data, history, relaxed),
+        *_evaluator_figures(folder, results),
+        *_notes(notes),
+        "## Versions and machine",
+        _machine(),
+    ]
+    path = folder / runs.REPORT
+    write_text(path, "\n\n".join(sections) + "\n")
+    return path
+
+
+def _overview(data: Dataset, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    sizes = ", ".join(f"{split.size:,} {name}" for name, split in data.splits.items())
+    fields = ", ".join(f"{_code(name)} {list(field.shape[1:])}" for name, field in data.train.fields.items())
+    yield f"Data: {sizes}; fields {fields}."
+    if history:
+        best = min(history, key=lambda row: float(row["valid_loss"]))
+        seconds = sum(float(row.get("seconds", 0.0)) for row in history)
+        yield (
+            f"Trained for {len(history)} epochs in {_seconds(seconds)}; the smallest validation loss is "
+            f"{_number(float(best['valid_loss']), 2)} nats per datum, at epoch {int(float(best['epoch']))}."
+        )
+
+
+def _evaluation(results: Sequence[Mapping[str, Any]], relaxed: bool) -> Iterator[str]:
+    yield "## Evaluation"
+    if not results:
+        yield "Nothing has been evaluated."
+        return
+    if relaxed:
+        yield f"The data are grey values under a Bernoulli: every number here is a {RELAXED}."
+    yield "\n".join(f"- {_headline(entry, relaxed)}" for entry in results if entry.get("nats"))
+    yield "± is the standard error of the mean over data."
+    yield _table(("evaluator", "data", "n", "particles", "nats per datum", "bits per dim", "time"), map(_row, results))
+    for entry in results:
+        details = {key: value for key, value in entry.items() if key not in PLACED}
+        if details:
+            listed = "\n".join(f"- {_line(NAMES.get(key, key))}: {_summary(value)}" for key, value in details.items())
+            yield f"Further numbers of {_code(entry['evaluator'])}:\n\n{listed}"
+    for entry in results:
+        for warning in entry.get("warnings") or []:
+            yield f"**Warning** ({_code(entry['evaluator'])}): {_line(warning)}"
+
+
+def _headline(entry: Mapping[str, Any], relaxed: bool) -> str:
+    quantity = str(entry.get("quantity") or "log_likelihood")
+    said = RELAXED if relaxed or quantity == "loss" else quantity.replace("_", " ")
+    if entry.get("kind") and said != RELAXED:
+        said += f", a {entry['kind']}"
+    name = f"{str(entry['split']).capitalize()} {_code(entry['evaluator'])}"
+    return f"{name}: **{_with_error(entry)} nats per datum** ({said})"
+
+
+def _row(entry: Mapping[str, Any]) -> list[str]:
+    bits, note = entry.get("bits_per_dim"), entry.get("bits_per_dim_note")
+    return [
+        _code(entry["evaluator"]),
+        f"{entry['data']}, {entry['split']}",
+        _value(entry["n"]),
+        _value(entry["particles"]),
+        _with_error(entry),
+        _number(bits, 3) if bits is not None else f"none: {note}" if note else "none",
+        _seconds(entry["seconds"]),
+    ]
+
+
+def _evaluator_figures(folder: Path, results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for entry in results:
+        for name in entry.get("figures") or []:
+            text = f"From the evaluator {_code(entry['evaluator'])}."
+            if (folder / name).exists():
+                yield _image(Path(name).stem, name, text)
+            else:
+                yield f"The figure {_code(name)} of {_code(entry['evaluator'])} is missing."
+
+
+class _Drawing(NamedTuple):
+    """A figure to be drawn, and one sentence on what it shows."""
+
+    name: str
+    draw: Callable[[], Figure | None]
+    shows: str
+
+
+def _figures(
+    folder: Path, pair: nn.Module, data: Dataset, history: Sequence[Mapping[str, Any]], relaxed: bool
+) -> Iterator[str]:
+    yield "## Figures"
+    for drawing in _drawings(pair, data, history, relaxed):
+        title = drawing.name.replace("_", " ").capitalize()
+        try:
+            figure = drawing.draw()
+        except (UserError, NotImplementedError) as reason:
+            yield f"{title}: not drawn, {_line(reason) or type(reason).__name__}."
+            continue
+        if figure is not None:
+            relative = f"{FIGURES}/{drawing.name}.png"
+            plots.save(figure, folder / relative)
+            yield _image(title, relative, drawing.shows)
+
+
+def _drawings(
+    pair: nn.Module, data: Dataset, history: Sequence[Mapping[str, Any]], relaxed: bool
+) -> Iterator[_Drawing]:
+    with plots.undisturbed(pair):
+        fields = data.test.head(64).take(slice(None))
+    if history:
+        bound = f"here a {RELAXED}" if relaxed else "minus the ELBO"
+        text = f"Training and validation loss of each epoch ({bound}), and the rate (KL) and distortion of the latter."
+        yield _Drawing("loss", lambda: plots.loss_curves(history), text)
+    yield _Drawing(
+        "reconstructions",
+        lambda: plots.reconstructions(pair, data.test),
+        "Test data, and below each the mean of p(x|z) at its posterior mean.",
+    )
+    yield _Drawing(
+        "samples",
+        lambda: plots.samples(pair, fields),
+        "Means of p(x|z) at draws of z from the prior.",
+    )
+    yield _Drawing(
+        "manifold",
+        lambda: plots.manifold(pair, fields),
+        "Means of p(x|z) over the plane of z, at standard-normal quantiles from 0.025 to 0.975.",
+    )
+    yield _Drawing(
+        "posterior_means",
+        lambda: plots.posterior_means(pair, data.test),
+        "Where the guide places the test data: the mean of q(z|x) of each, coloured by label where there is one.",
+    )
+
+
+def _settings(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
+    if not config:
+        return
+    yield "## Settings"
+    if (folder / runs.CONFIG).exists():
+        yield f"`pyro-vae train --config {runs.CONFIG} --out NEW_FOLDER`, said in this folder, repeats the run."
+    yield _table(("setting", "value"), ([_code(key), _value(value)] for key, value in _flat(config)))
+
+
+def _notes(notes: Sequence[str]) -> Iterator[str]:
+    if notes:
+        yield "## Notes"
+        yield "\n".join(f"- {_line(note)}" for note in notes)
+
+
+def _machine() -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    facts = {
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "Pyro": pyro.__version__,
+        "CPU cores": os.cpu_count(),
+        "GPU": gpu,
+    }
+    return _table(("", ""), ([name, _line(fact)] for name, fact in facts.items()))
+
+
+def _image(title: str, relative: str, shows: str) -> str:
+    return f"![{title}]({quote(relative)})\n\n{shows}"
+
+
+def _table(head: Sequence[str], rows: Any) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return _line(text).replace("|", "\\|")
+
+
+def _line(text: Any) -> str:
+    return " ".join(str(text).split())
+
+
+def _code(text: Any) -> str:
+    return f"`{_line(text)}`"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Entries of nested mappings under dotted names."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _value(value: Any) -> str:
+    """A setting or a number in words; long lists are cut."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", "−")
+    text = _line(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 120 else f"{text[:119]}…"
+
+
+def _summary(value: Any) -> str:
+    """A number, or numbers under names, in words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_line(name)} {_value(number)}" for name, number in _flat(value))
+    return _value(value)
+
+
+def _with_error(entry: Mapping[str, Any]) -> str:
+    """Mean ± standard error, with as many digits as the error warrants."""
+    nats = entry.get("nats") or {}
+    mean, error = nats.get("mean"), nats.get("standard_error")
+    if mean is None:
+        return "not a finite number" if nats else "none"
+    if error is None or not 0.0 < error < math.inf:
+        return _number(mean, 2)
+    decimals = max(0, -math.floor(math.log10(error)))
+    return f"{_number(mean, decimals)} ± {_number(error, decimals)}"
+
+
+def _number(value: float, decimals: int) -> str:
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

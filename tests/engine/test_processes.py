@@ -1,0 +1,155 @@
+"""Two processes, as `torchrun` starts them, train one pair and share an evaluation."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from pairs import bits, small_vae
+
+import pyro_vae as pv
+
+TRAIN = """
+import torch
+import pyro_vae as pv
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+x = torch.bernoulli(torch.rand(60, 6))
+vae = pv.VAE((6,), hidden=(8,))
+run = pv.train(vae, x, epochs=3, batch_size=16, progress=False, out="run")
+print("END", run.history[-1]["valid_elbo"], torch.cat([p.flatten() for p in vae.parameters()]).double().sum().item())
+"""
+
+REMAINDERS = f"""
+import sys
+import torch
+import pyro_vae as pv
+from pyro_vae.data import Dataset, Split
+from pyro_vae.engine.processes import rank
+
+sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
+from pairs import bits, small_vae
+
+torch.set_num_threads(1)
+torch.optim.Adam = lambda parameters, lr, **_: torch.optim.SGD(parameters, lr)  # linear in the gradients
+
+
+def reconstruct(vae, batch, particles=1, beta=1.0, data_size=None):
+    z = vae.posterior(vae.encoder(batch["x"])).mean
+    return -vae.likelihood(vae.decoder(z)).log_prob(batch["x"]).mean()
+
+
+data = Dataset("bits", *(Split({{"x": bits(n)}}) for n in (50, 10, 10)))
+vae = small_vae()
+run = pv.train(vae, data, epochs=1, batch_size=7, lr=0.01, objective=reconstruct, progress=False, device="cpu")
+torch.save((run.history[0]["loss"], vae.state_dict()), sys.argv[1] + str(rank()))
+"""
+
+EVALUATORS = {
+    "elbo": {},
+    "importance": {},
+    "reconstruction": {},
+    "ais": {"distributions": 3, "leapfrog": 1},
+    "gaps": {"steps": 2},
+    "latent": {"points": 500},
+}
+
+EVALUATE = f"""
+import sys
+import torch
+import pyro_vae as pv
+from pyro_vae.engine.devices import launch
+
+sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
+from pairs import bits, small_vae
+
+torch.set_num_threads(1)
+rank = launch("cpu").global_rank
+for size in (50, 230):
+    for name, options in {EVALUATORS!r}.items():
+        result = pv.evaluate(small_vae(), bits(size), name, 30, progress=False, **options)
+        torch.save((result.estimate.per_datum, result.entry()), f"{{size}}_{{name}}_{{rank}}.pt")
+"""
+
+
+def two_processes(arguments, folder):
+    """What each of two processes printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    return outputs
+
+
+def test_two_processes_end_with_the_same_weights(tmp_path):
+    outputs = two_processes(["-c", TRAIN], tmp_path)
+    ends = {line for out, _ in outputs for line in out.splitlines() if line.startswith("END")}
+    assert len(ends) == 1, outputs
+    assert (tmp_path / "run" / "best.pt").exists()
+
+
+def test_every_datum_counts_once_however_the_batch_divides(tmp_path):
+    """50 data by 7: each batch has a share of 4 and one of 3, the last one of 1 and one of 0."""
+    two_processes(["-c", REMAINDERS, "two_"], tmp_path)
+    subprocess.run([sys.executable, "-c", REMAINDERS, "one_"], cwd=tmp_path, check=True)
+    loss, weights = torch.load(tmp_path / "one_0")
+    for rank in range(2):
+        shared_loss, shared_weights = torch.load(tmp_path / f"two_{rank}")
+        assert shared_loss == pytest.approx(loss, rel=1e-5)
+        for name, weight in weights.items():
+            assert torch.allclose(shared_weights[name], weight, rtol=1e-4, atol=1e-6), name
+
+
+def test_two_processes_find_the_figures_of_one(tmp_path):
+    """Also where there is but one block of data, so that the other process has nothing to do."""
+    two_processes(["-c", EVALUATE], tmp_path)
+    for size in (50, 230):
+        for name, options in EVALUATORS.items():
+            alone = pv.evaluate(small_vae(), bits(size), name, 30, progress=False, **options)
+            for rank in range(2):
+                per_datum, entry = torch.load(tmp_path / f"{size}_{name}_{rank}.pt")
+                for figure, value in alone.estimate.per_datum.items():
+                    assert torch.allclose(per_datum[figure], value, atol=1e-6, equal_nan=True), (size, name, figure)
+                assert entry["nats"]["mean"] == pytest.approx(alone.mean, abs=1e-6)
+                assert entry["warnings"] == alone.warnings
+                assert entry.keys() == alone.entry().keys()
+
+
+def test_the_command_line_in_two_processes_writes_once(tmp_path):
+    cli = ["-m", "pyro_vae.command_line.main"]
+    trained = two_processes(
+        [*cli, "train", "--epochs", "2", "--hidden", "16", "--out", "run", "--quiet", "--engine", "eager"], tmp_path
+    )
+    assert [err.count("report: ") for _, err in trained] == [1, 0]
+    command = [*cli, "evaluate", "run", "--with", "importance", "--particles", "30", "--json", "-", "--quiet"]
+    (figures, _), (nothing, silence) = two_processes(command, tmp_path)
+    assert nothing == "" and "importance" not in silence
+    alone = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    (entry,), (of_one,) = json.loads(figures), json.loads(alone.stdout)
+    assert entry["nats"] == pytest.approx(of_one["nats"], abs=1e-6)

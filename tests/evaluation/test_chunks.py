@@ -1,0 +1,94 @@
+"""The compiled chunk of the importance evaluator: the eager figures, or eager with a reason."""
+
+import pytest
+import torch
+from pairs import SHAPE, Clusters, bits, counts, small_vae
+
+import pyro_vae as pv
+from pyro_vae.errors import UnknownName
+from pyro_vae.evaluation import chunks, draws
+from pyro_vae.evaluation.blocks import Block
+from pyro_vae.evaluation.chunks import ChunkEngine, ModelTerms, check_parity
+from pyro_vae.evaluation.draws import PARTICLE_BLOCK, draws_of, even_step, terms_at
+
+
+def importance(pair, data, particles, engine):
+    return pv.evaluate(pair, data, "importance", particles, progress=False, engine=engine)
+
+
+def check_same(pair, data, particles, evaluator="importance"):
+    result, eager = (
+        pv.evaluate(pair, data, evaluator, particles, progress=False, engine=engine) for engine in ("compiled", "eager")
+    )
+    assert result.estimate.summary["engine"] == "compiled (asked for)"
+    for name in ("log_likelihood", "half", "jackknife", "ess"):
+        value, reference = (r.estimate.per_datum[name] for r in (result, eager))
+        assert torch.allclose(value, reference, rtol=1e-4, atol=1e-4, equal_nan=True), name
+
+
+@pytest.mark.parametrize("evaluator", ["importance", "prior"])
+def test_a_compiled_evaluation_is_the_eager_one(evaluator, compilations):
+    """Two blocks of data, the second smaller, in pieces of one shape: one graph."""
+    check_same(small_vae(), bits(130), 600, evaluator)
+    assert len(compilations) == 1, "traced for a ragged chunk"
+
+
+@pytest.mark.parametrize("particles", [1, 7, 300])
+def test_any_number_of_particles_can_be_traced(particles, graphs):
+    check_same(small_vae(), bits(130), particles)
+
+
+def test_a_discrete_pair_and_one_whose_data_are_cut_can_be_traced(graphs, monkeypatch):
+    check_same(Clusters(), {"counts": counts(12)}, 40)
+    monkeypatch.setitem(draws.CHUNK_BYTES, "cpu", 2**13)
+    check_same(small_vae(), bits(130), 9)
+
+
+class Peeking(pv.VAE):
+    """A pair that reads a value on the host, which no trace can follow."""
+
+    def model(self, x):
+        if x.sum().item() > 0:
+            super().model(x)
+
+
+def test_what_cannot_be_traced_runs_eagerly_and_says_why():
+    pair = Peeking(SHAPE, hidden=(8,))
+    result = importance(pair, bits(30), 10, "compiled")
+    assert result.estimate.summary["engine"].startswith("eager (compilation failed: ")
+    assert torch.equal(result.log_likelihood, importance(pair, bits(30), 10, "eager").log_likelihood)
+
+
+def test_a_wrong_graph_is_not_used(monkeypatch):
+    monkeypatch.setattr(chunks, "compile_chunk", lambda *_: lambda batch, values: (torch.zeros(10, 30),) * 2)
+    result = importance(small_vae(), bits(30), 10, "compiled")
+    assert "differ from the eager ones" in result.estimate.summary["engine"]
+    assert result.mean < -1
+
+
+def test_parity_sees_a_small_difference():
+    pair, batch = small_vae(), {"x": bits(5)}
+    drawn = draws_of(Block(pair, pv.data.as_split(batch), slice(0, 5), 0), 4)
+    right = terms_at(pair, batch, drawn)[:2]
+    given = ModelTerms(pair, 4, 5), batch, drawn.values
+    check_parity(lambda *_: right, *given)
+    with pytest.raises(ArithmeticError):
+        check_parity(lambda *_: (right[0] * 1.001, right[1]), *given)
+
+
+def test_auto_compiles_where_enough_samples_follow(graphs, monkeypatch):
+    few = importance(small_vae(), bits(30), 10, "auto").estimate.summary["engine"]
+    assert few == "eager (300 samples do not repay compilation)"
+    monkeypatch.setitem(chunks.REPAYING_SAMPLES, "cpu", 300)
+    assert importance(small_vae(), bits(30), 10, "auto").estimate.summary["engine"] == "compiled (300 samples repay it)"
+
+
+def test_an_unknown_engine_lists_those_there_are():
+    with pytest.raises(UnknownName, match="known: compiled, .*"):
+        ChunkEngine("compile", 1)
+
+
+@pytest.mark.parametrize("most", [1, 3, 13, 26, 249])
+def test_a_block_of_particles_is_cut_evenly(most):
+    assert even_step(PARTICLE_BLOCK, most) <= most and PARTICLE_BLOCK % even_step(PARTICLE_BLOCK, most) == 0
+    assert even_step(most, most) == most
