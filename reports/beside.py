@@ -1,6 +1,6 @@
 """How fast one checkout of this library is beside another, both in one run, turn by turn.
 
-OMP_NUM_THREADS=2 python reports/beside.py OLD NEW [--rounds 7]
+OMP_NUM_THREADS=2 python reports/beside.py OLD NEW [--rounds 7] [--only WORDS]
 
 OLD and NEW are folders of checkouts. Each is measured by its own `reports/throughput`, in a process of its own that
 waits while the other one works. Printed is the time of NEW over the time of OLD: below one, NEW is faster.
@@ -41,10 +41,12 @@ def works() -> Works:
         )
 
 
-def serve(checkout: Path) -> None:
-    """Measure each work once for every line that is read, and print its rate."""
+def serve(checkout: Path, only: str) -> None:
+    """Measure each work whose name has these words, once for every line that is read, and print its rate."""
     sys.path[:0] = [str(checkout), str(checkout / "reports"), str(checkout / "reports" / "throughput")]
     for name, rate in works():
+        if only not in name:
+            continue
         rate()
         print(name, flush=True)
         while sys.stdin.readline().strip() == "again":
@@ -54,9 +56,9 @@ def serve(checkout: Path) -> None:
 class Worker:
     """A checkout's process."""
 
-    def __init__(self, checkout: Path):
+    def __init__(self, checkout: Path, only: str):
         environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONWARNINGS": "ignore"}
-        command = [sys.executable, __file__, "--serve", str(checkout)]
+        command = [sys.executable, __file__, "--serve", str(checkout), "--only", only]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(command, cwd=checkout, env=environment, text=True, **pipes)
 
@@ -73,12 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="leave out what has not these words in its name")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve)
+        serve(options.serve, options.only)
         return
-    old, new = (Worker(checkout.resolve()) for checkout in options.checkouts)
+    old, new = (Worker(checkout.resolve(), options.only) for checkout in options.checkouts)
     name, _ = old.read(), new.read()
     print("| | time of NEW over OLD, median | smallest | largest |\n| --- | --- | --- | --- |")
     while name:
