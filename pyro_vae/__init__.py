@@ -13,13 +13,13 @@ _HOMES = {
     "Dataset": "pyro_vae.data",
     "Split": "pyro_vae.data",
     "train": "pyro_vae.training.train",
-    "Run": "pyro_vae.training.loop",
+    "Run": "pyro_vae.runs.run",
     "evaluate": "pyro_vae.evaluation",
     "Result": "pyro_vae.evaluation",
     "inference_data": "pyro_vae.evaluation.inference_data",
     "log_terms": "pyro_vae.pair.terms",
     "LogTerms": "pyro_vae.pair.terms",
-    "load_run": "pyro_vae.runs.folder",
+    "load_run": "pyro_vae.runs.run",
 }
 
 _MODULES = ("data", "testing")

@@ -16,6 +16,14 @@ class ContractError(UserError):
     """A (model, guide) pair breaks the contract that the library relies on."""
 
 
+class UnfitPair(ContractError):
+    """A pair that was handed to the constructor of a model, as `parameter`, is not what the model needs."""
+
+    def __init__(self, parameter: str, reason: str):
+        super().__init__(f"{parameter}: {reason}")
+        self.parameter, self.reason = parameter, reason
+
+
 class ProgramError(ContractError):
     """A model or guide raised an error of its own."""
 

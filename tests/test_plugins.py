@@ -9,7 +9,7 @@ import pyro_vae as pv
 from pyro_vae import plugins
 from pyro_vae.command_line import main as cli
 from pyro_vae.errors import DataError, PluginError, UnknownName, nearest_first
-from pyro_vae.runs.folder import build_model
+from pyro_vae.runs import build_model
 
 MODULE = '''
 import pyro_vae as pv

@@ -1,6 +1,5 @@
-"""What each command does, given its parsed settings; parsing and printing are `cli`'s."""
+"""What each command does, given its parsed settings; parsing and printing are `main`'s."""
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,45 +9,39 @@ import numpy as np
 import torch
 
 from pyro_vae import files, plots, runs
-from pyro_vae.command_line.options import build, dataset_options
+from pyro_vae.command_line.options import build
 from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.data import Dataset, load_data
 from pyro_vae.engine import processes
 from pyro_vae.engine.devices import find_device, launch
-from pyro_vae.errors import ContractError, DataError, RunError
+from pyro_vae.errors import ContractError
 from pyro_vae.evaluation import Result, evaluate_each
 from pyro_vae.pair import generation
 from pyro_vae.pair.pair import select_fields
 from pyro_vae.reporting.report import write_report
-from pyro_vae.training.train import open_folder, train
+from pyro_vae.runs.folder import RunFolder, keep_result
+from pyro_vae.training.train import train
 
 CHECKED = 16
-DATA_SETTINGS = ("data", "binarize", "scale", "seed")
 
 
 def train_run(settings: TrainSettings, out: Path, resume: bool, overwrite: bool, progress: bool) -> list[Result]:
     """Train a registered model, evaluate it on the test split and write the run folder with its report."""
-    open_folder(out, resume, overwrite)
-    data = load_settings_data(settings.data, settings.data_options)
-    facts = data.facts
-    pair = runs.build_model(settings.model, facts, settings.model_options, settings.data["seed"])
-    objective = build("objective", settings.objective, settings.objective_options)
-    record = {
-        "config": settings.flat(),
-        "model": settings.model,
-        "options": settings.model_options,
-        "facts": {k: list(v) if isinstance(v, tuple) else v for k, v in facts.items() if k != "data_mean"},
-    }
+    stored = RunFolder(out, resume, overwrite).stored or {}
+    data = load_settings_data(settings)
+    pairs = {key: value for key, value in stored.get("options", {}).items() if isinstance(value, Mapping)}
+    options = {**settings.model_options, **pairs}
+    pair = runs.build_model(settings.model, data.facts, options, settings.data["seed"])
     run = train(
         pair,
         data,
-        objective=objective,
+        objective=build("objective", settings.objective, settings.objective_options),
         out=out,
         progress=progress,
         resume=resume,
         overwrite=overwrite,
         seed=settings.data["seed"],
-        record=record,
+        record={"config": settings.flat(), **runs.record_of(settings.model, data.facts, options)},
         **settings.training,
     )
     processes.wait_for_all()
@@ -59,7 +52,8 @@ def train_run(settings: TrainSettings, out: Path, resume: bool, overwrite: bool,
         except ContractError as problem:
             run.notes.append(f"{name} was not evaluated: {problem}")
     if processes.rank() == 0:
-        report_run(out, run.data, run.notes)
+        run.pair.cpu()
+        write_report(run)
     return results
 
 
@@ -67,36 +61,15 @@ def check_model(settings: TrainSettings) -> list[str]:
     """What was checked of a registered model on a batch of its training data; raises as `check_pair` does."""
     from pyro_vae.testing import check_pair
 
-    data = load_settings_data(settings.data, settings.data_options)
+    data = load_settings_data(settings)
     pair = runs.build_model(settings.model, data.facts, settings.model_options, settings.data["seed"])
     return check_pair(pair, data.train.head(CHECKED).take(slice(None)))
 
 
-def load_settings_data(data: Mapping[str, Any], options: Mapping[str, Any]) -> Dataset:
-    """The data set that a run's settings describe."""
-    return load_data(data["data"], binarize=data["binarize"], seed=data["seed"], scale=data["scale"], **options)
-
-
-def run_data(folder: Path, name: str | None = None) -> Dataset:
-    """The data set that a run was trained on, or another one presented alike."""
-    config = runs.read_config(folder)
-    if not config:
-        raise RunError(f"{folder} has no {runs.CONFIG}; say which data with --data, or use the Python way")
-    data = {key: config[key] for key in DATA_SETTINGS}
-    if name is not None and name != data["data"]:
-        return load_settings_data(data | {"data": name}, {})
-    taken = {option.name: config[option.name] for option in dataset_options(data["data"]) if option.name in config}
-    return load_settings_data(data, taken)
-
-
-def fitting_data(run: runs.StoredRun, name: str | None) -> Dataset:
-    """`run_data`, once its data are seen to have the shape that the run was trained on."""
-    data = run_data(run.folder, name)
-    for field, (shape, _) in generation.field_shapes(run.pair, data.test).items():
-        trained = list(run.fields[field][0])
-        if shape != trained:
-            raise DataError(f"{data.name}: {field} has shape {shape} a datum, but the run was trained on {trained}")
-    return data
+def load_settings_data(settings: TrainSettings) -> Dataset:
+    """The data set that the settings of a training describe."""
+    given = dict(settings.data)
+    return load_data(given.pop("data"), **given, **settings.data_options)
 
 
 def evaluate_run(
@@ -116,7 +89,7 @@ def evaluate_run(
     run = runs.load_run(folder)
     run.pair.to(launch(device).device if processes.started() > 1 else find_device(device))
     if not isinstance(data, Dataset):
-        data = fitting_data(run, data)
+        data = run.data_named(data)
     relaxed = bool(run.config.get("relaxed"))
     results = []
     for result in evaluate_each(
@@ -125,35 +98,13 @@ def evaluate_run(
         result.model = run.config.get("model", result.model)
         results.append(result)
         if processes.rank() == 0:
-            keep_result(folder, result)
+            keep_result(folder, result.entry(), result.estimate.figures)
     return results
 
 
-def keep_result(folder: Path, result: Result) -> None:
-    """Add a result to `evaluation.json` and its figures to `figures/`."""
-    entry = result.entry()
-    for name, figure in result.estimate.figures.items():
-        path = folder / runs.FIGURES / f"{result.evaluator}_{name}.png"
-        plots.save(figure, path)
-        entry.setdefault("figures", []).append(str(path.relative_to(folder)))
-    path = folder / runs.EVALUATION
-    entries = read_results(folder)
-    same = ("evaluator", "data", "split", "n", "particles")
-    entries = [old for old in entries if any(old.get(key) != entry[key] for key in same)]
-    files.write_text(path, json.dumps([*entries, entry], indent=2) + "\n")
-
-
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The entries of `evaluation.json`."""
-    path = folder / runs.EVALUATION
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-def report_run(folder: Path, data: Dataset | None = None, notes: Sequence[str] = ()) -> Path:
+def report_run(folder: Path) -> Path:
     """Write `report.md` and its figures from what the run folder holds."""
-    run = runs.load_run(folder)
-    data = data or run_data(folder)
-    return write_report(folder, run.pair, data, run.history, read_results(folder), run.config, list(notes))
+    return write_report(runs.load_run(folder))
 
 
 def sample_run(folder: Path, n: int, out: Path, seed: int = 0) -> None:
@@ -169,24 +120,24 @@ def sample_run(folder: Path, n: int, out: Path, seed: int = 0) -> None:
         plots.save_images(generation.center(generation.picture_site(generation.observed(sites))), out)
 
 
-def _fields_to_sample(run: runs.StoredRun, n: int) -> dict[str, torch.Tensor]:
+def _fields_to_sample(run: runs.Run, n: int) -> dict[str, torch.Tensor]:
     """Fields for `n` draws: what the model conditions on is that of the test data, over and over if need be."""
     if len(run.fields) == 1:
         return generation.blank_fields(run.fields, n)
-    test = run_data(run.folder).test
+    test = run.data.test
     return select_fields(run.pair, test.take(torch.arange(n) % test.size))
 
 
 def reconstruct_run(folder: Path, n: int, out: Path) -> None:
     """A picture of `n` test data, spread over the split, above their reconstructions."""
     run = runs.load_run(folder)
-    plots.save(plots.reconstructions(run.pair, run_data(folder).test, n), out)
+    plots.save(plots.reconstructions(run.pair, run.data.test, n), out)
 
 
 def encode_run(folder: Path, data: str | None, out: Path, split: str = "test") -> None:
     """Posterior mean and scale of every datum of a split, with its label where there is one, as arrays."""
     run = runs.load_run(folder)
-    chosen = getattr(fitting_data(run, data), split)
+    chosen = getattr(run.data_named(data), split)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         codes = generation.encode(run.pair, chosen)
@@ -201,7 +152,7 @@ def export_run(folder: Path, data: str | None, out: Path, draws: int, limit: int
     from pyro_vae.evaluation.inference_data import inference_data
 
     run = runs.load_run(folder)
-    exported = inference_data(run.pair, fitting_data(run, data), draws, limit, seed)
+    exported = inference_data(run.pair, run.data_named(data), draws, limit, seed)
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / "run.nc"
         to_netcdf(exported, str(whole))

@@ -76,9 +76,9 @@ def _first_process() -> bool:
 
 def train_command(arguments: list[str]) -> None:
     """pyro-vae train"""
-    from pyro_vae import runs
     from pyro_vae.command_line import commands
     from pyro_vae.command_line.settings import parse_train
+    from pyro_vae.runs.folder import REPORT, new_folder
 
     parser = _parser("train", "Train a model and write a run folder with its report.")
     settings, switches = parse_train(parser, arguments)
@@ -88,10 +88,10 @@ def train_command(arguments: list[str]) -> None:
         print(yaml.safe_dump(settings.flat(), sort_keys=False), end="")
         return
     name = re.sub(r"[^\w.-]+", "_", Path(settings.data["data"]).stem)
-    out = Path(switches.out) if switches.out else runs.new_folder(f"{settings.model}-{name}")
+    out = Path(switches.out) if switches.out else new_folder(f"{settings.model}-{name}")
     results = commands.train_run(settings, out, switches.resume, switches.overwrite, not switches.quiet)
     print_results(results)
-    say(f"report: {out / runs.REPORT}")
+    say(f"report: {out / REPORT}")
 
 
 def evaluate_command(arguments: list[str]) -> None:

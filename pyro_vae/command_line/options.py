@@ -13,6 +13,7 @@ from docstring_parser import parse
 
 from pyro_vae import plugins
 from pyro_vae.errors import UnknownName, UsageError
+from pyro_vae.pair.pair import Pair
 
 SIMPLE = (bool, int, float, str, type(None))
 
@@ -29,7 +30,8 @@ class Option:
 
 
 def options_of(plugin: Callable[..., Any], skip: Sequence[str] = ()) -> list[Option]:
-    """The options that a class or function takes and a command line can give: numbers, strings, and lists of them.
+    """The options that a class or function takes and a command line can give: numbers, strings, and lists of them, and
+    of another pair the folder of its run.
 
     Args:
         skip: parameters that are not the user's to set.
@@ -79,6 +81,8 @@ def _plain_type(hint: Any) -> Any:
     if origin in (list, tuple, Sequence):
         (inner, *_) = typing.get_args(hint)
         return list[inner] if inner in SIMPLE else None
+    if inspect.isclass(hint) and issubclass(hint, Pair):
+        return str
     return hint if hint in SIMPLE else None
 
 

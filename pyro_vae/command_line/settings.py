@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_vae import plugins, runs
+from pyro_vae import plugins
 from pyro_vae.command_line.options import Option, add_options, dataset_options, options_of, parse_value
 from pyro_vae.data import load_data
 from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.errors import PluginError, RunError, UnknownName, UsageError
+from pyro_vae.runs.folder import read_config, read_settings
 from pyro_vae.runs.identity import check_same_run
 from pyro_vae.training.train import train
 
@@ -59,7 +60,7 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
     first = _peek(type(parser)(prog=parser.prog, add_help=False, allow_abbrev=False), arguments)
     config = _read_config(first)
     chosen = {key: str(getattr(first, key) or config.get(key) or default) for key, default in DEFAULTS.items()}
-    stored = runs.read_config(Path(first.out)) if first.resume else {}
+    stored = read_config(Path(first.out)) if first.resume else {}
     check_same_run(first.out, _names(stored), _names(chosen))
     owners = {
         "the model": options_of(plugins.load("model", chosen["model"]), FIELDS_OF_FACTS),
@@ -112,10 +113,10 @@ def _read_config(first: argparse.Namespace) -> dict[str, Any]:
     if first.resume and first.out is None:
         raise RunError("--resume needs the run folder: say --out DIR")
     if first.resume and not first.config:
-        return runs.read_config(Path(first.out))
+        return read_config(Path(first.out))
     if not first.config:
         return {}
-    return runs.read_settings(Path(first.config))
+    return read_settings(Path(first.config))
 
 
 def _add_switches(parser: argparse.ArgumentParser) -> None:

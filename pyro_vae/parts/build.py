@@ -4,7 +4,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pyro_vae.errors import ContractError, UnknownName
+from torch import Tensor
+
+from pyro_vae.errors import ContractError, DataError, UnknownName
 
 
 def build(kind: str, part: Any, table: Mapping[str, Callable[..., Any]], **options: Any) -> Any:
@@ -33,3 +35,13 @@ def check_sizes(**sizes: Sequence[int]) -> None:
         for value in values:
             if value < 1:
                 raise ContractError(f"{name} must be at least 1, not {value}")
+
+
+def check_shapes(shapes: Mapping[str, Sequence[int]], fields: Mapping[str, Tensor | None]) -> None:
+    """Raise `DataError` where the data of a field [batch, ...] are of another shape than the model was made for."""
+    for name, field in fields.items():
+        if field is not None and tuple(field.shape[1:]) != shapes[name]:
+            raise DataError(
+                f"{name} has shape {list(field.shape[1:])}, but the model was made for {list(shapes[name])}; "
+                "give it data of the task that it was trained on"
+            )

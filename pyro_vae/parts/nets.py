@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -46,12 +47,7 @@ class MLPDecoder(nn.Module):
     """z [..., latent_dim] -> [..., channels, *data_shape]: `channels` numbers for each element of x."""
 
     def __init__(
-        self,
-        latent_dim: int,
-        hidden: Sequence[int],
-        activation: str,
-        data_shape: Sequence[int],
-        channels: int,
+        self, latent_dim: int, hidden: Sequence[int], activation: str, data_shape: Sequence[int], channels: int
     ):
         super().__init__()
         sizes = [latent_dim, *hidden]
@@ -66,6 +62,40 @@ class MLPDecoder(nn.Module):
         """Let the output start at `values` [channels, *data_shape]."""
         with torch.no_grad():
             self.out.bias.copy_(values.reshape(-1))
+
+
+class ContextDecoder(nn.Module):
+    """z [..., latent_dim] and features of the context [batch, features] -> [..., *out_shape].
+
+    The first layer is linear in both together, so the context goes through it once, however many z there are.
+    """
+
+    def __init__(
+        self, latent_dim: int, features: int, hidden: Sequence[int], activation: str, out_shape: Sequence[int]
+    ):
+        super().__init__()
+        sizes = [*hidden, math.prod(out_shape)]
+        self.out_shape = tuple(out_shape)
+        self.from_z = nn.Linear(latent_dim, sizes[0])
+        self.from_context = nn.Linear(features, sizes[0], bias=False) if features else None
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise(sizes):
+            layers += [activation_class(activation)(), nn.Linear(n_in, n_out)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(
+        self, z: Float[Tensor, "... latent"], features: Float[Tensor, "batch features"]
+    ) -> Float[Tensor, "..."]:
+        first = self.from_z(z)
+        if self.from_context is not None:
+            first = first + self.from_context(features)
+        return self.layers(first).unflatten(-1, self.out_shape)
+
+    def set_output(self, values: Float[Tensor, "..."]) -> None:
+        """Let the output start around `values` [*out_shape]."""
+        last = self.layers[-1] if len(self.layers) else self.from_z
+        with torch.no_grad():
+            last.bias.copy_(values.reshape(-1))
 
 
 class ResidualBlock(nn.Module):
@@ -88,13 +118,15 @@ class ResidualBlock(nn.Module):
 class ConvEncoder(nn.Module):
     """Images [..., C, H, W] -> features [..., out_features], halving the resolution once for each width in `hidden`."""
 
-    def __init__(self, data_shape: Sequence[int], hidden: Sequence[int], activation: str, residual: bool = False):
+    residual = False
+
+    def __init__(self, data_shape: Sequence[int], hidden: Sequence[int], activation: str):
         super().__init__()
         channels, *sizes = _image_shape(data_shape, hidden)
         layers: list[nn.Module] = []
         for n_in, n_out in zip([channels, *hidden[:-1]], hidden, strict=True):
             layers += [nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)]
-            layers += [ResidualBlock(n_out, activation)] if residual else []
+            layers += [ResidualBlock(n_out, activation)] if self.residual else []
             layers += [activation_class(activation)()]
             sizes = [(size + 1) // 2 for size in sizes]
         self.layers = nn.Sequential(*layers)
@@ -110,14 +142,10 @@ class ConvDecoder(nn.Module):
     """z [..., latent_dim] -> [..., channels, *data_shape]: a linear layer, then transposed convolutions, the
     mirror of `ConvEncoder` with the same `hidden`."""
 
+    residual = False
+
     def __init__(
-        self,
-        latent_dim: int,
-        hidden: Sequence[int],
-        activation: str,
-        data_shape: Sequence[int],
-        channels: int,
-        residual: bool = False,
+        self, latent_dim: int, hidden: Sequence[int], activation: str, data_shape: Sequence[int], channels: int
     ):
         super().__init__()
         image_channels, *size = _image_shape(data_shape, hidden)
@@ -131,7 +159,7 @@ class ConvDecoder(nn.Module):
         for i, n_in in enumerate(hidden):
             n_out = hidden[i + 1] if i + 1 < len(hidden) else image_channels * channels
             target = sizes[len(hidden) - 1 - i]
-            layers += [ResidualBlock(n_in, activation)] if residual else []
+            layers += [ResidualBlock(n_in, activation)] if self.residual else []
             layers += [activation_class(activation)()]
             padding = tuple(1 - s % 2 for s in target)
             layers += [nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=padding)]
@@ -162,22 +190,13 @@ def _image_shape(data_shape: Sequence[int], hidden: Sequence[int]) -> Sequence[i
 class ResidualEncoder(ConvEncoder):
     """`ConvEncoder` with a residual block at each resolution."""
 
-    def __init__(self, data_shape: Sequence[int], hidden: Sequence[int], activation: str):
-        super().__init__(data_shape, hidden, activation, residual=True)
+    residual = True
 
 
 class ResidualDecoder(ConvDecoder):
     """`ConvDecoder` with a residual block at each resolution."""
 
-    def __init__(
-        self,
-        latent_dim: int,
-        hidden: Sequence[int],
-        activation: str,
-        data_shape: Sequence[int],
-        channels: int,
-    ):
-        super().__init__(latent_dim, hidden, activation, data_shape, channels, residual=True)
+    residual = True
 
 
 ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder, "residual": ResidualEncoder}

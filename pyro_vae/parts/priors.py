@@ -1,8 +1,12 @@
-"""p(z): modules whose `forward()` is the prior of one latent vector, event shape [latent_dim]."""
+"""p(z): modules whose `forward()` is the prior of one latent vector, event shape [latent_dim]; and p(z|c), whose
+`forward` takes features of a context c [batch, in_features]."""
 
 import pyro.distributions as dist
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae.parts.posteriors import DiagonalNormal
 
 
 class StandardNormal(nn.Module):
@@ -34,4 +38,12 @@ class MixtureOfNormals(nn.Module):
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), normals)
 
 
+class ContextFree(StandardNormal):
+    """N(0, I), whatever the context."""
+
+    def forward(self, features: Float[Tensor, "batch features"]) -> dist.Distribution:
+        return super().forward()
+
+
 PRIORS = {"standard_normal": StandardNormal, "mixture": MixtureOfNormals}
+CONTEXT_PRIORS = {"conditional": DiagonalNormal, "standard_normal": ContextFree}

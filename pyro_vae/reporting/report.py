@@ -13,12 +13,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from pyro_vae import plots, runs
+from pyro_vae import plots
 from pyro_vae.data import Dataset
-from pyro_vae.errors import UserError
+from pyro_vae.errors import RunError, UserError
 from pyro_vae.files import write_text
+from pyro_vae.runs.folder import CONFIG, FIGURES, REPORT, read_results
+from pyro_vae.runs.run import Run
 
-FIGURES = runs.FIGURES
 RELAXED = "loss, not a log-likelihood"
 PLACED = (
     "evaluator model data split n particles seconds quantity kind nats bits_per_dim bits_per_dim_note warnings figures"
@@ -28,46 +29,31 @@ PLACED = (
 NAMES = {"jackknife": "jackknife (an estimate of log p(x), no bound)"}
 
 
-def write_report(
-    folder: Path,
-    pair: nn.Module,
-    data: Dataset,
-    history: list[dict[str, Any]],
-    results: list[dict[str, Any]],
-    config: Mapping[str, Any],
-    notes: list[str],
-) -> Path:
-    """Write `folder/report.md` and its figures under `folder/figures`; returns the path of report.md.
+def write_report(run: Run) -> Path:
+    """Write `report.md` and its figures under `figures/` into the folder of a run; returns the path of report.md.
 
-    A figure that does not apply to the pair is left out; one that cannot be drawn is replaced by the reason. torch's
-    generators are left as they were.
-
-    Args:
-        folder: the run folder.
-        pair: the trained pair.
-        data: what it was trained on.
-        history: a row an epoch, as `Run.history`.
-        results: the entries of evaluation.json; the figures that they name are relative to `folder`.
-        config: every setting of the run; with `relaxed` its numbers are called a loss, never a log-likelihood.
-        notes: further sentences.
+    The evaluations are those of the folder's evaluation.json; with the setting `relaxed` their numbers are called a
+    loss, never a log-likelihood. A figure that does not apply to the pair is left out; one that cannot be drawn is
+    replaced by the reason. torch's generators are left as they were.
 
     Raises:
-        RunError: the folder cannot be written.
+        RunError: the run has no folder, or the folder cannot be written.
     """
-    folder = Path(folder)
-    relaxed = bool(config.get("relaxed"))
+    if run.out is None:
+        raise RunError("the run has no folder to write its report to; train it with out=DIR")
+    results, relaxed = read_results(run.out), bool(run.config.get("relaxed"))
     sections = [
-        f"# {_line(config.get('model', type(pair).__name__))} on {_line(data.name)}",
-        *_overview(data, history),
-        *_settings(folder, config),
+        f"# {_line(run.config.get('model', type(run.pair).__name__))} on {_line(run.data.name)}",
+        *_overview(run.data, run.history),
+        *_settings(run.out, run.config),
         *_evaluation(results, relaxed),
-        *_figures(folder, pair, data, history, relaxed),
-        *_evaluator_figures(folder, results),
-        *_notes(notes),
+        *_figures(run, relaxed),
+        *_evaluator_figures(run.out, results),
+        *_notes(run.notes),
         "## Versions and machine",
         _machine(),
     ]
-    path = folder / runs.REPORT
+    path = run.out / REPORT
     write_text(path, "\n\n".join(sections) + "\n")
     return path
 
@@ -145,11 +131,9 @@ class _Drawing(NamedTuple):
     shows: str
 
 
-def _figures(
-    folder: Path, pair: nn.Module, data: Dataset, history: Sequence[Mapping[str, Any]], relaxed: bool
-) -> Iterator[str]:
+def _figures(run: Run, relaxed: bool) -> Iterator[str]:
     yield "## Figures"
-    for drawing in _drawings(pair, data, history, relaxed):
+    for drawing in _drawings(run.pair, run.data, run.history, relaxed):
         title = drawing.name.replace("_", " ").capitalize()
         try:
             figure = drawing.draw()
@@ -158,7 +142,7 @@ def _figures(
             continue
         if figure is not None:
             relative = f"{FIGURES}/{drawing.name}.png"
-            plots.save(figure, folder / relative)
+            plots.save(figure, run.out / relative)
             yield _image(title, relative, drawing.shows)
 
 
@@ -197,8 +181,8 @@ def _settings(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
     if not config:
         return
     yield "## Settings"
-    if (folder / runs.CONFIG).exists():
-        yield f"`pyro-vae train --config {runs.CONFIG} --out NEW_FOLDER`, said in this folder, repeats the run."
+    if (folder / CONFIG).exists():
+        yield f"`pyro-vae train --config {CONFIG} --out NEW_FOLDER`, said in this folder, repeats the run."
     yield _table(("setting", "value"), ([_code(key), _value(value)] for key, value in _flat(config)))
 
 

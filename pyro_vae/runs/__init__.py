@@ -1,39 +1,6 @@
-"""Run folders: what a finished training left, and how to get its pair back."""
+"""Runs: one class for a run that was trained just now and for one that is read from its folder."""
 
-from pyro_vae.runs.folder import (
-    BEST,
-    CONFIG,
-    EVALUATION,
-    FIGURES,
-    LAST,
-    METRICS,
-    REPORT,
-    RUN_FILES,
-    StoredRun,
-    build_model,
-    load_run,
-    load_weights,
-    new_folder,
-    read_config,
-    read_settings,
-    run_files,
-)
+from pyro_vae.runs.build import build_model, record_of
+from pyro_vae.runs.run import Run, load_run
 
-__all__ = [
-    "BEST",
-    "CONFIG",
-    "EVALUATION",
-    "FIGURES",
-    "LAST",
-    "METRICS",
-    "REPORT",
-    "RUN_FILES",
-    "StoredRun",
-    "build_model",
-    "load_run",
-    "load_weights",
-    "new_folder",
-    "read_config",
-    "read_settings",
-    "run_files",
-]
+__all__ = ["Run", "build_model", "load_run", "record_of"]

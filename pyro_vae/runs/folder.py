@@ -1,106 +1,122 @@
-"""Run folders: what a finished training left, and how to get its pair back."""
+"""A run folder: its files, what may be written to it, and when."""
 
-import inspect
+import csv
+import io
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
-from torch import nn
 
-from pyro_vae import files, plugins
-from pyro_vae.data.dataset import FIELDS_OF_FACTS
-from pyro_vae.errors import DataError, RunError
+from pyro_vae import files
+from pyro_vae.engine import processes
+from pyro_vae.errors import RunError
 
-CONFIG, LAST, BEST, METRICS, EVALUATION, REPORT = (
-    "config.yaml",
-    "last.pt",
-    "best.pt",
-    "metrics.csv",
-    "evaluation.json",
-    "report.md",
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONFIG, LAST, BEST, METRICS, EVALUATION, REPORT = RUN_FILES = (
+    "config.yaml last.pt best.pt metrics.csv evaluation.json report.md".split()
 )
-RUN_FILES = (CONFIG, LAST, BEST, METRICS, EVALUATION, REPORT)
 FIGURES = "figures"
 
 
-@dataclass(frozen=True)
-class StoredRun:
-    """A run folder that was read.
+class RunFolder:
+    """Where training writes its run. Without a path nothing is written; of several processes, the first writes.
+
+    Args:
+        out: the folder, which need not exist yet, or None.
+        resume: go on with the run that is there.
+        overwrite: replace the run that is there.
 
     Attributes:
-        folder: where it is.
-        pair: the pair with its best weights, under `eval()`.
-        config: every setting, as `config.yaml` holds them.
-        fields: shape and dtype of one datum of each field that the pair takes.
-        history: a row an epoch.
-    """
-
-    folder: Path
-    pair: nn.Module
-    config: dict[str, Any]
-    fields: dict[str, tuple[list[int], str]]
-    history: list[dict[str, float]]
-
-
-def build_model(name: str, facts: Mapping[str, Any], options: Mapping[str, Any], seed: int = 0) -> nn.Module:
-    """Build a registered model: what its signature asks of the data comes from `facts`, the rest from `options`.
-
-    Args:
-        seed: fixes the initial weights; torch's global generator is left as it was.
+        path: the folder, or None.
+        stored: the state to go on from, or None.
 
     Raises:
-        UnknownName: no such model.
-        DataError: the data do not offer what the model asks for.
+        RunError: it holds a run already and neither `resume` nor `overwrite` is set, or there is nothing to resume.
     """
-    constructor = plugins.load("model", name)
-    parameters = inspect.signature(constructor).parameters
-    given = {key: value for key, value in facts.items() if key in parameters} | dict(options)
-    for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in given:
-            field = f", so data with a field {FIELDS_OF_FACTS[key]}" if key in FIELDS_OF_FACTS else ""
-            raise DataError(f"model {name!r} needs {key}{field}; these data offer {', '.join(facts)}")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return constructor(**given)
+
+    def __init__(self, out: str | Path | None = None, resume: bool = False, overwrite: bool = False):
+        self.path = None if out is None else Path(out)
+        if self.path is None:
+            if resume:
+                raise RunError("resume needs the run folder: say out=DIR")
+        elif self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file; choose another --out")
+        elif resume and not (self.path / LAST).exists():
+            raise RunError(f"nothing to resume: {self.path / LAST} does not exist")
+        elif self.path.exists() and any(self.path.iterdir()) and not (resume or overwrite):
+            raise RunError(
+                f"{self.path} exists; continue it with --resume, replace it with --overwrite, or choose another --out"
+            )
+        self.stored = files.load(self.path / LAST) if self.path and resume else None
+        self.replace = overwrite and not resume
+
+    def begin(self, config: Mapping[str, Any] | None) -> None:
+        """Make the folder, take away what a run that is to be replaced left there, and write the settings.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        if not self._writes:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for path in _files_of_a_run(self.path) if self.replace else ():
+                path.unlink(missing_ok=True)
+        except OSError as problem:
+            raise RunError(f"cannot write {self.path}: {problem.strerror}") from problem
+        if config is not None:
+            files.write_text(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+
+    def save(self, last: dict[str, Any], best: dict[str, Any] | None) -> None:
+        """Write the state to go on from with its history, and the best epoch's, where there has been one."""
+        if not self._writes:
+            return
+        files.save(self.path / LAST, last)
+        if best is not None:
+            files.save(self.path / BEST, best)
+        files.write_text(self.path / METRICS, metrics_csv(last["history"]))
+
+    @property
+    def _writes(self) -> bool:
+        return self.path is not None and processes.rank() == 0
 
 
-def load_run(folder: str | Path, pair: nn.Module | None = None) -> StoredRun:
-    """Read a run folder; the pair holds its best weights.
-
-    Args:
-        folder: the run folder.
-        pair: where given, the weights are read into it; needed for a pair that no plugin registers.
-
-    Raises:
-        RunError: not a run folder, or the run of another model.
-    """
-    folder = Path(folder)
-    best = files.load(folder / BEST)
-    if pair is None:
-        if "options" not in best:
-            raise RunError(f"{folder} holds a pair that no plugin built; give it: load_run(folder, pair=...)")
-        pair = build_model(best["model"], best["facts"], best["options"])
-    load_weights(pair, best, folder)
-    history = files.load(folder / LAST)["history"]
-    return StoredRun(folder, pair.eval(), read_config(folder), best["fields"], history)
-
-
-def load_weights(pair: nn.Module, checkpoint: Mapping[str, Any], folder: Path) -> None:
-    """Put a checkpoint's weights into a pair; raises `RunError` where they are of another model."""
-    try:
-        pair.load_state_dict(checkpoint["pair"])
-    except (RuntimeError, KeyError) as reason:
-        detail = str(reason).splitlines()[-1].strip()
-        raise RunError(f"{folder} is the run of another model than {type(pair).__name__}: {detail}") from reason
-
-
-def run_files(folder: Path) -> list[Path]:
+def _files_of_a_run(folder: Path) -> list[Path]:
     """What runs write to their folder; pictures count only where there is a checkpoint beside them."""
     figures = (folder / FIGURES).glob("*.png") if (folder / LAST).exists() else ()
     return [*(folder / name for name in RUN_FILES), *figures]
+
+
+def metrics_csv(history: list[dict[str, float]]) -> str:
+    """The history as CSV, a row an epoch."""
+    text = io.StringIO()
+    if history:
+        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+    return text.getvalue()
+
+
+def keep_result(folder: Path, entry: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:
+    """Put a result into `evaluation.json`, in place of one with the same settings, and its figures into `figures/`."""
+    entry = dict(entry)
+    for name, figure in figures.items():
+        path = folder / FIGURES / f"{entry['evaluator']}_{name}.png"
+        files.write_whole(path, lambda file, figure=figure: figure.savefig(file, format="png"))
+        entry.setdefault("figures", []).append(str(path.relative_to(folder)))
+    same = ("evaluator", "data", "split", "n", "particles")
+    others = [old for old in read_results(folder) if any(old.get(key) != entry[key] for key in same)]
+    files.write_text(folder / EVALUATION, json.dumps([*others, entry], indent=2) + "\n")
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The entries of `evaluation.json`."""
+    path = folder / EVALUATION
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def read_config(folder: Path) -> dict[str, Any]:

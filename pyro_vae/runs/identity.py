@@ -40,12 +40,15 @@ def _listed(value: Any) -> Any:
 
 
 def identity(pair: nn.Module, data: Dataset, objective: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is, as plain values by name: pair, objective with its options, `settings`, data."""
+    """What a run is, as plain values by name: pair, objective with its options, `settings`, data.
+
+    A pair among the settings is passed over: its parts are among those of the run's own pair.
+    """
     return {
         "pair": type(pair).__name__,
         "objective": getattr(objective, "__name__", type(objective).__name__),
         **_options(objective),
-        **settings,
+        **{name: value for name, value in settings.items() if not isinstance(value, Mapping)},
         "drawn anew": data.undrawn is not None,
         **_fingerprint("training", data.train),
         **_fingerprint("validation", data.valid),

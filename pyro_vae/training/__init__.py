@@ -1,1 +1,1 @@
-"""Training: `train.py` checks what is asked for, `loop.py` is the one loop."""
+"""Training: `train.py` checks what is asked for, `loop.py` is the one loop, `divergence.py` explains a NaN."""

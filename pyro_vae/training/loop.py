@@ -1,28 +1,24 @@
 """The one training loop."""
 
 import copy
-import csv
-import io
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-import yaml
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_vae import files
 from pyro_vae.data import Dataset, Split
 from pyro_vae.engine.cuda_graph import CapturedStep
-from pyro_vae.engine.devices import cuda_devices
+from pyro_vae.engine.devices import PRECISIONS, cuda_devices
 from pyro_vae.engine.step import Engine, Loss, SharedStep, choose_engine
-from pyro_vae.errors import DivergenceError, RunError
+from pyro_vae.errors import RunError
 from pyro_vae.objectives.elbo import shared_loss
 from pyro_vae.pair import bounds
 from pyro_vae.pair.checks import check_auxiliary, density_faults
@@ -31,8 +27,10 @@ from pyro_vae.pair.pair import evaluating, select_fields
 from pyro_vae.pair.particles import run_guide, run_model, ways
 from pyro_vae.pair.sites import values_of
 from pyro_vae.pair.terms import elbo_terms
-from pyro_vae.runs.folder import BEST, CONFIG, LAST, METRICS, run_files
+from pyro_vae.runs.folder import LAST, RunFolder
+from pyro_vae.runs.run import Run
 from pyro_vae.training.averaging import Average
+from pyro_vae.training.divergence import Step, explain_divergence, weights_are_finite
 from pyro_vae.training.schedules import find_schedule, ramp
 
 if TYPE_CHECKING:
@@ -42,28 +40,6 @@ SAVE_EVERY_SECONDS = 20.0
 VALIDATION_SEED = 20
 
 
-@dataclass
-class Run:
-    """A finished training: the pair at its best validation epoch, and how it got there.
-
-    Attributes:
-        pair: the pair, holding the weights of the smallest validation loss (their moving average, where there is one).
-        history: a row an epoch; losses and bounds in nats per datum.
-        best_epoch: the epoch of these weights, from 1.
-        engine: which engine ran the steps.
-        data: the data set that was trained on.
-        out: the run folder, or None.
-    """
-
-    pair: nn.Module
-    history: list[dict[str, float]]
-    best_epoch: int
-    engine: str
-    data: Dataset
-    out: Path | None = None
-    notes: list[str] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class Settings:
     """How to train; see `pyro_vae.train`."""
@@ -71,15 +47,18 @@ class Settings:
     epochs: int
     batch_size: int
     lr: float
-    schedule: str
-    lr_warmup: int
-    beta: float
-    kl_warmup: int
-    clip: float | None
-    patience: int | None
-    ema: float
-    seed: int
-    particles: int
+    schedule: str = "constant"
+    lr_warmup: int = 0
+    beta: float = 1.0
+    kl_warmup: int = 0
+    clip: float | None = None
+    patience: int | None = None
+    ema: float = 0.0
+    seed: int = 0
+    particles: int = 1
+    engine: str = "auto"
+    precision: str = "32-true"
+    relaxed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr", "particles", "clip", "patience"):
@@ -95,7 +74,25 @@ class Settings:
 
 
 class Trainer:
-    """The state of a training run, and the loop that advances it."""
+    """The state of a training run, and the loop that advances it: `fit` runs what is left of it, `steps` one epoch.
+
+    When it is made, the state is restored where there is one, the engine is chosen, and the loss is tried, so that what
+    breaks the contract fails before anything is written.
+
+    Args:
+        fabric: the device, and the processes that share the work.
+        pair: trained in place.
+        data: what it is trained and validated on.
+        objective: what is minimised.
+        settings: how.
+        folder: where the run is written to.
+        record: what the checkpoints keep beside the weights; see `pyro_vae.train`.
+
+    Raises:
+        RunError: the stored state is of another model.
+        UnknownName: no such engine.
+        ContractError: the pair or the objective breaks the contract.
+    """
 
     def __init__(
         self,
@@ -104,25 +101,19 @@ class Trainer:
         data: Dataset,
         objective: Any,
         settings: Settings,
-        record: Mapping[str, Any],
-        folder: Path | None,
-        tolerance: float = 1e-5,
-        relaxed: bool = False,
+        *,
+        folder: RunFolder | None = None,
+        record: Mapping[str, Any] | None = None,
     ):
-        self.fabric, self.pair, self.data, self.settings = fabric, pair, data, settings
-        self.relaxed = relaxed
-        self.folder = folder
-        self.record = {
-            "model": type(pair).__name__,
-            "fields": field_shapes(pair, data.train),
-            **{key: value for key, value in record.items() if key != "config"},
-        }
-        self.config = record.get("config")
+        self.fabric, self.pair, self.data, self.objective, self.settings = fabric, pair, data, objective, settings
+        self.folder, record = folder or RunFolder(), dict(record or {})
+        self.config = record.pop("config", None)
+        self.record = {"model": type(pair).__name__, "fields": field_shapes(pair, data.train), **record}
         torch.manual_seed(settings.seed + fabric.global_rank)
-        self.objective = objective
         pair.to(fabric.device).train()
         self.train_split = data.train.to(fabric.device)
         self.valid_split = data.valid.to(fabric.device)
+        tolerance = PRECISIONS[settings.precision].tolerance
         self.loss = Loss(pair, objective, settings.particles, data.train.size, fabric.autocast, tolerance)
         on_gpu = fabric.device.type == "cuda"
         self.rate = torch.tensor(settings.lr, device=fabric.device) if on_gpu else settings.lr
@@ -135,58 +126,36 @@ class Trainer:
         self.best: dict[str, Any] = {"epoch": 0, "elbo": -math.inf, "pair": None}
         self.saved_at = time.monotonic()
         self.beta = torch.ones((), device=fabric.device)
-        self.advance: Callable[[dict[str, Tensor]], Tensor] = self._advance
-        self.faults: list[str] = []
-        self.notes: list[str] = []
+        self.steps_per_epoch = self.train_split.num_batches(settings.batch_size)
+        if self.folder.stored is not None:
+            self._restore(self.folder.stored)
+        self._prepare()
 
-    def open(self, overwrite: bool) -> None:
-        """Make the run folder and write the settings; with `overwrite`, take away what an earlier run left."""
-        if self.folder is None or not self.fabric.is_global_zero:
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if overwrite and self.epoch == 0:
-                for path in run_files(self.folder):
-                    path.unlink(missing_ok=True)
-        except OSError as problem:
-            raise RunError(f"cannot write {self.folder}: {problem.strerror}") from problem
-        if self.config is not None:
-            files.write_text(self.folder / CONFIG, yaml.safe_dump(self.config, sort_keys=False))
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.train_split.num_batches(self.settings.batch_size)
-
-    def prepare(self, engine: str) -> None:
-        """Try the loss, so that what breaks the contract fails before anything is written, and choose the engine."""
+    def _prepare(self) -> None:
+        """Try the loss, see what the numbers of the pair are and how it holds several particles, choose the engine."""
         steps = (self.settings.epochs - self.epoch) * self.steps_per_epoch
         with torch.random.fork_rng(devices=cuda_devices(self.fabric.device)):
             example = select_fields(self.pair, self.train_split.take(slice(0, self.settings.batch_size)))
             self._try_loss(example)
-            self._look_at(example)
+            faults = self._density_faults(example)
+            way = ways(self.pair, example, self.settings.particles)
             if self.fabric.world_size > 1:
                 self.engine = Engine("eager", "several processes", SharedStep(self.fabric.setup_module(self.loss)))
             else:
-                self.engine = choose_engine(engine, self.loss, example, steps)
-        if self.engine.name == "compiled" and self.fabric.device.type == "cuda":
-            self.advance = CapturedStep(self._advance)
+                self.engine = choose_engine(self.settings.engine, self.loss, example, steps)
+        captured = self.engine.name == "compiled" and self.fabric.device.type == "cuda"
+        self.advance: Callable[[dict[str, Tensor]], Tensor] = CapturedStep(self._advance) if captured else self._advance
+        self.is_loss = bool(faults) or self.settings.relaxed
+        line = self.engine.line if self.settings.particles == 1 else f"{self.engine.line}; {way.line}"
+        self.notes = [line, *(f"a loss, not a bound: {fault}" for fault in faults)]
 
-    def _look_at(self, example: dict[str, Tensor]) -> None:
-        """See what the numbers of the pair are, and how it holds several particles."""
+    @torch.no_grad()
+    def _density_faults(self, example: dict[str, Tensor]) -> list[str]:
+        """Why the pair's numbers are no densities; empty where they are."""
         check_auxiliary(self.pair, example)
-        with torch.no_grad(), evaluating(self.pair):
+        with evaluating(self.pair):
             guide = run_guide(self.pair, example)
-            faults = density_faults(run_model(self.pair, example, values_of(guide)), guide)
-        self.faults = [fault.line for fault in faults]
-        self.notes = [f"a loss, not a bound: {fault}" for fault in self.faults]
-        if self.relaxed:
-            self.faults.append("grey values under a Bernoulli")
-        self.way = ways(self.pair, example, self.settings.particles)
-
-    @property
-    def engine_line(self) -> str:
-        """Which engine runs, and how it holds several particles."""
-        return self.engine.line if self.settings.particles == 1 else f"{self.engine.line}; {self.way.line}"
+            return [fault.line for fault in density_faults(run_model(self.pair, example, values_of(guide)), guide)]
 
     @torch.no_grad()
     def _try_loss(self, example: dict[str, Tensor]) -> None:
@@ -194,18 +163,24 @@ class Trainer:
         with evaluating(self.pair):
             trial(example, self.beta)
 
-    def fit(self, progress: bool) -> None:
-        """Run the remaining epochs, saving as they pass."""
+    def fit(self, progress: bool) -> Run:
+        """Run the remaining epochs, saving as they pass.
+
+        Raises:
+            RunError: the folder cannot be written.
+            DivergenceError: a loss is not finite; names the epoch, step and site. The last checkpoint is kept.
+        """
+        self.folder.begin(self.config)
         settings = self.settings
         total = settings.epochs * self.steps_per_epoch
         show = progress and self.fabric.is_global_zero
         with tqdm(total=total, initial=self.epoch * self.steps_per_epoch, disable=not show, unit="step") as bar:
             bar.set_description("training")
             if show:
-                for line in (self.engine_line, *self.notes):
+                for line in self.notes:
                     bar.write(line, file=sys.stderr)
             while self.epoch < settings.epochs and not self._out_of_patience():
-                start = self.capture()
+                start = self._capture()
                 try:
                     row = self._run_epoch(bar, start)
                 except KeyboardInterrupt:
@@ -216,8 +191,9 @@ class Trainer:
                 bar.set_postfix(loss=f"{row['loss']:.2f}", valid=f"{row['valid_loss']:.2f}")
                 self._keep_best(row)
                 if time.monotonic() - self.saved_at > SAVE_EVERY_SECONDS:
-                    self._write(self.capture())
-        self._write(self.capture())
+                    self._write(self._capture())
+        self._write(self._capture())
+        return self._finished()
 
     def _run_epoch(self, bar: tqdm, start: dict[str, Any]) -> dict[str, float]:
         began = time.perf_counter()
@@ -226,7 +202,7 @@ class Trainer:
             losses.append(loss)
             bar.update()
         loss = torch.stack(losses)
-        if not (loss.isfinite().all() and self._weights_are_finite()):
+        if not (loss.isfinite().all() and weights_are_finite(self.pair)):
             self._explain_divergence(start)
         row = {"epoch": self.epoch + 1, "loss": loss.mean().item(), **self._validate()}
         if math.isnan(row["valid_loss"]):
@@ -256,9 +232,6 @@ class Trainer:
         if self.average is not None:
             self.average.update()
 
-    def _weights_are_finite(self) -> bool:
-        return bool(torch.stack([parameter.isfinite().all() for parameter in self.pair.parameters()]).all())
-
     def _set_rates(self, step: int) -> None:
         """Learning rate and beta of a step, written where a captured step reads them."""
         settings, per_epoch = self.settings, self.steps_per_epoch
@@ -271,7 +244,7 @@ class Trainer:
         self.beta.fill_(settings.beta * ramp(done, settings.kl_warmup * per_epoch))
 
     @property
-    def kept(self) -> nn.Module:
+    def _kept(self) -> nn.Module:
         """The weights that count: the moving average where there is one."""
         return self.pair if self.average is None else self.average.module
 
@@ -279,21 +252,21 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """The loss of the validation data and its two parts, in nats per datum, at draws that every epoch shares; the
         ELBO, where the pair has densities."""
-        row = elbo_parts(self.kept, self.valid_split, self.train_split.size, cuda_devices(self.fabric.device))
-        if self.faults:
+        row = elbo_parts(self._kept, self.valid_split, self.train_split.size, cuda_devices(self.fabric.device))
+        if self.is_loss:
             del row["valid_elbo"]
         return row
 
     def _keep_best(self, row: dict[str, float]) -> None:
         if -row["valid_loss"] > self.best["elbo"] or self.best["pair"] is None:
-            state = {name: value.detach().clone() for name, value in self.kept.state_dict().items()}
+            state = {name: value.detach().clone() for name, value in self._kept.state_dict().items()}
             self.best = {"epoch": self.epoch, "elbo": -row["valid_loss"], "pair": state}
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
         return patience is not None and self.epoch - self.best["epoch"] >= patience
 
-    def capture(self) -> dict[str, Any]:
+    def _capture(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, copied."""
         averages = getattr(self.objective, "state_dict", dict)()
         state = {
@@ -310,7 +283,7 @@ class Trainer:
         }
         return copy.deepcopy(state)
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         """Continue from a captured state.
 
         Raises:
@@ -337,52 +310,35 @@ class Trainer:
 
     def _write(self, state: dict[str, Any]) -> None:
         self.saved_at = time.monotonic()
-        if self.folder is None or not self.fabric.is_global_zero:
-            return
         state["history"] = self.history[: state["epoch"]]
-        files.save(self.folder / LAST, {**state, "best": self.best, **self.record})
-        if self.best["pair"] is not None:
-            files.save(self.folder / BEST, {**self.best, **self.record})
-        files.write_text(self.folder / METRICS, metrics_csv(state["history"]))
+        best = {**self.best, **self.record} if self.best["pair"] is not None else None
+        self.folder.save({**state, "best": self.best, **self.record}, best)
 
-    def _explain_divergence(self, start: dict[str, Any]) -> None:
-        """Run the epoch once more from its start, looking at every step, and say where it breaks."""
-        self.restore(start)
+    def _explain_divergence(self, start: dict[str, Any]) -> NoReturn:
+        """Go back to the start of the epoch, save it, and run the epoch once more under watch."""
+        self._restore(start)
         self._write(start)
-        epoch = f"epoch {self.epoch + 1}"
+        checkpoint = self.folder.path / LAST if self.folder.path else None
+        explain_divergence(self.epoch + 1, self._watched_steps(), self.pair, self._kept, self.valid_split, checkpoint)
+
+    def _watched_steps(self) -> Iterator[Step]:
         for step, batch in enumerate(self._batches()):
-            rng = torch.get_rng_state()
             self._set_rates(step)
-            loss = self.engine.step(batch, self.beta)
-            if not loss.isfinite():
-                torch.set_rng_state(rng)
-                self._diverged(f"the loss is not finite at {epoch}, step {step + 1}", self.pair, batch)
-            self._update()
-            if not self._weights_are_finite():
-                self._diverged(f"the weights are not finite after {epoch}, step {step + 1}", self.pair, batch)
-        with evaluating(self.kept):
-            for batch in self.valid_split.batches(1024):
-                if not_finite(self.kept, batch):
-                    self._diverged(f"the validation loss is not finite after {epoch}", self.kept, batch)
-        self._diverged(f"the loss was not finite in {epoch}", self.pair, batch)
+            yield batch, partial(self.engine.step, batch, self.beta), self._update
 
-    def _diverged(self, what: str, pair: nn.Module, batch: Mapping[str, Tensor]) -> None:
-        cause = not_finite(pair, batch) or "a gradient or the objective itself"
-        kept = f"; the last good checkpoint is {self.folder / LAST}" if self.folder else ""
-        raise DivergenceError(f"{what}: {cause}; try a smaller lr, or clip{kept}")
-
-    def finish(self) -> Run:
+    def _finished(self) -> Run:
         """The run, its pair holding the best weights and on the device that it was trained on."""
         self.pair.load_state_dict(self.best["pair"])
-        self.pair.eval()
         return Run(
-            pair=self.pair,
+            pair=self.pair.eval(),
             history=self.history,
             best_epoch=self.best["epoch"],
+            fields=self.record["fields"],
+            config=dict(self.config or {}),
+            out=self.folder.path,
             engine=self.engine.name,
-            data=self.data,
-            out=self.folder,
-            notes=[self.engine_line, *self.notes],
+            notes=self.notes,
+            trained_on=self.data,
         )
 
 
@@ -398,28 +354,3 @@ def elbo_parts(pair: nn.Module, split: Split, data_size: int, cuda: list[int]) -
     rate, distortion = (sums / split.size).tolist()
     elbo = -rate - distortion
     return {"valid_loss": -elbo, "valid_elbo": elbo, "valid_rate": rate, "valid_distortion": distortion}
-
-
-def not_finite(pair: nn.Module, batch: Mapping[str, Tensor]) -> str | None:
-    """Which parameter or site of the pair is not finite on this batch, in words; None where all are."""
-    for name, parameter in pair.named_parameters():
-        if not parameter.isfinite().all():
-            return f"parameter {name!r} is not finite"
-    with torch.no_grad():
-        guide = run_guide(pair, batch)
-        model = run_model(pair, batch, values_of(guide))
-        for program, sites in (("guide", guide), ("model", model)):
-            for site in sites.values():
-                if not site.log_prob().isfinite().all():
-                    return f"log-probability of site {site.name!r} in the {program}"
-    return None
-
-
-def metrics_csv(history: list[dict[str, float]]) -> str:
-    """The history as CSV, a row an epoch."""
-    text = io.StringIO()
-    if history:
-        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-    return text.getvalue()

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import files, plugins
+from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.data.partition import partition, tenth
 from pyro_vae.engine.denormals import flushed
-from pyro_vae.engine.devices import PRECISIONS, cuda_devices, launch, matrix_products
+from pyro_vae.engine.devices import cuda_devices, launch, matrix_products
 from pyro_vae.errors import DataError, RunError
 from pyro_vae.pair.data_fit import check_support
-from pyro_vae.runs.folder import LAST
+from pyro_vae.runs.folder import RunFolder
 from pyro_vae.runs.identity import check_same_run, identity
-from pyro_vae.training.loop import Run, Settings, Trainer
+from pyro_vae.runs.run import Run
+from pyro_vae.training.loop import Settings, Trainer
 
 
 def train(
@@ -89,15 +90,14 @@ def train(
         DivergenceError: a loss is not finite; names the epoch, step and site. The last checkpoint is kept.
     """
     settings = Settings(
-        epochs, batch_size, lr, schedule, lr_warmup, beta, kl_warmup, clip, patience, ema, seed, particles
-    )
+        epochs, batch_size, lr, schedule, lr_warmup, beta, kl_warmup, clip, patience, ema, seed, particles, engine,
+        precision, relaxed,
+    )  # fmt: skip
     dataset = as_dataset(data, seed)
     if batch_size > dataset.train.size:
         raise DataError(
             f"batch_size is {batch_size} but there are {dataset.train.size} training data; use a smaller batch_size"
         )
-    if particles < 1:
-        raise RunError(f"particles must be at least 1, not {particles}")
     objective = plugins.load("objective", objective)() if isinstance(objective, str) else objective
     if not any(parameter.requires_grad for parameter in pair.parameters()):
         raise RunError(f"{type(pair).__name__} has no parameter to train; evaluate it as it is")
@@ -105,29 +105,12 @@ def train(
     fabric = launch(device, precision)
     for split in (dataset.train, dataset.valid):
         check_support(pair.cpu(), split, relaxed)
-    folder = open_folder(out, resume, overwrite)
-    own = {**(record or {}).get("options", {}), **asdict(settings), "precision": precision, "relaxed": relaxed}
-    same = identity(pair, dataset, objective, own)
-    stored = files.load(folder / LAST) if resume else {}
-    check_same_run(folder, stored.get("identity", {}), same)
+    folder = RunFolder(out, resume, overwrite)
+    same = identity(pair, dataset, objective, {**(record or {}).get("options", {}), **asdict(settings)})
+    check_same_run(out, (folder.stored or {}).get("identity", {}), same)
     with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision), flushed():
-        trainer = Trainer(
-            fabric,
-            pair,
-            dataset,
-            objective,
-            settings,
-            {**(record or {}), "identity": same},
-            folder,
-            PRECISIONS[precision].tolerance,
-            relaxed,
-        )
-        if resume:
-            trainer.restore(stored)
-        trainer.prepare(engine)
-        trainer.open(overwrite)
-        trainer.fit(progress)
-    return trainer.finish()
+        kept = {**(record or {}), "identity": same}
+        return Trainer(fabric, pair, dataset, objective, settings, folder=folder, record=kept).fit(progress)
 
 
 def _refuse_a_lone_datum(pair: nn.Module, size: int, batch_size: int) -> None:
@@ -148,25 +131,3 @@ def as_dataset(data: Any, seed: int) -> Dataset:
     parts = partition(whole.size, (tenth(whole.size),), seed)
     train, valid = (Split(whole.fields, whole.transform, rows, whole.resident) for rows in parts)
     return Dataset(name="data", train=train, valid=valid, test=valid)
-
-
-def open_folder(out: str | Path | None, resume: bool, overwrite: bool) -> Path | None:
-    """Check that a run may be written to `out`.
-
-    Raises:
-        RunError: it holds a run already and neither `resume` nor `overwrite` is set, or there is nothing to resume.
-    """
-    if out is None:
-        if resume:
-            raise RunError("resume needs the run folder: say out=DIR")
-        return None
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; choose another --out")
-    if resume and not (folder / LAST).exists():
-        raise RunError(f"nothing to resume: {folder / LAST} does not exist")
-    if folder.exists() and any(folder.iterdir()) and not (resume or overwrite):
-        raise RunError(
-            f"{folder} exists; continue it with --resume, replace it with --overwrite, or choose another --out"
-        )
-    return folder

@@ -24,6 +24,7 @@ from pyro_vae.command_line import commands
 from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.data import Dataset
 from pyro_vae.pair import generation
+from pyro_vae.runs.folder import LAST
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -107,7 +108,7 @@ def long_regressor(task: str, model: str, root: str) -> TrainSettings:
 
 def ensure_trained(folder: Path, chosen: TrainSettings) -> None:
     """Train, or continue where an earlier call was stopped."""
-    started = (folder / runs.LAST).exists()
+    started = (folder / LAST).exists()
     if started and len(runs.load_run(folder).history) == chosen.training["epochs"]:
         return
     commands.train_run(chosen, folder, resume=started, overwrite=False, progress=False)
@@ -125,7 +126,8 @@ def ensure_evaluated(folder: Path, name: str, particles: int) -> dict[str, np.nd
 
 def ensure_evaluated_in_pieces(folder: Path, name: str, particles: int) -> dict[str, np.ndarray]:
     """The same of the whole test set for very many draws, a file for each thousand images: what was stopped goes on."""
-    pair, test = runs.load_run(folder).pair, commands.run_data(folder).test
+    run = runs.load_run(folder)
+    pair, test = run.pair, run.data.test
     parts = []
     for index, start in enumerate(range(0, test.size, PIECE)):
         path = folder / f"{name}_{particles}" / f"{index}.npz"
@@ -176,8 +178,9 @@ def examples(data: Dataset) -> dict[str, Tensor]:
 def completions(folder: Path) -> Figure:
     """A row a digit: what is given, the regressor's guess, draws of the CVAE (means of p(x|z, c)), and the truth."""
     torch.manual_seed(0)
-    regressor, cvae = (runs.load_run(folder / model).pair for model in ("regressor", "cvae"))
-    batch = examples(commands.run_data(folder / "cvae"))
+    run = runs.load_run(folder / "cvae")
+    regressor, cvae = runs.load_run(folder / "regressor").pair, run.pair
+    batch = examples(run.data)
     given = torch.where(batch["mask"], 0.5, batch["x"])
     columns = {"given": given, "regressor": mean_of(regressor, batch)}
     columns |= {f"CVAE {i + 1}": mean_of(cvae, batch) for i in range(DRAWS)} | {"truth": batch["x"]}

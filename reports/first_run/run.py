@@ -19,7 +19,7 @@ import pyro_vae as pv
 from pyro_vae import plots
 from pyro_vae.command_line import commands
 from pyro_vae.command_line.settings import TrainSettings
-from pyro_vae.runs.folder import build_model
+from pyro_vae.runs import build_model
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))

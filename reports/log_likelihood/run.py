@@ -21,7 +21,8 @@ from pyro_vae import plots
 from pyro_vae.command_line import commands
 from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.data import Dataset, Split
-from pyro_vae.runs.folder import BEST, LAST, load_run
+from pyro_vae.runs import load_run
+from pyro_vae.runs.folder import BEST, LAST
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -92,7 +93,7 @@ def ensure_evaluated(folder: Path) -> dict[str, dict[str, np.ndarray]]:
         key = f"{name}_{particles}_{limit}"
         path = folder / f"{key}.npz"
         if not path.exists():
-            data = commands.run_data(folder)
+            data = load_run(folder).data
             data = data if limit == ALL else in_random_order(data)
             (result,) = commands.evaluate_run(
                 folder, [name], particles, data=data, limit=limit, options={name: options}

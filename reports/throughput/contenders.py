@@ -220,9 +220,8 @@ def pythae_trainer(case: Case, images: Tensor, device: str) -> Epoch:
 def our_trainer(case: Case, images: Tensor, device: str, engine: str, precision: str = "32-true") -> Trainer:
     grey = pv.Dataset("grey", *[Split({"x": (images.float() / 255).unsqueeze(1)})] * 3)
     objective = plugins.load("objective", "trace_mean_field_elbo" if case.particles == 1 else "iwae")()
-    settings = Settings(10**6, case.batch, RATE, "constant", 0, 1.0, 0, None, None, 0.0, 0, case.particles)
-    trainer = Trainer(launch(device, precision), case.build(), dynamic(grey, 0), objective, settings, {}, None)
-    trainer.prepare(engine)
+    settings = Settings(10**6, case.batch, RATE, particles=case.particles, engine=engine, precision=precision)
+    trainer = Trainer(launch(device, precision), case.build(), dynamic(grey, 0), objective, settings)
     assert trainer.engine.name == engine, trainer.engine.reason
     return trainer
 

@@ -57,13 +57,11 @@ def _mapped_trainer(size: dict[str, int], path: Path, engine: str, device: str) 
     array = np.lib.format.open_memmap(path, "w+", np.uint8, (size["images"], *SHAPE))
     train = Split({"x": torch.from_numpy(array)}, resident=False)
     held_out = Split({"x": torch.zeros(100, *SHAPE)})
-    settings = Settings(10**6, size["batch"], RATE, "constant", 0, 1.0, 0, None, None, 0.0, 0, 1)
+    settings = Settings(10**6, size["batch"], RATE, engine=engine)
     data = pv.Dataset("mapped", train, held_out, held_out)
     pair = pv.VAE(SHAPE, size["latent"], hidden=(400,))
     objective = plugins.load("objective", "trace_mean_field_elbo")()
-    trainer = Trainer(launch(device), pair, data, objective, settings, {}, None)
-    trainer.prepare(engine)
-    return trainer
+    return Trainer(launch(device), pair, data, objective, settings)
 
 
 def _measured(trainer: Trainer, size: dict[str, int]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 from torch import Tensor, nn
 
-from pyro_vae import VAE, plugins
+from pyro_vae import VAE, Pair, plugins
 from pyro_vae.command_line.options import (
     Option,
     add_options,
@@ -33,6 +33,7 @@ class Plugin:
         part: a name or an object.
         tensor: no option.
         module: no option.
+        other: another pair.
         needed: has no default.
     """
 
@@ -48,6 +49,7 @@ class Plugin:
         part: str | nn.Module = "mlp",
         tensor: Tensor | None = None,
         module: nn.Module | None = None,
+        other: Pair | None = None,
         **rest: int,
     ):
         pass
@@ -65,11 +67,12 @@ def parser_of(plugin=Plugin):
 
 def test_options_are_what_a_command_line_can_give():
     options = by_name(skip=["name"])
-    assert list(options) == ["needed", "count", "rate", "flag", "widths", "limit", "part"]
+    assert list(options) == ["needed", "count", "rate", "flag", "widths", "limit", "part", "other"]
     assert options["count"] == Option("count", int, 3, "how many, in words over two lines.")
     assert options["needed"].required and not options["count"].required
     assert options["widths"].type == list[int] and options["limit"].type == int | None
     assert options["part"].type is str
+    assert options["other"].type == str | None, "the folder of its run"
 
 
 def test_every_registered_plugin_documents_its_options():
@@ -146,6 +149,7 @@ def test_the_command_line_gives_typed_values_and_defaults():
         "widths": [8, 8],
         "limit": None,
         "part": "mlp",
+        "other": None,
     }
     assert parser_of().parse_args("--needed 1 --flag false".split()).flag is False
 

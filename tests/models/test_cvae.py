@@ -1,21 +1,24 @@
 """The conditional VAE against closed forms, its mask, its baseline, and the regressor that has no latent."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from pairs import bits
+from pairs import bits, same_state
 from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.command_line import commands
 from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.errors import ContractError, DataError, RunError
-from pyro_vae.models.cvae import CVAE, Completed, Regressor, completed
+from pyro_vae.models.cvae import CVAE
+from pyro_vae.models.regressor import Regressor
 from pyro_vae.pair import generation
 from pyro_vae.pair.particles import run_guide, run_model
-from pyro_vae.runs.folder import load_run
+from pyro_vae.parts.distributions import Completed, completed
+from pyro_vae.runs import build_model, load_run
 
 SHAPE, CONTEXT = (1, 2, 3), (4,)
 SIGMA = 0.7
@@ -136,7 +139,7 @@ def test_a_regressor_has_no_latent_and_an_exact_likelihood():
 # --- trained from the command line --------------------------------------------------------------------------
 
 
-def run(folder, model: str, data: str = "quadrants", **options):
+def run(folder, model: str, data: str = "quadrants", epochs: int = 3, resume: bool = False, **options):
     settings = TrainSettings(
         model=model,
         data={"data": data, "binarize": "dynamic", "seed": 0, "scale": "unit"},
@@ -144,9 +147,9 @@ def run(folder, model: str, data: str = "quadrants", **options):
         model_options={"hidden": (20,), **options},
         objective="trace_mean_field_elbo",
         objective_options={},
-        training={"epochs": 3, "engine": "eager", "device": "cpu"},
+        training={"epochs": epochs, "engine": "eager", "device": "cpu"},
     )
-    commands.train_run(settings, folder, resume=False, overwrite=False, progress=False)
+    commands.train_run(settings, folder, resume=resume, overwrite=False, progress=False)
     return folder
 
 
@@ -161,7 +164,7 @@ def test_a_baseline_is_seen_by_the_prior_and_stays_as_it_was(regressor, tmp_path
     for name, value in frozen.state_dict().items():
         assert torch.equal(pair.baseline.state_dict()[name], value)
     assert not any(parameter.requires_grad for parameter in pair.baseline.parameters())
-    batch = commands.run_data(folder).test.take(slice(0, 3))
+    batch = load_run(folder).data.test.take(slice(0, 3))
     before = pair.prior(pair.features(batch["context"])).mean
     with torch.no_grad():
         pair.baseline.net.out.bias += 3.0
@@ -171,19 +174,53 @@ def test_a_baseline_is_seen_by_the_prior_and_stays_as_it_was(regressor, tmp_path
 def test_samples_of_a_run_keep_what_the_test_data_give(regressor, tmp_path):
     commands.sample_run(regressor, 7, tmp_path / "samples.npz")
     x = torch.from_numpy(np.load(tmp_path / "samples.npz")["x"])
-    batch = commands.run_data(regressor).test.take(slice(0, 7))
+    batch = load_run(regressor).data.test.take(slice(0, 7))
     assert torch.equal(x[~batch["mask"]], batch["x"][~batch["mask"]])
     assert not torch.equal(x, batch["x"])
 
 
+def facts(context: tuple[int, ...]) -> dict:
+    return {"data_shape": (1, 8, 8), "context_shape": context}
+
+
 def test_a_baseline_must_be_a_regressor_of_the_same_data(regressor, tmp_path):
     other = run(tmp_path / "cvae", "cvae", latent_dim=2)
-    with pytest.raises(RunError, match="is a run of CVAE, not of a regressor"):
-        CVAE((1, 8, 8), (1, 8, 8), baseline=str(other))
-    with pytest.raises(RunError, match=r"was trained on context of shape \[1, 8, 8\], not \[10\]"):
-        CVAE((1, 8, 8), (10,), baseline=str(regressor))
-    with pytest.raises(RunError, match="baseline .*nowhere"):
-        CVAE((1, 8, 8), (1, 8, 8), baseline=str(tmp_path / "nowhere"))
+    with pytest.raises(RunError, match=f"^baseline {other}: a CVAE has no guess.context. with shapes, as a regressor"):
+        build_model("cvae", facts((1, 8, 8)), {"baseline": str(other)})
+    with pytest.raises(
+        RunError, match=rf"^baseline {regressor}: was trained on context of shape \[1, 8, 8\], not \[10\]"
+    ):
+        build_model("cvae", facts((10,)), {"baseline": str(regressor)})
+    with pytest.raises(RunError, match=f"^baseline {tmp_path / 'nowhere'}: .* does not exist"):
+        build_model("cvae", facts((1, 8, 8)), {"baseline": str(tmp_path / "nowhere")})
+    with pytest.raises(ContractError, match="^baseline: a VAE has no guess"):
+        CVAE((1, 8, 8), (1, 8, 8), baseline=pv.VAE((1, 8, 8)))
+    assert build_model("cvae", facts((10,)), {"baseline": ""}).baseline is None
+
+
+def test_a_run_is_read_and_resumed_when_the_folder_of_its_baseline_is_gone(regressor, tmp_path):
+    baseline = tmp_path / "baseline"
+    shutil.copytree(regressor, baseline)
+    folder = run(tmp_path / "cvae", "cvae", baseline=str(baseline), latent_dim=3)
+    before = load_run(folder).pair
+    shutil.rmtree(baseline)
+    after = load_run(folder).pair
+    assert same_state(before, after) and same_state(after.baseline, load_run(regressor).pair)
+    run(folder, "cvae", baseline=str(baseline), latent_dim=3, epochs=4, resume=True)
+    resumed = load_run(folder)
+    assert len(resumed.history) == 4 and same_state(resumed.pair.baseline, after.baseline)
+
+
+def test_a_baseline_of_ones_own_is_handed_in():
+    class Mean(pv.Pair):
+        shapes = {"x": SHAPE, "context": CONTEXT}
+
+        def guess(self, context):
+            return context.mean(1).view(-1, 1, 1, 1).expand(-1, *SHAPE)
+
+    pair, fields = linear_cvae(baseline=Mean()), normal_fields()
+    seen = torch.cat([fields["context"], fields["context"].mean(1, keepdim=True).expand(-1, 6)], 1)
+    assert torch.equal(pair.features(fields["context"]), seen)
 
 
 @pytest.mark.parametrize(

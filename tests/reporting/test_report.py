@@ -1,5 +1,6 @@
 """report.md: its links, its numbers, and what it calls them."""
 
+import json
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from pyro_vae import plots
 from pyro_vae.data import Dataset, Split
+from pyro_vae.errors import RunError
 from pyro_vae.models.vae import VAE
 from pyro_vae.reporting.report import write_report
+from pyro_vae.runs import Run
 
 
 def dataset(seed: int = 0) -> Dataset:
@@ -53,15 +56,18 @@ def entry(**changes) -> dict:
 
 def report(folder: Path, pair=None, data=None, rows=None, results=None, config=None, notes=()) -> str:
     torch.manual_seed(0)
-    path = write_report(
-        folder,
+    (folder / "evaluation.json").write_text(json.dumps([entry()] if results is None else results))
+    run = Run(
         pair or VAE((1, 4, 4), 2, hidden=(8,)),
-        data or dataset(),
         history() if rows is None else rows,
-        [entry()] if results is None else results,
-        {"model": "vae", "relaxed": False} if config is None else config,
-        list(notes),
+        best_epoch=2,
+        fields={},
+        config={"model": "vae", "relaxed": False} if config is None else config,
+        out=folder,
+        notes=list(notes),
+        trained_on=data or dataset(),
     )
+    path = write_report(run)
     assert path == folder / "report.md"
     return path.read_text()
 
@@ -191,8 +197,13 @@ def test_the_report_is_the_same_each_time_and_leaves_the_generator_alone(tmp_pat
     files = []
     for name in ("first", "second"):
         state = torch.get_rng_state()
-        write_report(tmp_path / name, vae, data, history(), [entry()], {}, [])
+        write_report(Run(vae, history(), 2, {}, out=tmp_path / name, trained_on=data))
         assert torch.equal(torch.get_rng_state(), state)
         torch.rand(1)
         files.append({f.relative_to(tmp_path / name): f.read_bytes() for f in (tmp_path / name).rglob("*.*")})
     assert files[0] == files[1] and len(files[0]) == 6
+
+
+def test_a_run_without_a_folder_has_nowhere_to_write_its_report():
+    with pytest.raises(RunError, match="train it with out=DIR"):
+        write_report(Run(VAE((1, 4, 4)), history(), 2, {}, trained_on=dataset()))

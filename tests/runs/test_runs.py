@@ -13,9 +13,8 @@ from pairs import SHAPE, bits, same_state, small_vae
 
 import pyro_vae as pv
 from pyro_vae import files, runs
-from pyro_vae.command_line import commands
 from pyro_vae.errors import ContractError, DataError, RunError, UnknownName
-from pyro_vae.runs.folder import BEST, CONFIG, LAST
+from pyro_vae.runs.folder import BEST, CONFIG, LAST, new_folder, read_config
 
 STATE = {"pair": {"w": torch.arange(3.0)}, "epoch": 2, "history": [{"loss": 1.5}], "none": None, "name": "x"}
 FACTS = {"data_shape": SHAPE}
@@ -215,6 +214,18 @@ def test_a_run_is_read_back_with_its_best_weights(folder):
     assert {name: (list(shape), dtype) for name, (shape, dtype) in run.fields.items()} == {"x": ([*SHAPE], "float32")}
 
 
+def test_a_run_is_the_same_thing_trained_and_read(tmp_path):
+    record = {"model": "vae", "options": {"hidden": (8,)}, "facts": FACTS, "config": {"model": "vae"}}
+    trained = pv.train(
+        small_vae(), bits(), epochs=3, batch_size=16, lr=0.1, out=tmp_path, record=record, progress=False
+    )
+    read = pv.load_run(tmp_path)
+    assert type(trained) is type(read) is pv.Run
+    for name in ("history", "best_epoch", "fields", "config", "out"):
+        assert getattr(trained, name) == getattr(read, name), name
+    assert same_state(trained.pair, read.pair) and trained.engine == "eager" and read.engine is None
+
+
 def test_weights_can_be_read_into_a_pair_of_ones_own(folder):
     mine = small_vae(seed=5)
     assert pv.load_run(folder, pair=mine).pair is mine and same_state(mine, pv.load_run(folder).pair)
@@ -231,14 +242,14 @@ def test_a_folder_without_settings_says_so(folder):
     (folder / CONFIG).unlink()
     assert pv.load_run(folder).config == {}
     with pytest.raises(RunError, match="has no config.yaml"):
-        commands.run_data(folder)
+        _ = pv.load_run(folder).data
 
 
 @pytest.mark.parametrize("text", ["", "lr: [", "- a\n- b\n", "\x00"])
 def test_settings_that_are_not_settings_are_named(text, folder):
     (folder / CONFIG).write_text(text)
     with pytest.raises(RunError, match="config.yaml"):
-        runs.read_config(folder)
+        read_config(folder)
 
 
 @pytest.mark.parametrize("missing", [LAST, BEST])
@@ -267,6 +278,6 @@ def test_a_model_that_cannot_be_built_says_why():
 
 def test_a_new_folder_is_the_first_that_is_free(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(runs.new_folder("vae-digits")) == os.path.join("runs", "vae-digits-1")
+    assert str(new_folder("vae-digits")) == os.path.join("runs", "vae-digits-1")
     (tmp_path / "runs" / "vae-digits-1").mkdir(parents=True)
-    assert runs.new_folder("vae-digits").name == "vae-digits-2"
+    assert new_folder("vae-digits").name == "vae-digits-2"

@@ -29,9 +29,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import pyro_vae as pv
 from pyro_vae import files, plugins
 from pyro_vae.data.binarize import dynamic
+from pyro_vae.engine.devices import launch
 from pyro_vae.errors import ContractError, DataError, DivergenceError, RunError, UnknownName, UserError
 from pyro_vae.objectives.elbo import TraceMeanFieldELBO
-from pyro_vae.runs.folder import BEST, CONFIG, EVALUATION, LAST, METRICS, REPORT
+from pyro_vae.runs.folder import BEST, CONFIG, EVALUATION, LAST, METRICS, REPORT, RunFolder
 from pyro_vae.training import loop
 from pyro_vae.training import train as training
 from pyro_vae.training.schedules import cosine
@@ -591,6 +592,16 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = train(small_vae(), bits(), epochs=2, **QUIET)
     assert run.out is None and not list(tmp_path.iterdir())
+
+
+def test_a_trainer_writes_nothing_until_it_is_told_to_fit(tmp_path):
+    data, settings = training.as_dataset(bits(), seed=0), loop.Settings(epochs=1, batch_size=16, lr=1e-3)
+    folder = RunFolder(tmp_path / "run")
+    trainer = loop.Trainer(launch("cpu"), small_vae(), data, TraceMeanFieldELBO(), settings, folder=folder)
+    assert len(list(trainer.steps())) == trainer.steps_per_epoch == 3
+    assert not (tmp_path / "run").exists()
+    assert len(trainer.fit(progress=False).history) == 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {LAST, BEST, METRICS}
 
 
 def test_a_folder_holds_checkpoints_and_a_row_an_epoch(tmp_path):

@@ -1,0 +1,107 @@
+"""A run: a trained pair, and how it came to be."""
+
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pyro_vae import files, plugins
+from pyro_vae.data import Dataset, load_data
+from pyro_vae.errors import DataError, RunError
+from pyro_vae.pair.generation import field_shapes
+from pyro_vae.runs.build import stored_pair
+from pyro_vae.runs.folder import BEST, CONFIG, LAST, read_config
+
+PRESENTATION = ("binarize", "seed", "scale")
+"""The settings by which a run's data are presented, and other data as well."""
+
+
+@dataclass
+class Run:
+    """A finished training: the pair at its best validation epoch, and how it got there.
+
+    Attributes:
+        pair: the pair, holding the weights of the smallest validation loss (their moving average, where there is one),
+            under `eval()`.
+        history: a row an epoch; losses and bounds in nats per datum.
+        best_epoch: the epoch of these weights, from 1.
+        fields: shape and dtype of one datum of each field that the pair takes.
+        config: every setting, as `config.yaml` holds them; empty for a run that was not started by the command line.
+        out: the run folder, or None.
+        engine: which engine ran the steps; None for a run that was read from its folder.
+        notes: what training had to say.
+        trained_on: the data set, where it is at hand; see `data`.
+    """
+
+    pair: nn.Module
+    history: list[dict[str, float]]
+    best_epoch: int
+    fields: dict[str, tuple[list[int], str]]
+    config: dict[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+    engine: str | None = None
+    notes: list[str] = field(default_factory=list)
+    trained_on: Dataset | None = None
+
+    @property
+    def data(self) -> Dataset:
+        """The data set that it was trained on; of a run that was read from its folder, loaded when first asked for.
+
+        Raises:
+            RunError: the run has no settings.
+            DataError: the data are not there, or no longer of the shape that the run was trained on.
+        """
+        if self.trained_on is None:
+            self.trained_on = self._load(None)
+        return self.trained_on
+
+    def data_named(self, name: str | None) -> Dataset:
+        """Another data set or file, scaled and binarised as the run's own, which is what None gives.
+
+        Raises:
+            RunError: the run has no settings.
+            DataError: the data are not there, or of another shape than the run was trained on.
+        """
+        return self.data if name in (None, self.config.get("data")) else self._load(name)
+
+    def _load(self, name: str | None) -> Dataset:
+        if not {"data", *PRESENTATION} <= self.config.keys():
+            raise RunError(f"{self.out} has no {CONFIG} that names its data; hand the data over in Python")
+        presented = {key: self.config[key] for key in PRESENTATION}
+        if name is None:
+            name = self.config["data"]
+            presented |= {key: self.config[key] for key in _options_of(name) if key in self.config}
+        data = load_data(name, **presented)
+        for field_name, (shape, _) in field_shapes(self.pair, data.test).items():
+            trained = list(self.fields[field_name][0])
+            if shape != trained:
+                raise DataError(
+                    f"{data.name}: {field_name} has shape {shape} a datum, but the run was trained on {trained}"
+                )
+        return data
+
+
+def _options_of(data: str) -> set[str]:
+    """The options of a registered data set that a run's settings hold; a file has none."""
+    if data not in plugins.names("dataset"):
+        return set()
+    return set(inspect.signature(plugins.load("dataset", data)).parameters) - {"seed"}
+
+
+def load_run(folder: str | Path, pair: nn.Module | None = None) -> Run:
+    """Read a run folder; the pair holds its best weights.
+
+    Args:
+        folder: the run folder.
+        pair: where given, the weights are read into it; needed for a pair that no plugin registers.
+
+    Raises:
+        RunError: not a run folder, or the run of another model.
+    """
+    folder = Path(folder)
+    best = files.load(folder / BEST)
+    pair = stored_pair(folder, best, pair)
+    history = files.load(folder / LAST)["history"]
+    return Run(pair, history, best["epoch"], best["fields"], read_config(folder), folder)
