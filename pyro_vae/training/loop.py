@@ -23,7 +23,7 @@ from pyro_vae.engine.cuda_graph import CapturedStep
 from pyro_vae.engine.devices import cuda_devices
 from pyro_vae.engine.step import Engine, Loss, SharedStep, choose_engine
 from pyro_vae.errors import DivergenceError, RunError
-from pyro_vae.objectives.elbo import shared_loss
+from pyro_vae.objectives.objective import Objective, shared_loss
 from pyro_vae.pair import bounds
 from pyro_vae.pair.checks import check_auxiliary, density_faults
 from pyro_vae.pair.generation import field_shapes
@@ -102,7 +102,7 @@ class Trainer:
         fabric: "Fabric",
         pair: nn.Module,
         data: Dataset,
-        objective: Any,
+        objective: Objective,
         settings: Settings,
         record: Mapping[str, Any],
         folder: Path | None,
@@ -295,7 +295,6 @@ class Trainer:
 
     def capture(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, copied."""
-        averages = getattr(self.objective, "state_dict", dict)()
         state = {
             "format": 1,
             "epoch": self.epoch,
@@ -303,7 +302,7 @@ class Trainer:
             "pair": self.pair.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "objective": averages,
+            "objective": self.objective.state_dict(),
             "order": self.order.get_state(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if cuda_devices(self.fabric.device) else None,
@@ -326,8 +325,7 @@ class Trainer:
                 f"the checkpoint is of another model or other settings than {type(self.pair).__name__}: "
                 f"{str(problem).splitlines()[0]}"
             ) from problem
-        if state["objective"]:
-            self.objective.load_state_dict(state["objective"])
+        self.objective.load_state_dict(state["objective"])
         self.order.set_state(state["order"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and cuda_devices(self.fabric.device):
