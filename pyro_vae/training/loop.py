@@ -21,14 +21,14 @@ from pyro_vae import files
 from pyro_vae.data import Dataset, Split
 from pyro_vae.engine.cuda_graph import CapturedStep
 from pyro_vae.engine.devices import cuda_devices
-from pyro_vae.engine.step import Engine, Loss, SharedStep, choose_engine
+from pyro_vae.engine.step import Loss, SharedStep, choose_step
 from pyro_vae.errors import DivergenceError, RunError
 from pyro_vae.objectives.objective import Objective, shared_loss
 from pyro_vae.pair import bounds
 from pyro_vae.pair.checks import check_auxiliary, density_faults
 from pyro_vae.pair.generation import field_shapes
 from pyro_vae.pair.pair import evaluating, select_fields
-from pyro_vae.pair.particles import run_guide, run_model, ways
+from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import values_of
 from pyro_vae.pair.terms import elbo_terms
 from pyro_vae.runs.folder import BEST, CONFIG, LAST, METRICS, run_files
@@ -164,15 +164,13 @@ class Trainer:
             example = select_fields(self.pair, self.train_split.take(slice(0, self.settings.batch_size)))
             self._try_loss(example)
             self._look_at(example)
-            if self.fabric.world_size > 1:
-                self.engine = Engine("eager", "several processes", SharedStep(self.fabric.setup_module(self.loss)))
-            else:
-                self.engine = choose_engine(engine, self.loss, example, steps)
+            shared = SharedStep(self.fabric.setup_module(self.loss)) if self.fabric.world_size > 1 else None
+            self.engine = choose_step(engine, self.loss, example, steps, shared)
         if self.engine.name == "compiled" and self.fabric.device.type == "cuda":
             self.advance = CapturedStep(self._advance)
 
     def _look_at(self, example: dict[str, Tensor]) -> None:
-        """See what the numbers of the pair are, and how it holds several particles."""
+        """See what the numbers of the pair are."""
         check_auxiliary(self.pair, example)
         with torch.no_grad(), evaluating(self.pair):
             guide = run_guide(self.pair, example)
@@ -181,12 +179,6 @@ class Trainer:
         self.notes = [f"a loss, not a bound: {fault}" for fault in self.faults]
         if self.relaxed:
             self.faults.append("grey values under a Bernoulli")
-        self.way = ways(self.pair, example, self.settings.particles)
-
-    @property
-    def engine_line(self) -> str:
-        """Which engine runs, and how it holds several particles."""
-        return self.engine.line if self.settings.particles == 1 else f"{self.engine.line}; {self.way.line}"
 
     @torch.no_grad()
     def _try_loss(self, example: dict[str, Tensor]) -> None:
@@ -202,7 +194,7 @@ class Trainer:
         with tqdm(total=total, initial=self.epoch * self.steps_per_epoch, disable=not show, unit="step") as bar:
             bar.set_description("training")
             if show:
-                for line in (self.engine_line, *self.notes):
+                for line in (self.engine.line, *self.notes):
                     bar.write(line, file=sys.stderr)
             while self.epoch < settings.epochs and not self._out_of_patience():
                 start = self.capture()
@@ -245,7 +237,7 @@ class Trainer:
             yield self.advance(batch)
 
     def _advance(self, batch: dict[str, Tensor]) -> Tensor:
-        loss = self.engine.step(batch, self.beta)
+        loss = self.engine.run(batch, self.beta)
         self._update()
         return loss
 
@@ -351,7 +343,7 @@ class Trainer:
         for step, batch in enumerate(self._batches()):
             rng = torch.get_rng_state()
             self._set_rates(step)
-            loss = self.engine.step(batch, self.beta)
+            loss = self.engine.run(batch, self.beta)
             if not loss.isfinite():
                 torch.set_rng_state(rng)
                 self._diverged(f"the loss is not finite at {epoch}, step {step + 1}", self.pair, batch)
@@ -380,7 +372,7 @@ class Trainer:
             engine=self.engine.name,
             data=self.data,
             out=self.folder,
-            notes=[self.engine_line, *self.notes],
+            notes=[self.engine.line, *self.notes],
         )
 
 
