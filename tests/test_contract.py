@@ -341,4 +341,4 @@ def test_parts_may_be_objects_of_the_users_own():
 
     pair = small_vae(prior=Laplace())
     assert pv.evaluate(pair, bits(), progress=False).elbo.isfinite().all()
-    assert batch_size(pair, {"x": bits(7)}) == 7
+    assert batch_size({"x": bits(7)}) == 7
