@@ -16,7 +16,7 @@ from pyro_vae.objectives.elbo import TraceELBO
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import observed_sites
 from pyro_vae.pair.generation import sample
-from pyro_vae.pair.pair import select_fields
+from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.sites import observed
 from pyro_vae.pair.terms import log_terms
 
@@ -60,7 +60,7 @@ def _takes_fields(pair: nn.Module, batch: Batch) -> None:
 
 
 def _has_terms_of_each_datum(pair: nn.Module, batch: Batch) -> None:
-    size = len(next(iter(batch.values())))
+    size = batch_size(batch)
     for particles in (1, 3, size):
         terms = log_terms(pair, batch, particles)
         for name in ("log_likelihood", "log_prior", "log_guide"):
@@ -69,7 +69,7 @@ def _has_terms_of_each_datum(pair: nn.Module, batch: Batch) -> None:
 
 
 def _has_one_support(pair: nn.Module, batch: Batch) -> None:
-    Block(pair, Split(batch), slice(0, len(next(iter(batch.values())))), SEED).check()
+    Block(pair, Split(batch), slice(0, batch_size(batch)), SEED).check()
 
 
 def _keeps_data_apart(pair: nn.Module, batch: Batch) -> None:

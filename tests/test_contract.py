@@ -15,8 +15,7 @@ import pyro_vae as pv
 from pyro_vae import files, plugins, runs
 from pyro_vae.errors import ContractError, DataError
 from pyro_vae.pair import generation
-from pyro_vae.pair.pair import select_fields
-from pyro_vae.pair.particles import batch_size
+from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.parts.likelihoods import LIKELIHOODS
 from pyro_vae.parts.nets import ENCODERS
 from pyro_vae.parts.posteriors import POSTERIORS
@@ -342,4 +341,4 @@ def test_parts_may_be_objects_of_the_users_own():
 
     pair = small_vae(prior=Laplace())
     assert pv.evaluate(pair, bits(), progress=False).elbo.isfinite().all()
-    assert batch_size(pair, {"x": bits(7)}) == 7
+    assert batch_size({"x": bits(7)}) == 7

@@ -15,8 +15,9 @@ Function = Callable[..., list[Tensor]]
 
 
 def compile_function(function: Function, *arguments: Named) -> Function:
-    """A function of named tensors, traced on tensors that have the shapes of these but no values, and compiled for
-    these shapes. What it is called with later may hold more names.
+    """The same function of named tensors, compiled for the shapes of these arguments.
+
+    It is traced on tensors that have these shapes but no values. A later call may pass more names, which are not read.
 
     Raises:
         Exception: whatever torch raises where the function reads a value on the host, or does what no graph can.

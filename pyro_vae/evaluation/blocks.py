@@ -79,10 +79,10 @@ class Block:
         if not self.draws_apart:
             return run_guide(self.pair, self.batch(), particles)
         (site,) = self.guide.values()
-        shape = torch.Size([particles] if particles > 1 else [])
+        layout = Layout(particles, self.size)
         with torch.no_grad():
-            value = site.fn(shape)  # no copy of it: a flow knows its draw by the very tensor
-        return {site.name: replace(site, raw=value, layout=Layout(particles, self.size))}
+            value = site.fn(layout.draws)  # no copy of it: a flow knows its draw by the very tensor
+        return {site.name: replace(site, raw=value, layout=layout)}
 
     def check(self, of: Sequence[str] = BOTH) -> None:
         """Raise `ContractError` where the pair has no log-densities of each datum, or its guide's support is not the

@@ -3,13 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
-from pyro_vae.engine.step import ENGINES, failure
+from pyro_vae.engine.policy import Engine, Work, choose_engine
 from pyro_vae.engine.tracing import Named, call_with, compile_function, named_tensors
-from pyro_vae.errors import UnknownName
-from pyro_vae.evaluation.blocks import seeded
 from pyro_vae.evaluation.draws import Draws
 from pyro_vae.pair.particles import ways
 from pyro_vae.pair.terms import LogTerms, model_terms
@@ -44,72 +41,53 @@ class PriorTerms(Chunk):
 
 
 class ChunkEngine:
-    """Evaluates chunks, eagerly or compiled for the shape of the first; chunks of another shape run eagerly.
-
-    "auto" compiles where enough samples follow to repay it. What cannot be traced, or does not reproduce the eager
-    terms of the first chunk to 1e-5, runs eagerly. `description` says which engine ran, and why.
+    """Evaluates chunks by one engine, chosen for the first; chunks of another shape run eagerly.
 
     Args:
-        name: "auto", "eager" or "compiled".
+        name: "eager", "compiled", or "auto", which compiles where enough samples follow.
         samples: data x particles to come.
-
-    Raises:
-        UnknownName: no engine of this name.
     """
 
     def __init__(self, name: str, samples: int):
-        if name not in ENGINES:
-            raise UnknownName("engine", name, ENGINES)
         self.name, self.samples = name, samples
-        self.description = "eager (asked for)"
+        self.engine: Engine | None = None
         self.shape: tuple[int, int] | None = None
-        self.compiled: ChunkFunction | None = None
 
     def __call__(self, chunk: Chunk, *arguments: Named) -> Sequence[Tensor]:
-        """What the chunk gives for these tensors."""
-        if self.shape is None:
-            self.shape = chunk.shape
-            if self.name != "eager":
-                self._choose(chunk, arguments)
-        evaluate = chunk if self.compiled is None or chunk.shape != self.shape else self.compiled
-        return evaluate(*arguments)
+        """What the chunk gives for these tensors.
+
+        Raises:
+            UnknownName: no engine of this name.
+        """
+        if self.engine is None:
+            self.engine, self.shape = choose_engine(self.name, self._work(chunk, arguments)), chunk.shape
+        return (self.engine.run if chunk.shape == self.shape else chunk)(*arguments)
+
+    @property
+    def summary(self) -> dict[str, str]:
+        """Which engine ran, and how the particles were held, for `evaluation.json`."""
+        return {"engine": self.engine.description, "way": self.engine.way.line} if self.engine else {}
 
     def terms_at(self, pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> LogTerms:
         """Log terms of a batch at draws of its guide."""
         return LogTerms(*self(ModelTerms(pair, *draws.log_guide.shape), batch, draws.values), draws.log_guide)
 
-    def _choose(self, chunk: Chunk, arguments: Sequence[Named]) -> None:
-        if self.name == "auto" and self.samples < REPAYING_SAMPLES[_device(arguments)]:
-            self.description = f"eager ({self.samples} samples do not repay compilation)"
-            return
-        ways(chunk.pair, arguments[0])  # compared before the trace, which reads no values
-        try:
-            compiled = compile_chunk(chunk, *arguments)
-            check_parity(compiled, chunk, *arguments)
-        except Exception as problem:
-            self.description = f"eager ({failure(problem)})"
-            return
-        reason = "asked for" if self.name == "compiled" else f"{self.samples} samples repay it"
-        self.compiled, self.description = compiled, f"compiled ({reason})"
-
-
-def _device(arguments: Sequence[Named]) -> str:
-    return next(iter(arguments[0].values())).device.type
+    def _work(self, chunk: Chunk, arguments: Sequence[Named]) -> Work:
+        device = next(iter(arguments[0].values())).device
+        return Work(
+            module=chunk,
+            device=device,
+            eager=chunk,
+            compile=lambda: compile_chunk(chunk, *arguments),
+            results=lambda run: run(*arguments),
+            amount=self.samples,
+            repaying=REPAYING_SAMPLES[device.type],
+            unit="samples",
+            way=ways(chunk.pair, arguments[0]),
+        )
 
 
 def compile_chunk(chunk: Chunk, *arguments: Named) -> ChunkFunction:
     """Trace the chunk once on these tensors and compile the graph for their shapes."""
     tensors = named_tensors(chunk)
     return partial(compile_function(partial(call_with, chunk), tensors, *arguments), tensors)
-
-
-def check_parity(compiled: ChunkFunction, chunk: Chunk, *arguments: Named) -> None:
-    """Raise `ArithmeticError` unless the compiled terms equal the eager ones for the same seed, to 1e-5 relative."""
-    with seeded(0):
-        eager = chunk(*arguments)
-    with seeded(0):
-        found = compiled(*arguments)
-    for value, reference in zip(found, eager, strict=True):
-        scale = reference.detach().nan_to_num(posinf=0.0, neginf=0.0).abs().max().item()
-        if not torch.allclose(value, reference, rtol=1e-5, atol=1e-5 * scale, equal_nan=True):
-            raise ArithmeticError("the traced terms differ from the eager ones")

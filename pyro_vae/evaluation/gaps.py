@@ -20,7 +20,8 @@ from pyro_vae.evaluation.result import Estimate
 from pyro_vae.evaluation.ticker import ticker
 from pyro_vae.evaluation.weights import WeightStream
 from pyro_vae.pair import bounds
-from pyro_vae.pair.particles import batch_size, run_guide
+from pyro_vae.pair.pair import batch_size
+from pyro_vae.pair.particles import run_guide
 from pyro_vae.pair.sites import elements
 from pyro_vae.pair.terms import log_terms, reduce_guide
 
@@ -113,7 +114,7 @@ class Refined(nn.Module):
         self.pair, self.model, self.guide = pair, pair.model, self._moved(pair.guide)
         with torch.no_grad():
             sites = run_guide(pair, batch)
-            reduce_guide(sites, 1, batch_size(pair, batch))
+            reduce_guide(sites, 1, batch_size(batch))
         for site in sites.values():
             if not isinstance(elements(site.fn), Normal):
                 raise ContractError(

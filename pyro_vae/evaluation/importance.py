@@ -46,7 +46,7 @@ class Importance:
             found = figures(self.weigh(block, particles, progress, engine), block.rows.start)
             parts.append(found | {"narrow": self.narrow(block)})
         per_datum = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return Estimate(per_datum, {"engine": engine.description, "way": block.ways.line})
+        return Estimate(per_datum, engine.summary)
 
     def weigh(self, block: Block, particles: int, progress: Callable[[int], None], engine: ChunkEngine) -> WeightStream:
         """The weights log p(x, z) - log q(z|x) of a block at draws of the guide."""

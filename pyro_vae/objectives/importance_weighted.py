@@ -1,28 +1,28 @@
 """Objectives on several particles at once: the importance-weighted bound and Renyi's, with their gradient estimators.
 
-Each estimator takes the log terms of a pair and gives a surrogate [batch] whose gradient estimates that of
-L_alpha = 1/(1-alpha) log 1/K sum_k w_k^(1-alpha). Weights are normalised for each datum by itself, so the bound stays
-right under minibatches.
+Each estimator gives L_alpha = 1/(1-alpha) log 1/K sum_k w_k^(1-alpha) of every datum, with a gradient that estimates
+that of its expectation. Weights are normalised for each datum by itself, so the bound stays right under minibatches.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError, UnknownName
-from pyro_vae.objectives.elbo import further_loss, require_reparameterised, without_value
+from pyro_vae.objectives.objective import Batch, Beta, Estimate, MinusBound, require_reparameterised, without_value
 from pyro_vae.pair import bounds
-from pyro_vae.pair.particles import batch_size, run_guide, run_guide_at, run_model
+from pyro_vae.pair.pair import batch_size, select_fields
+from pyro_vae.pair.particles import run_guide, run_guide_at, run_model
 from pyro_vae.pair.sites import Sites, values_of
 from pyro_vae.pair.terms import LogTerms, counts, joined, log_terms, reduce_sites
 
-Batch = Mapping[str, Tensor]
 Weights = Float[Tensor, "particles batch"]
 
 
-class Renyi:
+class Renyi(MinusBound):
     """Minus Renyi's bound of order `alpha` < 1 on log p(x) (Li & Turner 2016).
 
     Args:
@@ -36,8 +36,6 @@ class Renyi:
         ContractError: alpha of 1 or more, latents outside the data plate, or sites that the estimator cannot take.
     """
 
-    traceable = True
-
     def __init__(self, alpha: float = 0.5, gradient: str = "pathwise"):
         if gradient not in ESTIMATORS:
             raise UnknownName("gradient estimator", gradient, ESTIMATORS)
@@ -45,16 +43,8 @@ class Renyi:
             raise ContractError(f"alpha must be below 1, not {alpha}; at 1 the bound is the ELBO: use trace_elbo")
         self.alpha, self.gradient = alpha, gradient
 
-    def __call__(
-        self,
-        pair: nn.Module,
-        batch: Batch,
-        particles: int = 1,
-        beta: float | Tensor = 1.0,
-        data_size: int | None = None,
-    ) -> Float[Tensor, ""]:
-        bound, draws = ESTIMATORS[self.gradient](pair, batch, particles, beta, self.alpha)
-        return -bound.mean() + further_loss(draws, beta, data_size)
+    def bound(self, pair: nn.Module, batch: Batch, particles: int, beta: Beta) -> Estimate:
+        return ESTIMATORS[self.gradient](pair, batch, particles, beta, self.alpha)
 
 
 class IWAE(Renyi):
@@ -68,30 +58,26 @@ class IWAE(Renyi):
         super().__init__(alpha=0.0, gradient=gradient)
 
 
-Estimate = tuple[Float[Tensor, " batch"], LogTerms]
-"""The bound with its surrogate gradient, and the terms that it came from."""
-
-
-def pathwise(pair: nn.Module, batch: Batch, particles: int, beta: float | Tensor, alpha: float) -> Estimate:
-    """The bound itself, differentiated through the draws."""
-    draws = log_terms(pair, batch, particles, as_loss=True)
-    require_reparameterised(draws, "gradient='vimco'")
-    return bounds.renyi(_log_weight(draws, beta), alpha), draws
-
-
-def sticking_the_landing(pair: nn.Module, batch: Batch, particles: int, beta: float | Tensor, alpha: float) -> Estimate:
-    """The bound with the guide's parameters held fixed inside log q: no score term, but a bias for K > 1."""
-    draws = log_terms(pair, batch, particles, frozen_guide=True, as_loss=True)
-    require_reparameterised(draws, "gradient='vimco'")
-    return bounds.renyi(_log_weight(draws, beta), alpha), draws
-
-
-def doubly_reparameterised(
-    pair: nn.Module, batch: Batch, particles: int, beta: float | Tensor, alpha: float
+def pathwise(
+    pair: nn.Module, batch: Batch, particles: int, beta: Beta, alpha: float, frozen_guide: bool = False
 ) -> Estimate:
-    """With v the normalised w^(1-alpha): gradient v for the model, v (1 - (1-alpha)(1-v)) along the path of z for the
-    guide (Tucker et al. 2019, eq. 8; alpha: their appendix); with w = p(x|z) (p/q)^beta the bracket subtracts beta
-    times as much."""
+    """The bound itself, differentiated through the draws.
+
+    Args:
+        frozen_guide: stick the landing: hold the guide's parameters fixed inside log q. There is then no score term,
+            but a bias for more particles than one.
+    """
+    draws = log_terms(pair, batch, particles, frozen_guide=frozen_guide, as_loss=True)
+    require_reparameterised(draws, "gradient='vimco'")
+    return bounds.renyi(_log_weight(draws, beta), alpha), draws
+
+
+def doubly_reparameterised(pair: nn.Module, batch: Batch, particles: int, beta: Beta, alpha: float) -> Estimate:
+    """The gradients of log w_k, weighted (Tucker et al. 2019, eq. 8; alpha: their appendix).
+
+    v is w^(1-alpha), w = p(x|z) (p(z) / q(z|x))^beta, normalised over the particles. The model's gradients have the
+    weight v, the guide's, which run along the path of z, v (1 - beta (1-alpha) (1-v)).
+    """
     runs = counts(pair, batch, particles)
     guides = [run_guide(pair, batch, count) for count in runs]
     with torch.no_grad():
@@ -112,7 +98,7 @@ def doubly_reparameterised(
     return bound + without_value((normalised * _log_weight(draws, beta)).sum(0)), draws
 
 
-def vimco(pair: nn.Module, batch: Batch, particles: int, beta: float | Tensor, alpha: float) -> Estimate:
+def vimco(pair: nn.Module, batch: Batch, particles: int, beta: Beta, alpha: float) -> Estimate:
     """Score-function gradients with the bound of the other particles as each one's baseline, its own weight replaced
     by their geometric mean (Mnih & Rezende 2016, eq. 9 and 10)."""
     if particles < 2:
@@ -133,19 +119,19 @@ def vimco(pair: nn.Module, batch: Batch, particles: int, beta: float | Tensor, a
 
 ESTIMATORS: dict[str, Callable[..., Estimate]] = {
     "pathwise": pathwise,
-    "stl": sticking_the_landing,
+    "stl": partial(pathwise, frozen_guide=True),
     "dreg": doubly_reparameterised,
     "vimco": vimco,
 }
 
 
-def _log_weight(draws: LogTerms, beta: float | Tensor) -> Weights:
+def _log_weight(draws: LogTerms, beta: Beta) -> Weights:
     return draws.log_likelihood + beta * (draws.log_prior - draws.log_guide)
 
 
 def _reduce(pair: nn.Module, batch: Batch, count: int, guide: Sites, values: Mapping[str, Tensor]) -> LogTerms:
     model = run_model(pair, batch, values, count)
-    return reduce_sites(model, guide, count, batch_size(pair, batch), as_loss=True)
+    return reduce_sites(model, guide, count, batch_size(select_fields(pair, batch)), as_loss=True)
 
 
 def _scale_gradient(value: Tensor, factor: Weights) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from pyro_vae.pair.terms import ElboTerms, LogTerms
 
 NEGLIGIBLE = 46.0
-"""Weights below e^-46, 1e-20, of their datum's largest count as zero. They change no float64 sum by a rounding, and
+"""Weights below e^-46 (1e-20) of their datum's largest count as zero. They change no float64 sum by a rounding, and
 their gradients would be denormal numbers, a hundred times slower to compute with."""
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.distributions import MixtureSameFamily, biject_to, constraints
 
 from pyro_vae.errors import ContractError, UserError
+from pyro_vae.pair.equality import same
 from pyro_vae.pair.pair import evaluating, select_fields
-from pyro_vae.pair.particles import OWN_DIM, Fields, run_guide, run_guide_at, run_model, same
+from pyro_vae.pair.particles import OWN_DIM, Fields, run_guide, run_guide_at, run_model
 from pyro_vae.pair.sites import Site, Sites, has_mask, is_factor, is_point_mass, latent, unwrapped, values_of
 
 BOTH = ("model", "guide")
@@ -81,7 +82,7 @@ def prior_before_guide(model: Sites, guide: Sites) -> dict[str, bool]:
 
 
 class Fault(NamedTuple):
-    """Why a term is no log-density, in words, and whether it still makes a loss of its own right."""
+    """Why a term is no log-density, in words, and whether the numbers still make a loss."""
 
     line: str
     is_loss: bool = True
@@ -206,7 +207,7 @@ def _check_function(pair: nn.Module, fields: Fields, guide: Sites, drawn: Sites)
     _refuse_unused(jacobian, places, masses, codes)
     if jacobian.shape[1] != jacobian.shape[2] or not (log_det := torch.linalg.slogdet(jacobian)[1]).isfinite().all():
         raise ContractError(_no_function(next(iter(drawn))))
-    if not torch.allclose(log_det, expected.squeeze(0).to(log_det), rtol=CLOSE, atol=CLOSE):
+    if not torch.allclose(log_det, expected.to(log_det), rtol=CLOSE, atol=CLOSE):
         raise ContractError(
             f"the log_density of site {next(iter(masses))!r} is not minus the log of the Jacobian of its function of "
             f"the auxiliary site {next(iter(drawn))!r}, so log q is not its density; give Delta(value, log_density=...)"

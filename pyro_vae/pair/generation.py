@@ -45,8 +45,8 @@ def model_at(pair: nn.Module, fields: Mapping[str, Tensor], latents: Mapping[str
 def reconstruct(pair: nn.Module, fields: Mapping[str, Tensor]) -> Sites:
     """The observed sites of the model at the guide's means (draws, where a site has no mean)."""
     with torch.no_grad():
-        latents = {name: center(site) for name, site in run_guide(pair, fields).items()}
-    return decode(pair, fields, latents)
+        means = {name: site.mean() for name, site in run_guide(pair, fields).items()}
+        return observed(run_model(pair, fields, means))
 
 
 def encode(pair: nn.Module, split: Split) -> dict[str, Tensor]:
@@ -59,13 +59,13 @@ def encode(pair: nn.Module, split: Split) -> dict[str, Tensor]:
         for batch in split.batches(CHUNK):
             for name, site in run_guide(pair, batch).items():
                 parts.setdefault(f"{name}_mean", []).append(center(site).cpu())
-                parts.setdefault(f"{name}_scale", []).append(site.deviation().squeeze(0).cpu())
+                parts.setdefault(f"{name}_scale", []).append(site.deviation()[0].cpu())
     return {name: torch.cat(chunks) for name, chunks in parts.items()}
 
 
 def center(site: Site) -> Tensor:
-    """The mean of a site's distribution at one particle, [n, *event], or its value where the mean is not a number."""
-    return site.mean().squeeze(0)
+    """The mean of a site's distribution at the first particle, [n, *event]; its value where the mean is no number."""
+    return site.mean()[0]
 
 
 def picture_site(sites: Mapping[str, Site]) -> Site:

@@ -21,14 +21,51 @@ PLATE = "data"
 class Pair(nn.Module):
     """A convenient base class for a pair; any `nn.Module` with `model` and `guide` will do.
 
-    Subclasses define `model(self, **batch)`, which declares p(z)p(x|z), and `guide(self, **batch)`, which declares
-    q(z|x), both inside `with self.plate(n):`.
+    Subclasses define `model` and `guide`, which take the same fields by name. A field that the data lack is a
+    `DataError` when the pair is used, and a site that breaks the contract a `ContractError` that names it.
+
+    Example:
+
+        class FactorAnalysis(Pair):
+            def __init__(self, features):
+                super().__init__()
+                self.decoder, self.encoder = nn.Linear(2, features), nn.Linear(features, 2)
+
+            def model(self, x):
+                with self.plate(len(x)):
+                    z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+                    pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+            def guide(self, x):
+                with self.plate(len(x)):
+                    pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
     """
 
     def model(self, **batch: Tensor) -> Any:
+        """Declare p(z) p(x|z): sample the latents z, and observe the data x with `obs=`.
+
+        What it returns is not used. The log-probability of each site, summed over its event dims, is [batch] in nats.
+
+        Args:
+            batch: named fields, [batch, ...] each. A site's value is [batch, *event], or [particles, batch, *event]
+                where several particles are drawn and the nets broadcast over them.
+
+        Raises:
+            NotImplementedError: the subclass defines none.
+        """
         raise NotImplementedError
 
     def guide(self, **batch: Tensor) -> Any:
+        """Declare q(z|x): sample every latent of the model, under its name and with its shape, and no more.
+
+        What it returns is not used. Shapes and units are those of `model`.
+
+        Args:
+            batch: the fields that the model takes, with the same names.
+
+        Raises:
+            NotImplementedError: the subclass defines none.
+        """
         raise NotImplementedError
 
     @contextmanager
@@ -96,7 +133,7 @@ def evaluating(pair: nn.Module) -> Iterator[None]:
 
 
 class Fields(NamedTuple):
-    """The fields that a pair takes: those that it requires, those that it takes where the data have them, or every."""
+    """The fields that a pair takes: those that it requires, those that it takes where the data have them, or all."""
 
     required: list[str]
     optional: list[str]
@@ -148,7 +185,7 @@ _kept_fields = lru_cache(maxsize=128)(_fields)
 def _parameters(function: Callable[..., Any], bound: int) -> dict[str, inspect.Parameter]:
     """The parameters of a program by name, without those that are bound already, and without *args.
 
-    `**kwargs` counts where nothing else is named, and where no *args beside it says that a decorator hid the names.
+    `**kwargs` counts where nothing else is named. Beside *args it does not: there a decorator hid the names.
     """
     parameters = list(inspect.signature(function).parameters.items())[bound:]
     named = {name: p for name, p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
@@ -173,6 +210,11 @@ def _undecorated(program: Callable[..., Any]) -> Program:
             bound += len(given)
         else:
             return program, bound
+
+
+def batch_size(batch: Mapping[str, Tensor]) -> int:
+    """The number of data in a batch of fields [batch, ...]."""
+    return len(next(iter(batch.values())))
 
 
 def select_fields(pair: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

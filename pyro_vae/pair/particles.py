@@ -8,6 +8,7 @@ data's plate, a plate of fixed size) runs its particles one after another.
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyro
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vae.errors import ContractError, ProgramError, UserError
-from pyro_vae.pair.pair import LocalParameters, evaluating, select_fields
+from pyro_vae.pair.equality import same
+from pyro_vae.pair.pair import LocalParameters, batch_size, evaluating, select_fields
 from pyro_vae.pair.sites import ONE_PLATE, PARTICLES, Layout, Record, Sites, latent
 
 Fields = Mapping[str, Tensor]
@@ -25,7 +27,6 @@ Values = Mapping[str, Shaped[Tensor, "particles batch ..."]]
 
 OWN_DIM, FOLDED, LOOPED = "in a dim of their own", "folded into the batch", "one after another"
 TRIED_DATA, TRIED_PARTICLES = 2, 3
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 OUTSIDE = "it has latents outside the data's plate"
 MOVED = 0.1
 """How far weights are moved before two ways are compared: a net that starts at zero or one hides what it does."""
@@ -43,7 +44,7 @@ class Ways(NamedTuple):
         return f"particles: {self.model} ({self.reason})"
 
     def counts(self, particles: int) -> list[int]:
-        """The particles of each run that makes up so many."""
+        """How many particles each run has, so that all runs together have `particles`."""
         return [1] * particles if self.model == LOOPED else [particles]
 
 
@@ -69,11 +70,6 @@ def validation_off() -> Iterator[None]:
         Distribution.set_default_validate_args(torch_default)
 
 
-def batch_size(pair: nn.Module, batch: Fields) -> int:
-    """Number of data in a batch."""
-    return next(iter(select_fields(pair, batch).values())).shape[0]
-
-
 def run_program(
     program: Callable[..., Any],
     pair: nn.Module,
@@ -88,13 +84,10 @@ def run_program(
     Raises:
         ContractError: the program breaks the contract of a pair, or raises an error of its own; names the site.
     """
-    if particles < 1:
-        raise ContractError(f"particles must be at least 1, not {particles}")
     fields = select_fields(pair, batch)
-    layout = Layout(particles, next(iter(fields.values())).shape[0], way == FOLDED and particles > 1)
+    layout = Layout(particles, batch_size(fields), way == FOLDED)
     given = {name: layout.fold(value) for name, value in (values or {}).items()}
-    own_dim = particles > 1 and not layout.folded
-    plate = pyro.plate(PARTICLES, particles, dim=-2) if own_dim else nullcontext()
+    plate = pyro.plate(PARTICLES, particles, dim=-2) if layout.draws else nullcontext()
     record = Record(layout, given, getattr(pair, "data_plate", None), **recording)
     with validation_off(), LocalParameters(), record, _explained(program, record), plate:
         program(**{name: layout.repeat(field) for name, field in fields.items()})
@@ -103,7 +96,7 @@ def run_program(
 
 @contextmanager
 def _explained(program: Callable[..., Any], record: Record) -> Iterator[None]:
-    """What a program raises, with the site at which it did."""
+    """An error of the program becomes one line that names the site after which it was raised."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -117,7 +110,7 @@ def _explained(program: Callable[..., Any], record: Record) -> Iterator[None]:
 
 
 def run_guide(pair: nn.Module, batch: Fields, particles: int = 1) -> Sites:
-    """The sites of the guide at fresh draws. More than one particle at once where the pair's `ways` allow it."""
+    """The sites of the guide at fresh draws. Several particles run at once where the pair's `ways` allow it."""
     return run_program(pair.guide, pair, batch, particles, way=ways(pair, batch, particles).guide)
 
 
@@ -129,7 +122,7 @@ def run_model(pair: nn.Module, batch: Fields, values: Values, particles: int = 1
 def run_guide_at(
     pair: nn.Module, batch: Fields, values: Values, particles: int = 1, frozen: bool = False, way: str | None = None
 ) -> Sites:
-    """The sites of the guide at given values; point masses follow from the others.
+    """The sites of the guide at given values; a point mass has the value that follows from the other sites.
 
     Args:
         frozen: hold its parameters fixed: the gradient of its log-probability reaches them only through the values
@@ -140,8 +133,9 @@ def run_guide_at(
     """
     way = way or ways(pair, batch, particles).guide
     tensors = {f"pair.{name}": parameter.detach() for name, parameter in pair.named_parameters()} if frozen else None
+    guide = _program(pair, "guide", tensors)
     try:
-        return _run_with(tensors, "guide", pair, batch, particles, elsewhere(values), way, free=True)
+        return run_program(guide, pair, batch, particles, elsewhere(values), way, free=True, settle=True)
     except ProgramError as problem:
         if has_no_inverse(problem):
             raise ContractError(
@@ -153,7 +147,7 @@ def run_guide_at(
 
 
 def elsewhere(values: Values) -> dict[str, Tensor]:
-    """The same values as tensors of their own, which no flow takes for its own last draw."""
+    """The same values as new tensors: a flow knows its last draw by the very tensor, and must not know these."""
     return {name: value.view_as(value) for name, value in values.items()}
 
 
@@ -162,17 +156,8 @@ def has_no_inverse(problem: UserError) -> bool:
     return isinstance(problem.__cause__, KeyError | NotImplementedError)
 
 
-def _run_with(
-    tensors: Mapping[str, Tensor] | None,
-    name: str,
-    pair: nn.Module,
-    batch: Fields,
-    particles: int,
-    values: Values | None,
-    way: str,
-    **recording: bool,
-) -> Sites:
-    """A program's sites with these tensors in place of the pair's parameters, log-probabilities included: those of a
+def _program(pair: nn.Module, name: str, tensors: Mapping[str, Tensor] | None) -> Callable[..., None]:
+    """A program with these tensors in place of the pair's parameters. Run it with `settle`: the log-probabilities of a
     distribution that holds modules depend on them as well."""
 
     def program(**fields: Tensor) -> None:
@@ -183,7 +168,7 @@ def _run_with(
             torch.func.functional_call(Programs(pair), dict(tensors), (name,), fields)
 
     program.__name__ = name
-    return run_program(program, pair, batch, particles, values, way, settle=True, **recording)
+    return program
 
 
 # --- which way ----------------------------------------------------------------------------------------------
@@ -193,7 +178,13 @@ _SEEN: "weakref.WeakKeyDictionary[nn.Module, dict[tuple, Ways]]" = weakref.WeakK
 
 
 def ways(pair: nn.Module, batch: Fields, particles: int = 2) -> Ways:
-    """How the pair's programs hold several particles: compared once for a pair and a shape of its data."""
+    """How the pair's programs hold several particles: compared once for a pair and a shape of its data.
+
+    Raises:
+        ContractError: fewer particles than one.
+    """
+    if particles < 1:
+        raise ContractError(f"particles must be at least 1, not {particles}")
     if particles == 1:
         return Ways(OWN_DIM, OWN_DIM, "one particle")
     shape = tuple((name, field.shape[1:], field.dtype) for name, field in batch.items())
@@ -202,7 +193,7 @@ def ways(pair: nn.Module, batch: Fields, particles: int = 2) -> Ways:
     if key not in seen:
         fields = select_fields(pair, batch)
         with evaluating(pair), torch.no_grad(), torch.random.fork_rng(devices=_devices(fields)):
-            seen[key] = _Trial(pair, fields).ways()
+            seen[key] = _compare(pair, fields)
     return seen[key]
 
 
@@ -210,112 +201,98 @@ def _devices(fields: Fields) -> list[int]:
     return sorted({field.device.index for field in fields.values() if field.device.type == "cuda"})
 
 
-class _Trial:
-    """Compares the ways on a few data of a batch.
+def _compare(pair: nn.Module, whole: Fields) -> Ways:
+    """The ways of a pair on a few data under moved weights; where that fails, under its own, and then on all data."""
+    rows = torch.arange(TRIED_DATA) % batch_size(whole)
+    few = {name: field[rows.to(field.device)] for name, field in whole.items()}
+    for trial in (_Trial(pair, few, _moved(pair)), _Trial(pair, few), _Trial(pair, whole, fixed=True)):
+        try:
+            return trial.ways()
+        except UserError as problem:
+            failed = problem
+    raise failed
 
-    Args:
+
+@dataclass(frozen=True)
+class _Trial:
+    """Compares the ways on some data.
+
+    Attributes:
         fields: those that the pair takes.
+        tensors: what stands in place of the pair's parameters; None: nothing.
+        fixed: the pair may have a plate of fixed size, which fits the whole batch only.
     """
 
-    def __init__(self, pair: nn.Module, fields: Fields):
-        self.pair, self.whole = pair, dict(fields)
-        self.size = next(iter(fields.values())).shape[0]
+    pair: nn.Module
+    fields: Fields
+    tensors: Mapping[str, Tensor] | None = None
+    fixed: bool = False
 
     def ways(self) -> Ways:
-        rows = torch.arange(TRIED_DATA) % self.size
-        few = {name: field[rows.to(field.device)] for name, field in self.whole.items()}
-        for fields, tensors in ((few, _moved(self.pair)), (few, None), (self.whole, None)):
-            try:
-                return self._compared(fields, tensors, fixed=fields is self.whole)
-            except UserError as problem:
-                failed = problem
-        raise failed
-
-    def _compared(self, fields: Fields, tensors: Mapping[str, Tensor] | None, fixed: bool) -> Ways:
-        size = next(iter(fields.values())).shape[0]
-        particles = TRIED_PARTICLES if TRIED_PARTICLES != size else TRIED_PARTICLES - 1
-        guides = [self._run(tensors, "guide", fields, 1) for _ in range(particles)]
-        if self._stands_outside(guides[0], fixed):
+        particles = TRIED_PARTICLES if TRIED_PARTICLES != batch_size(self.fields) else TRIED_PARTICLES - 1
+        guides = [self._run("guide", 1) for _ in range(particles)]
+        if self._stands_outside(guides[0]):
             return Ways(LOOPED, LOOPED, OUTSIDE)
         values = {name: torch.cat([guide[name].value for guide in guides]) for name in guides[0]}
-        models = [
-            self._run(tensors, "model", fields, 1, {name: value[i : i + 1] for name, value in values.items()})
-            for i in range(particles)
-        ]
-        if self._stands_outside(latent(models[0]), fixed):
+        alone = [{name: value[i : i + 1] for name, value in values.items()} for i in range(particles)]
+        models = [self._run("model", 1, one) for one in alone]
+        if self._stands_outside(latent(models[0])):
             return Ways(LOOPED, LOOPED, OUTSIDE)
-        if tensors is not None and (_has_nan(models) or _has_nan(guides)):
+        if self.tensors is not None and (_has_nan(models) or _has_nan(guides)):
             raise ProgramError("the log-probabilities are not numbers under moved weights")
-        chosen, reasons = {}, []
-        for name, reference in (("guide", guides), ("model", models)):
-            chosen[name], reason = self._chosen(tensors, name, fields, values, reference, fixed)
-            reasons += [reason] if reason else []
-        if LOOPED in chosen.values():
-            return Ways(LOOPED, LOOPED, "; ".join(reasons))
-        return Ways(chosen["guide"], chosen["model"], "; ".join(reasons) or "its nets broadcast over them")
+        guide, why_guide = self._chosen("guide", values, guides)
+        model, why_model = self._chosen("model", values, models)
+        reason = "; ".join(filter(None, [why_guide, why_model])) or "its nets broadcast over them"
+        return Ways(LOOPED, LOOPED, reason) if LOOPED in (guide, model) else Ways(guide, model, reason)
 
-    def _stands_outside(self, sites: Sites, fixed: bool) -> bool:
+    def _stands_outside(self, sites: Sites) -> bool:
         """Whether one stands outside the plate of the data; a plate of fixed size is seen on the whole batch only."""
         outside = [site for site in sites.values() if not site.in_plate]
-        if not fixed and any(site.plate is not None for site in outside):
+        if not self.fixed and any(site.plate is not None for site in outside):
             raise ProgramError("a plate does not follow the batch")
         return bool(outside)
 
-    def _chosen(
-        self,
-        tensors: Mapping[str, Tensor] | None,
-        name: str,
-        fields: Fields,
-        values: Values,
-        reference: list[Sites],
-        fixed: bool,
-    ) -> tuple[str, str]:
+    def _chosen(self, name: str, values: Values, reference: list[Sites]) -> tuple[str, str]:
         """The way of one program, and why it is not the fastest."""
         why = ""
-        for way in (OWN_DIM,) if fixed else (OWN_DIM, FOLDED):
+        for way in (OWN_DIM,) if self.fixed else (OWN_DIM, FOLDED):
             try:
-                found = self._run(tensors, name, fields, len(reference), values, way)
+                found = self._run(name, len(reference), values, way)
             except UserError as problem:
                 if name == "guide" and has_no_inverse(problem):
-                    return self._by_draws(tensors, fields, len(reference))
+                    return self._by_draws(len(reference))
                 why = why or f"the {name} takes [batch, ...] only: {_short(problem)}"
                 continue
             different = _difference(found, reference)
             if different is None:
                 return way, why
-            why = why or f"site {different!r} of the {name} differs with the particles in a dim of their own"
-        return LOOPED, "its plate has a fixed size" if fixed else why
+            why = why or _differs(name, different)
+        return LOOPED, "its plate has a fixed size" if self.fixed else why
 
-    def _run(
-        self,
-        tensors: Mapping[str, Tensor] | None,
-        name: str,
-        fields: Fields,
-        particles: int,
-        values: Values | None = None,
-        way: str = OWN_DIM,
-    ) -> Sites:
-        given = values if values is None or name == "model" else elsewhere(values)
-        return _run_with(tensors, name, self.pair, fields, particles, given, way, free=name == "guide")
-
-    def _by_draws(self, tensors: Mapping[str, Tensor] | None, fields: Fields, particles: int) -> tuple[str, str]:
+    def _by_draws(self, particles: int) -> tuple[str, str]:
         """The way of a guide whose density is known at its own draws only, from draws at one seed."""
-        runs = []
-        for way in (OWN_DIM, FOLDED):
-            torch.manual_seed(0)
-            try:
-                runs.append(self._run(tensors, "guide", fields, particles, None, way))
-            except UserError:
-                runs.append({})
-        own, folded = runs
+        own, folded = self._drawn(particles, OWN_DIM), self._drawn(particles, FOLDED)
         for name, site in folded.items():
-            if (
-                name not in own
-                or not same(own[name].value, site.value)
-                or not same(own[name].log_prob(), site.log_prob())
-            ):
-                return FOLDED, f"site {name!r} of the guide differs with the particles in a dim of their own"
+            ours = own.get(name)
+            if ours is None or not (same(ours.value, site.value) and same(ours.log_prob(), site.log_prob())):
+                return FOLDED, _differs("guide", name)
         return OWN_DIM, ""
+
+    def _drawn(self, particles: int, way: str) -> Sites:
+        torch.manual_seed(0)
+        try:
+            return self._run("guide", particles, None, way)
+        except UserError:
+            return {}
+
+    def _run(self, name: str, particles: int, values: Values | None = None, way: str = OWN_DIM) -> Sites:
+        program, guide = _program(self.pair, name, self.tensors), name == "guide"
+        given = elsewhere(values) if guide and values is not None else values
+        return run_program(program, self.pair, self.fields, particles, given, way, free=guide, settle=True)
+
+
+def _differs(program: str, site: str) -> str:
+    return f"site {site!r} of the {program} differs with the particles in a dim of their own"
 
 
 def _moved(pair: nn.Module) -> dict[str, Tensor]:
@@ -344,15 +321,6 @@ def _difference(found: Sites, reference: list[Sites]) -> str | None:
         if not site.in_plate or not same(site.log_prob(), expected):
             return name
     return None
-
-
-def same(found: Tensor, expected: Tensor) -> bool:
-    """Whether two sets of log-probabilities are equal up to rounding."""
-    tolerance = TOLERANCE.get(expected.dtype, 1e-2)
-    scale = expected.nan_to_num(posinf=0.0, neginf=0.0).abs().max().clamp(min=1.0).item()
-    return found.shape == expected.shape and torch.allclose(
-        found, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True
-    )
 
 
 def _short(problem: Exception) -> str:

@@ -1,8 +1,8 @@
-"""What a program's sample statements were when it ran: distributions, values, and their log-probabilities by datum."""
+"""The sample statements of a program as they ran: distributions, values, and the log-probability of each datum."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -25,8 +25,11 @@ ONE_PLATE = (
 
 
 class Layout(NamedTuple):
-    """How a program held `particles` draws for each of `size` data: in a dim of their own at -2, or folded into the
-    batch, particle after particle. One particle has no dim."""
+    """How a program holds `particles` draws for each of `size` data: in a dim of their own at -2, or folded into the
+    batch, particle after particle. One particle has no dim.
+
+    Everywhere else a value is [particles, batch, *event]; here alone it becomes what the program takes, and back.
+    """
 
     particles: int
     size: int
@@ -38,9 +41,14 @@ class Layout(NamedTuple):
         return self.particles * self.size if self.folded else self.size
 
     @property
+    def draws(self) -> torch.Size:
+        """The particles' dim: [particles] where they have one of their own, else []."""
+        return torch.Size([] if self.folded or self.particles == 1 else [self.particles])
+
+    @property
     def lead(self) -> tuple[int, ...]:
         """The batch shape of a site in the data's plate."""
-        return (self.rows,) if self.folded or self.particles == 1 else (self.particles, self.size)
+        return (*self.draws, self.rows)
 
     def unfold(self, tensor: Shaped[Tensor, "..."], event_dims: int) -> Shaped[Tensor, "particles batch ..."]:
         """A tensor of the program as [particles, batch, *event]; what all particles share is expanded.
@@ -80,7 +88,7 @@ class Site:
         observed: whether the program observes it, also where `poutine.uncondition` made it draw.
         plate: the plate at dim -1 that it stands in, or None.
         in_plate: whether that is the plate of the data.
-        scale: what multiplies its log-probability, less the subsampling scale of the data's plate.
+        scale: what multiplies its log-probability; the subsampling scale of the data's plate is divided out.
         mask: what leaves log-probabilities out, or None.
         auxiliary: whether the guide marks it with infer={"is_auxiliary": True}.
         layout: how the program held the particles.
@@ -122,7 +130,7 @@ class Site:
     @property
     def value(self) -> Shaped[Tensor, "particles batch ..."]:
         """Its value [particles, batch, *event]; [1, ...] for a site outside the data's plate."""
-        return self._of_data(self.raw, len(self.event_shape)) if self.in_plate else self.raw.unsqueeze(0)
+        return self._like_value(self.raw)
 
     def log_prob(self) -> Float[Tensor, "particles batch"]:
         """The log-probability of its value for each datum, scaled and masked as the program says, in nats; [1, 1] for
@@ -135,11 +143,11 @@ class Site:
             term = scale_and_mask(self.density, self.scale, self.mask)
         except RuntimeError as problem:
             raise self._misfit() from problem
-        return self._of_data(term, 0) if self.in_plate else term.sum().reshape(1, 1)
+        return self._of_datum(term)
 
     def score(self) -> Float[Tensor, "particles batch"]:
         """The log-probability with no scale and no mask."""
-        return self._of_data(self.density, 0)
+        return self._of_datum(self.density)
 
     def mean(self) -> Shaped[Tensor, "particles batch ..."]:
         """The mean of its distribution, or its value where the mean is not a number."""
@@ -149,7 +157,7 @@ class Site:
             return self.value
         known = mean.isfinite()
         mean = torch.where(known, mean, self.raw.to(mean.dtype)) if known.any() else self.raw
-        return self._of_data(mean, len(self.event_shape)) if self.in_plate else mean.unsqueeze(0)
+        return self._like_value(mean)
 
     def deviation(self) -> Shaped[Tensor, "particles batch ..."]:
         """The standard deviation of its distribution; NaN where it has no formula."""
@@ -157,7 +165,7 @@ class Site:
             deviation = self.fn.variance.sqrt()
         except NotImplementedError:
             deviation = torch.full_like(self.raw, torch.nan, dtype=torch.get_default_dtype())
-        return self._of_data(deviation, len(self.event_shape)) if self.in_plate else deviation.unsqueeze(0)
+        return self._like_value(deviation)
 
     def kl_to(self, prior: "Site") -> Float[Tensor, "particles batch"]:
         """KL(this || prior) of each datum in closed form, scaled and masked as this site.
@@ -167,25 +175,30 @@ class Site:
         """
         lead = prior.fn.batch_shape
         fn = self.fn if self.fn.batch_shape == lead else self.fn.expand(lead)
-        return self._of_data(scale_and_mask(kl_divergence(fn, prior.fn), self.scale, self.mask), 0)
+        return self._of_datum(scale_and_mask(kl_divergence(fn, prior.fn), self.scale, self.mask))
 
     def counted(self) -> Float[Tensor, "particles batch"]:
         """How many elements of its value count, for each datum: those that no mask leaves out."""
         counts = _counted(self.fn).to(torch.get_default_dtype())
         if self.mask is not None:
             counts = counts * (self.mask if isinstance(self.mask, Tensor) else float(self.mask))
-        return self._of_data(counts, 0) if self.in_plate else counts.sum().reshape(1, 1)
+        return self._of_datum(counts)
 
-    def _of_data(self, tensor: Tensor, event_dims: int) -> Tensor:
+    def check_shape(self) -> None:
+        """Raise `ContractError` where the value misses a dim, which could broadcast against the particles unnoticed."""
+        self._like_value(self.raw)
+
+    def _like_value(self, tensor: Tensor) -> Shaped[Tensor, "particles batch ..."]:
+        return self._unfold(tensor, len(self.event_shape)) if self.in_plate else tensor.unsqueeze(0)
+
+    def _of_datum(self, term: Tensor) -> Float[Tensor, "particles batch"]:
+        return self._unfold(term, 0) if self.in_plate else term.sum().reshape(1, 1)
+
+    def _unfold(self, tensor: Tensor, event_dims: int) -> Tensor:
         try:
             return self.layout.unfold(tensor, event_dims)
         except ValueError as problem:
             raise self._misfit() from problem
-
-    def check_shape(self) -> None:
-        """Raise `ContractError` where the value misses a dim, which could broadcast against the particles unnoticed."""
-        if self.in_plate:
-            self._of_data(self.raw, len(self.event_shape))
 
     def _misfit(self) -> ContractError:
         size = self.layout.size
@@ -207,11 +220,15 @@ def elements(fn: Any) -> Any:
     return fn
 
 
+def layers(fn: Any) -> list[Any]:
+    """A distribution and what it wraps by `.to_event()`, `.mask()` and `.expand()`, the innermost last."""
+    inner = layers(fn.base_dist) if isinstance(fn, Independent | dist.MaskedDistribution | ExpandedDistribution) else []
+    return [fn, *inner]
+
+
 def unwrapped(fn: Any) -> Any:
-    """The distribution under `.to_event()`, `.mask()` and `.expand()`."""
-    while isinstance(fn, Independent | dist.MaskedDistribution | ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
+    """The innermost distribution."""
+    return layers(fn)[-1]
 
 
 def is_point_mass(fn: Any) -> bool:
@@ -226,10 +243,9 @@ def is_factor(fn: Any) -> bool:
 
 def has_mask(site: Site) -> bool:
     """Whether a mask may leave elements of a site out."""
-    fn, masked = site.fn, site.mask is not None
-    while isinstance(fn, Independent | dist.MaskedDistribution | ExpandedDistribution):
-        masked, fn = masked or isinstance(fn, dist.MaskedDistribution), fn.base_dist
-    return masked or isinstance(getattr(fn, "mask", None), Tensor)
+    found = layers(site.fn)
+    masked = site.mask is not None or any(isinstance(fn, dist.MaskedDistribution) for fn in found)
+    return masked or isinstance(getattr(found[-1], "mask", None), Tensor)
 
 
 def _counted(fn: Any) -> Tensor:
@@ -271,7 +287,7 @@ class Record(Messenger):
         super().__init__()
         self.layout, self.values, self.data_plate = layout, values or {}, data_plate
         self.free, self.settle = free, settle
-        self.messages: list[dict] = []
+        self.seen: list[tuple[Site, Any]] = []
 
     def _pyro_sample(self, msg: dict) -> None:
         if isinstance(msg["fn"], _Subsample):
@@ -292,19 +308,30 @@ class Record(Messenger):
                 raise ContractError(
                     f"site {msg['name']!r} is inside plate {frame.name!r} at dim {frame.dim}; {ONE_PLATE}"
                 )
-        kept = {key: msg[key] for key in ("name", "fn", "value", "is_observed", "scale", "mask")}
-        kept |= {"infer": infer, "frame": next((f for f in msg["cond_indep_stack"] if f.dim == -1), None)}
+        frame = next((frame for frame in msg["cond_indep_stack"] if frame.dim == -1), None)
+        site = Site(
+            name=msg["name"],
+            fn=msg["fn"],
+            raw=msg["value"],
+            observed=msg["is_observed"] or "was_observed" in infer,
+            plate=frame.name if frame is not None else None,
+            in_plate=False,  # which plate is the data's is known at the end
+            scale=msg["scale"],
+            mask=msg["mask"],
+            auxiliary=bool(infer.get("is_auxiliary")),
+            layout=self.layout,
+        )
         if self.settle:
-            kept["density"] = _site(kept, self.layout, False, 1.0).density
-        self.messages.append(kept)
+            _ = site.density
+        self.seen.append((site, frame))
 
     @property
     def last(self) -> str:
         """Where the program is, in words."""
-        if not self.messages:
+        if not self.seen:
             return "before its first site"
-        last = self.messages[-1]
-        return f"after site {last['name']!r} with a value of shape {list(last['value'].shape)}"
+        last, _ = self.seen[-1]
+        return f"after site {last.name!r} with a value of shape {list(last.raw.shape)}"
 
     def sites(self) -> Sites:
         """The sites by name.
@@ -313,12 +340,12 @@ class Record(Messenger):
             ContractError: two plates could be the data's.
         """
         plate = self._plate_of_data()
-        return {message["name"]: self._site(message, plate) for message in self.messages}
+        return {site.name: _in_plate(site, frame, plate) for site, frame in self.seen}
 
     def _plate_of_data(self) -> str | None:
-        frames = [message["frame"] for message in self.messages if message["frame"] is not None]
         if self.data_plate is not None:
             return self.data_plate
+        frames = [frame for _, frame in self.seen if frame is not None]
         names = list(dict.fromkeys(frame.name for frame in frames if frame.size in (self.layout.rows, -1)))
         if len(names) > 1:
             listed = " and ".join(map(repr, names))
@@ -328,29 +355,15 @@ class Record(Messenger):
             )
         return names[0] if names else None
 
-    def _site(self, message: dict, plate: str | None) -> Site:
-        frame = message["frame"]
-        in_plate = frame is not None and frame.name == plate
-        own = frame.full_size / frame.size if in_plate and frame.full_size else 1.0
-        site = _site(message, self.layout, in_plate, _without(message["scale"], own))
-        if "density" in message:
-            vars(site)["density"] = message["density"]
-        return site
 
-
-def _site(message: dict, layout: Layout, in_plate: bool, scale: Any) -> Site:
-    return Site(
-        name=message["name"],
-        fn=message["fn"],
-        raw=message["value"],
-        observed=message["is_observed"] or "was_observed" in message["infer"],
-        plate=message["frame"].name if message["frame"] is not None else None,
-        in_plate=in_plate,
-        scale=scale,
-        mask=message["mask"],
-        auxiliary=bool(message["infer"].get("is_auxiliary")),
-        layout=layout,
-    )
+def _in_plate(site: Site, frame: Any, plate: str | None) -> Site:
+    """The site, told which plate is the data's; the subsampling scale of that plate is divided out."""
+    in_plate = frame is not None and frame.name == plate
+    own = frame.full_size / frame.size if in_plate and frame.full_size else 1.0
+    placed = replace(site, in_plate=in_plate, scale=_without(site.scale, own))
+    if "density" in vars(site):
+        vars(placed)["density"] = site.density
+    return placed
 
 
 def _without(scale: Any, own: float) -> Any:
@@ -366,7 +379,7 @@ def observed(sites: Mapping[str, Site]) -> Sites:
 
 
 def latent(sites: Mapping[str, Site]) -> Sites:
-    """The others."""
+    """The latent sites among `sites`."""
     return {name: site for name, site in sites.items() if not site.observed}
 
 

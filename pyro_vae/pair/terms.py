@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError
 from pyro_vae.pair.checks import check_auxiliary, check_density, check_per_datum, check_sites, prior_before_guide
+from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.particles import (
     FOLDED,
     Fields,
     Values,
-    batch_size,
     run_guide,
     run_guide_at,
     run_model,
     run_program,
     ways,
 )
-from pyro_vae.pair.sites import Site, Sites, is_point_mass, observed, values_of
+from pyro_vae.pair.sites import Site, Sites, is_point_mass, latent, observed, values_of
 
-T = TypeVar("T", bound=NamedTuple)
+T = TypeVar("T", bound=tuple)
 
 
 class LogTerms(NamedTuple):
@@ -93,7 +93,7 @@ def log_terms(
         ContractError: the pair breaks the contract, or has no density of one datum; names the site.
         DataError: a field that the pair needs is missing.
     """
-    size = batch_size(pair, batch)
+    size = batch_size(select_fields(pair, batch))
 
     def run(count: int) -> LogTerms:
         guide = run_guide(pair, batch, count)
@@ -111,7 +111,7 @@ def elbo_terms(
     pair: nn.Module, batch: Fields, particles: int = 1, *, as_loss: bool = False, allow_shared: bool = False
 ) -> ElboTerms:
     """log p(x|z) at z ~ q(z|x), and KL(q(z|x) || p(z)); arguments and errors are those of `log_terms`."""
-    size = batch_size(pair, batch)
+    size = batch_size(select_fields(pair, batch))
 
     def run(count: int) -> ElboTerms:
         guide, model = run_both(pair, batch, count)
@@ -123,7 +123,7 @@ def elbo_terms(
 def run_both(pair: nn.Module, batch: Fields, particles: int) -> tuple[Sites, Sites]:
     """The sites of guide and model at the same draws, held alike, so that their distributions can be compared."""
     way = ways(pair, batch, particles)
-    if particles > 1 and way.model == FOLDED:
+    if way.model == FOLDED:
         guide = run_program(pair.guide, pair, batch, particles, way=FOLDED)
     else:
         guide = run_guide(pair, batch, particles)
@@ -131,18 +131,12 @@ def run_both(pair: nn.Module, batch: Fields, particles: int) -> tuple[Sites, Sit
 
 
 def counts(pair: nn.Module, batch: Fields, particles: int) -> list[int]:
-    """The particles of each run that makes up so many: all at once, or one after another.
-
-    Raises:
-        ContractError: fewer particles than one.
-    """
-    if particles < 1:
-        raise ContractError(f"particles must be at least 1, not {particles}")
+    """How many particles each run has: all of them at once, or one after another."""
     return ways(pair, batch, particles).counts(particles)
 
 
 def cut(values: Values, runs: Sequence[int]) -> Iterator[tuple[dict[str, Tensor], int]]:
-    """The values of each run of so many particles."""
+    """The values of each run, and how many particles it has."""
     first = 0
     for count in runs:
         yield {name: value[first : first + count] for name, value in values.items()}, count
@@ -162,13 +156,12 @@ def model_terms(
 ) -> tuple[Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
     """log p(x|z) and log p(z) where the latents have these values [particles, batch, *event]; at draws of the model's
     own where there are none."""
-    size = batch_size(pair, batch)
+    size = batch_size(select_fields(pair, batch))
     parts = [
         reduce_model(run_model(pair, batch, here, count), count, size)
         for here, count in cut(values, counts(pair, batch, particles))
     ]
-    log_likelihoods, log_priors = zip(*parts, strict=True)
-    return (*log_likelihoods, *log_priors) if len(parts) == 1 else (torch.cat(log_likelihoods), torch.cat(log_priors))
+    return joined(lambda *both: both, parts)
 
 
 def guide_terms(pair: nn.Module, batch: Fields, values: Values, particles: int) -> Float[Tensor, "particles batch"]:
@@ -177,12 +170,12 @@ def guide_terms(pair: nn.Module, batch: Fields, values: Values, particles: int) 
     Raises:
         ContractError: the guide has no density there.
     """
-    size = batch_size(pair, batch)
+    size = batch_size(select_fields(pair, batch))
     parts = [
         reduce_guide(run_guide_at(pair, batch, here, count), count, size)
         for here, count in cut(values, counts(pair, batch, particles))
     ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return torch.cat(parts)
 
 
 def reduce_sites(
@@ -190,12 +183,9 @@ def reduce_sites(
 ) -> LogTerms:
     """Sum the sites of a model and a guide that ran on the same draws into `LogTerms`."""
     sums = _checked_sums(model, guide, particles, size, as_loss, allow_shared)
-    for site in model.values():
-        sums.add("log_likelihood" if site.observed else "log_prior", site)
-    for site in guide.values():
-        sums.add("extra" if site.observed else "log_guide", site, shared_sign=-1.0)
-    totals = [sums.total(name) for name in ("log_likelihood", "log_prior", "log_guide")]
-    return LogTerms(*totals, *sums.for_training())
+    sums.add_model(model)
+    sums.add_guide(guide)
+    return sums.terms(LogTerms, "log_likelihood", "log_prior", "log_guide")
 
 
 def reduce_to_elbo(
@@ -216,8 +206,7 @@ def reduce_to_elbo(
             sums.add("extra", site)
         elif site.name not in model or not site.in_plate:
             sums.add("kl", site, shared_sign=-1.0)
-    totals = [sums.total(name) for name in ("log_likelihood", "kl")]
-    return ElboTerms(*totals, *sums.for_training())
+    return sums.terms(ElboTerms, "log_likelihood", "kl")
 
 
 def reduce_model(
@@ -225,22 +214,19 @@ def reduce_model(
 ) -> tuple[Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
     """log p(x|z) and log p(z) of a model's sites, all of them in the data plate."""
     sums = _Sums(particles, size)
-    for site in model.values():
-        sums.add("log_likelihood" if site.observed else "log_prior", site)
+    sums.add_model(model)
     return sums.total("log_likelihood"), sums.total("log_prior")
 
 
 def reduce_guide(guide: Mapping[str, Site], particles: int, size: int) -> Float[Tensor, "particles batch"]:
     """log q(z|x) of a guide's sites, all of them in the data plate; what it observes is no part of it."""
     sums = _Sums(particles, size)
-    for site in guide.values():
-        if not site.observed:
-            sums.add("log_guide", site)
+    sums.add_guide(latent(guide))
     return sums.total("log_guide")
 
 
 def _checked_sums(model: Sites, guide: Sites, particles: int, size: int, as_loss: bool, allow_shared: bool) -> "_Sums":
-    """Nothing but the score, of sites that keep the contract."""
+    """Sums that hold the score and no term yet; raises `ContractError` where the sites break the contract."""
     check_sites(model, guide)
     if allow_shared:
         check_per_datum(observed(model), {})
@@ -272,6 +258,14 @@ class _Sums:
             term = shared_sign * site.log_prob().reshape(self.particles)
             self.shared = term if self.shared is None else self.shared + term
 
+    def add_model(self, sites: Sites) -> None:
+        for site in sites.values():
+            self.add("log_likelihood" if site.observed else "log_prior", site)
+
+    def add_guide(self, sites: Sites) -> None:
+        for site in sites.values():
+            self.add("extra" if site.observed else "log_guide", site, shared_sign=-1.0)
+
     def add_score(self, site: Site) -> None:
         if not site.in_plate:
             raise ContractError(
@@ -293,9 +287,9 @@ class _Sums:
         like = next(iter(self.totals.values()), torch.zeros(()))
         return self.totals.get(name, like.new_zeros(self.particles, self.size))
 
-    def for_training(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Score, shared and extra."""
-        return self.totals.get("score"), self.shared, self.totals.get("extra")
+    def terms(self, kind: Callable[..., T], *names: str) -> T:
+        """The named totals, and what serves training."""
+        return kind(*map(self.total, names), self.totals.get("score"), self.shared, self.totals.get("extra"))
 
     def _add(self, name: str, term: Tensor) -> None:
         self.totals[name] = self.totals[name] + term if name in self.totals else term

@@ -1,7 +1,6 @@
 """What makes a run the run that it is, so that one that is resumed is the stored one."""
 
 import hashlib
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 
 from pyro_vae.data import Dataset, Split
 from pyro_vae.errors import RunError
+from pyro_vae.objectives.objective import Objective
 
 MAY_DIFFER = ("epochs", "patience", "device", "engine", "progress", "root", "file")
 """The settings that a resumed run may take anew: how long it trains, where it runs and what it shows, and where the
@@ -39,27 +39,20 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def identity(pair: nn.Module, data: Dataset, objective: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+def identity(pair: nn.Module, data: Dataset, objective: Objective, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is, as plain values by name: pair, objective with its options, `settings`, data.
 
     A pair among the settings is passed over: its parts are among those of the run's own pair.
     """
     return {
         "pair": type(pair).__name__,
-        "objective": getattr(objective, "__name__", type(objective).__name__),
-        **_options(objective),
+        **objective.identity(),
         **{name: value for name, value in settings.items() if not isinstance(value, Mapping)},
         "drawn anew": data.undrawn is not None,
         **_fingerprint("training", data.train),
         **_fingerprint("validation", data.valid),
         **{f"module {name}": _in_a_line(module) for name, module in pair.named_modules() if name},
     }
-
-
-def _options(objective: Any) -> dict[str, Any]:
-    """The numbers and words that an objective's constructor takes, as far as the objective keeps them."""
-    values = {name: getattr(objective, name, None) for name in inspect.signature(type(objective).__init__).parameters}
-    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
 def _fingerprint(name: str, split: Split) -> dict[str, str]:

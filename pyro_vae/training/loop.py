@@ -17,14 +17,14 @@ from tqdm import tqdm
 from pyro_vae.data import Dataset, Split
 from pyro_vae.engine.cuda_graph import CapturedStep
 from pyro_vae.engine.devices import PRECISIONS, cuda_devices
-from pyro_vae.engine.step import Engine, Loss, SharedStep, choose_engine
+from pyro_vae.engine.step import Loss, SharedStep, choose_step
 from pyro_vae.errors import RunError
-from pyro_vae.objectives.elbo import shared_loss
+from pyro_vae.objectives.objective import Objective, shared_loss
 from pyro_vae.pair import bounds
 from pyro_vae.pair.checks import check_auxiliary, density_faults
 from pyro_vae.pair.generation import field_shapes
 from pyro_vae.pair.pair import evaluating, select_fields
-from pyro_vae.pair.particles import run_guide, run_model, ways
+from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import values_of
 from pyro_vae.pair.terms import elbo_terms
 from pyro_vae.runs.folder import LAST, RunFolder
@@ -99,7 +99,7 @@ class Trainer:
         fabric: "Fabric",
         pair: nn.Module,
         data: Dataset,
-        objective: Any,
+        objective: Objective,
         settings: Settings,
         *,
         folder: RunFolder | None = None,
@@ -138,16 +138,12 @@ class Trainer:
             example = select_fields(self.pair, self.train_split.take(slice(0, self.settings.batch_size)))
             self._try_loss(example)
             faults = self._density_faults(example)
-            way = ways(self.pair, example, self.settings.particles)
-            if self.fabric.world_size > 1:
-                self.engine = Engine("eager", "several processes", SharedStep(self.fabric.setup_module(self.loss)))
-            else:
-                self.engine = choose_engine(self.settings.engine, self.loss, example, steps)
+            shared = SharedStep(self.fabric.setup_module(self.loss)) if self.fabric.world_size > 1 else None
+            self.engine = choose_step(self.settings.engine, self.loss, example, steps, shared)
         captured = self.engine.name == "compiled" and self.fabric.device.type == "cuda"
         self.advance: Callable[[dict[str, Tensor]], Tensor] = CapturedStep(self._advance) if captured else self._advance
         self.is_loss = bool(faults) or self.settings.relaxed
-        line = self.engine.line if self.settings.particles == 1 else f"{self.engine.line}; {way.line}"
-        self.notes = [line, *(f"a loss, not a bound: {fault}" for fault in faults)]
+        self.notes = [self.engine.line, *(f"a loss, not a bound: {fault}" for fault in faults)]
 
     @torch.no_grad()
     def _density_faults(self, example: dict[str, Tensor]) -> list[str]:
@@ -221,7 +217,7 @@ class Trainer:
             yield self.advance(batch)
 
     def _advance(self, batch: dict[str, Tensor]) -> Tensor:
-        loss = self.engine.step(batch, self.beta)
+        loss = self.engine.run(batch, self.beta)
         self._update()
         return loss
 
@@ -268,7 +264,6 @@ class Trainer:
 
     def _capture(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, copied."""
-        averages = getattr(self.objective, "state_dict", dict)()
         state = {
             "format": 1,
             "epoch": self.epoch,
@@ -276,7 +271,7 @@ class Trainer:
             "pair": self.pair.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "objective": averages,
+            "objective": self.objective.state_dict(),
             "order": self.order.get_state(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if cuda_devices(self.fabric.device) else None,
@@ -299,8 +294,7 @@ class Trainer:
                 f"the checkpoint is of another model or other settings than {type(self.pair).__name__}: "
                 f"{str(problem).splitlines()[0]}"
             ) from problem
-        if state["objective"]:
-            self.objective.load_state_dict(state["objective"])
+        self.objective.load_state_dict(state["objective"])
         self.order.set_state(state["order"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and cuda_devices(self.fabric.device):
@@ -324,7 +318,7 @@ class Trainer:
     def _watched_steps(self) -> Iterator[Step]:
         for step, batch in enumerate(self._batches()):
             self._set_rates(step)
-            yield batch, partial(self.engine.step, batch, self.beta), self._update
+            yield batch, partial(self.engine.run, batch, self.beta), self._update
 
     def _finished(self) -> Run:
         """The run, its pair holding the best weights and on the device that it was trained on."""

@@ -14,6 +14,7 @@ from pyro_vae.data.partition import partition, tenth
 from pyro_vae.engine.denormals import flushed
 from pyro_vae.engine.devices import cuda_devices, launch, matrix_products
 from pyro_vae.errors import DataError, RunError
+from pyro_vae.objectives.objective import as_objective
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.runs.folder import RunFolder
 from pyro_vae.runs.identity import check_same_run, identity
@@ -56,7 +57,7 @@ def train(
         epochs: passes over the training data.
         batch_size: data a step.
         lr: Adam's learning rate, before the schedule.
-        objective: a registered objective's name, or an objective (see `pyro_vae.objectives.elbo`).
+        objective: a registered objective's name, or an `Objective`, or a function with its signature.
         particles: draws of the guide for each datum and step.
         engine: "eager", "compiled", or "auto".
         device: "cpu", "cuda", or "auto".
@@ -98,7 +99,7 @@ def train(
         raise DataError(
             f"batch_size is {batch_size} but there are {dataset.train.size} training data; use a smaller batch_size"
         )
-    objective = plugins.load("objective", objective)() if isinstance(objective, str) else objective
+    objective = as_objective(plugins.load("objective", objective)() if isinstance(objective, str) else objective)
     if not any(parameter.requires_grad for parameter in pair.parameters()):
         raise RunError(f"{type(pair).__name__} has no parameter to train; evaluate it as it is")
     _refuse_a_lone_datum(pair, dataset.train.size, batch_size)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from pyro_vae import plugins, runs
 from pyro_vae.errors import ContractError
-from pyro_vae.objectives.elbo import TraceELBO, TraceGraphELBO, TraceMeanFieldELBO
+from pyro_vae.objectives.elbo import TraceELBO, TraceMeanFieldELBO
+from pyro_vae.objectives.trace_graph import TraceGraphELBO
 from pyro_vae.pair.pair import select_fields
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.terms import log_terms

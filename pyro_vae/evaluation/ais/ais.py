@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError, RunError, UnknownName
 from pyro_vae.evaluation.ais.annealing import HMC, Noise, Tick, anneal, moves_of, sigmoid_path, tune
-from pyro_vae.evaluation.ais.bridge import STARTS, Batch, PairBridge, Values, batch_rows, draw_starts
+from pyro_vae.evaluation.ais.bridge import STARTS, Batch, PairBridge, Values, draw_starts
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Blocks, seeded
 from pyro_vae.evaluation.draws import rows_that_fit
 from pyro_vae.evaluation.result import Estimate, quantiles
 from pyro_vae.evaluation.ticker import ticker
 from pyro_vae.evaluation.weights import WeightStream
 from pyro_vae.pair.generation import sample
+from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import latent, observed, side_by_side, values_of
 
@@ -165,7 +166,7 @@ class Group:
 
     @property
     def size(self) -> int:
-        return batch_rows(self.batch)
+        return batch_size(self.batch)
 
     def simulated(self, pair: nn.Module) -> "Group":
         """Data drawn from the model in place of these; what the model conditions on stays."""

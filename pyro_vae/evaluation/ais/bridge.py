@@ -10,8 +10,9 @@ from torch.distributions import biject_to
 from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.ais.annealing import PerChain, Places, State
 from pyro_vae.pair.checks import check_density, check_per_datum, check_sites, check_supports, support_of
+from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.particles import OWN_DIM, run_guide, run_guide_at, run_model, ways
-from pyro_vae.pair.sites import Sites, is_point_mass, latent, values_of
+from pyro_vae.pair.sites import Layout, Sites, is_point_mass, latent, values_of
 from pyro_vae.pair.terms import guide_terms, model_terms
 
 Batch = Mapping[str, Tensor]
@@ -29,7 +30,7 @@ class PairBridge:
     """
 
     def __init__(self, pair: nn.Module, batch: Batch, start: str, step: int):
-        size = batch_rows(batch)
+        size = batch_size(batch)
         self.cuts = [slice(first, min(first + step, size)) for first in range(0, size, step)]
         self.pieces = [_Piece(pair, {name: value[cut] for name, value in batch.items()}, start) for cut in self.cuts]
 
@@ -98,8 +99,8 @@ def _guide_density(pair: nn.Module, batch: Batch) -> Density:
 
     def of_one(values: Values, chains: int, log_prior: PerChain) -> PerChain:
         ((name, site),) = sites.items()
-        raw = values[name] if chains > 1 else values[name].squeeze(0)
-        return site.fn.log_prob(raw).reshape(chains, -1)
+        layout = Layout(chains, batch_size(batch))
+        return layout.unfold(site.fn.log_prob(layout.fold(values[name])), 0)
 
     return of_one if len(sites) == 1 and ways(pair, batch).guide == OWN_DIM else of_any
 
@@ -181,8 +182,3 @@ def coordinates_of(pair: nn.Module, batch: Batch) -> Coordinates:
                 f"the support of site {name!r} depends on another latent, which annealing cannot follow; use importance"
             )
     return coordinates
-
-
-def batch_rows(batch: Batch) -> int:
-    """Number of data in a batch."""
-    return len(next(iter(batch.values())))

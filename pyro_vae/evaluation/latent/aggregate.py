@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.evaluation.draws import CHUNK_BYTES, TENSORS_PER_ROW
-from pyro_vae.pair.particles import batch_size
+from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.terms import guide_terms
 
 Batch = Mapping[str, Tensor]
@@ -27,7 +27,7 @@ def log_aggregate(
     points = len(next(iter(values.values())))
     total, data = torch.full((points,), -torch.inf, dtype=torch.float64), 0
     for batch in batches:
-        size = batch_size(pair, batch)
+        size = batch_size(batch)
         step = _points_that_fit(values, size)
         for cut in [slice(first, first + step) for first in range(0, points, step)]:
             here = {name: value[cut] for name, value in values.items()}
@@ -39,7 +39,7 @@ def log_aggregate(
 
 def log_guide_at(pair: nn.Module, batch: Batch, values: Values) -> Float[Tensor, "points batch"]:
     """log q(z|x) in nats of every value [points, *event] under the posterior of every datum of a batch."""
-    points, size = len(next(iter(values.values()))), batch_size(pair, batch)
+    points, size = len(next(iter(values.values()))), batch_size(batch)
     crossed = {name: value.unsqueeze(1).expand(points, size, *value.shape[1:]) for name, value in values.items()}
     return guide_terms(pair, batch, crossed, points)
 

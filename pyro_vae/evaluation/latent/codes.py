@@ -11,7 +11,7 @@ from torch.distributions import kl_divergence
 from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.draws import rows_that_fit
 from pyro_vae.pair.checks import prior_before_guide
-from pyro_vae.pair.particles import batch_size
+from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.sites import Site, Sites, elements, is_point_mass
 from pyro_vae.pair.terms import counts, reduce_sites, run_both
 
@@ -68,7 +68,7 @@ def codes_of(
     Raises:
         ContractError: the pair breaks the contract, or the guide has a site that the model lacks.
     """
-    size = batch_size(pair, batch)
+    size = batch_size(batch)
     tally, step = _Tally(size, kept), max(1, rows_that_fit(batch) // size)
     while tally.seen < particles and not (tally.closed and tally.seen >= kept):
         ahead = kept - tally.seen if tally.seen < kept else particles - tally.seen

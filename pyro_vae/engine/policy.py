@@ -1,0 +1,174 @@
+"""One policy for training and evaluation: work runs compiled or eagerly, and the reason is said."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.engine.devices import cuda_devices
+from pyro_vae.errors import ProgramError, UnknownName, UserError
+from pyro_vae.pair.equality import equal_up_to, largest
+from pyro_vae.pair.particles import Ways
+
+ENGINES = ("auto", "eager", "compiled")
+
+PARITY_DRAWS = 3
+ROUNDINGS = 8
+"""How much more than one rounding of each parameter a whole pass may do; never more than 100 tolerances."""
+
+Function = Callable[..., Any]
+Tensors = Sequence[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an engine is chosen for.
+
+    Attributes:
+        module: holds the parameters and buffers that the work reads.
+        device: where it runs.
+        eager: the work as it is written.
+        compile: gives the same function as one compiled graph; raises where there is none.
+        results: given either function, what it gives for an example, as tensors that can be compared.
+        amount: how much work is to come, in its unit.
+        repaying: the amount from which compilation is repaid.
+        unit: what is counted, in words.
+        obstacle: why the work cannot be compiled, or "".
+        way: how the pair holds several particles; None where there is one.
+        tolerance: relative difference of two ways to compute that the precision explains.
+    """
+
+    module: nn.Module
+    device: torch.device
+    eager: Function
+    compile: Callable[[], Function]
+    results: Callable[[Function], Tensors]
+    amount: int
+    repaying: int
+    unit: str
+    obstacle: str = ""
+    way: Ways | None = None
+    tolerance: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs the work, and why this and no other."""
+
+    name: str
+    reason: str
+    run: Function
+    way: Ways | None = None
+
+    @property
+    def description(self) -> str:
+        """Which engine, and why."""
+        return f"{self.name} ({self.reason})"
+
+    @property
+    def line(self) -> str:
+        """The same, and how several particles are held."""
+        return f"engine: {self.description}" + (f"; {self.way.line}" if self.way else "")
+
+
+def choose_engine(name: str, work: Work) -> Engine:
+    """The engine for some work: "eager", "compiled", or "auto", which compiles where that is repaid.
+
+    Work that cannot be traced, or whose graph does not reproduce the eager results, runs eagerly, and `reason` says
+    why.
+
+    Raises:
+        UnknownName: no engine of this name.
+        UserError: what the work itself raises where the user made a mistake.
+    """
+    if name not in ENGINES:
+        raise UnknownName("engine", name, ENGINES)
+    if name == "eager":
+        reason = "asked for"
+    elif work.obstacle:
+        reason = work.obstacle
+    elif name == "auto" and work.amount < work.repaying:
+        reason = f"{work.amount} {work.unit} do not repay compilation"
+    else:
+        try:
+            compiled = work.compile()
+            check_parity(work, compiled)
+            reason = "asked for" if name == "compiled" else f"{work.amount} {work.unit} repay it"
+            return Engine("compiled", reason, compiled, work.way)
+        except Exception as problem:
+            reason = failure(problem)
+    return Engine("eager", reason, work.eager, work.way)
+
+
+def failure(problem: Exception) -> str:
+    """Why compilation failed, in one line; a user's mistake is raised again."""
+    if isinstance(problem, ProgramError):
+        problem = problem.__cause__ or problem
+    elif isinstance(problem, UserError):
+        raise problem
+    cause = " ".join(str(problem).split())[:200]
+    return f"compilation failed: {type(problem).__name__}: {cause}"
+
+
+# --- parity -------------------------------------------------------------------------------------------------
+
+
+def check_parity(work: Work, compiled: Function) -> None:
+    """Raise `ArithmeticError` unless the compiled function gives what the eager one does for the same seed.
+
+    They may differ by the tolerance, or by what rounding does to the eager results, where that is more: importance
+    weights amplify it. One seed of a few has to agree, because a rectifier whose input is zero up to rounding may fall
+    to either side. Parameters, buffers and generators are left as they were.
+    """
+    for seed in range(PARITY_DRAWS):
+        expected, found = _results(work, work.eager, seed), _results(work, compiled, seed)
+        if agree(found, expected, work.tolerance):
+            return
+        if agree(found, expected, work.tolerance, _results(work, work.eager, seed, rounded=True)):
+            return
+    raise ArithmeticError("the compiled results differ from the eager ones")
+
+
+def agree(found: Tensors, expected: Tensors, tolerance: float, near: Tensors | None = None) -> bool:
+    """Whether two lists of tensors are equal up to a tolerance, and up to what rounding does.
+
+    Args:
+        near: the expected tensors as rounding changes them; None: it does nothing.
+    """
+    for value, exact, other in zip(found, expected, near or expected, strict=True):
+        if value is None or exact is None or other is None:
+            if value is not exact:
+                return False
+            continue
+        rounding = min(ROUNDINGS * largest(other - exact), 100 * tolerance * largest(exact))
+        if not equal_up_to(tolerance, value, exact, more=rounding):
+            return False
+    return True
+
+
+def _results(work: Work, function: Function, seed: int, rounded: bool = False) -> Tensors:
+    state = [*work.module.parameters(), *work.module.buffers()]
+    kept = [tensor.detach().clone() for tensor in state]
+    try:
+        if rounded:
+            _round(work.module)
+        with torch.random.fork_rng(devices=cuda_devices(work.device)):
+            torch.manual_seed(seed)
+            return work.results(function)
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(state, kept, strict=True):
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+@torch.no_grad()
+def _round(module: nn.Module) -> None:
+    """Move each parameter by its last bit, up or down."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            up = torch.randint(0, 2, parameter.shape, generator=generator).to(parameter.device)
+            parameter.mul_(1 + (2 * up - 1) * torch.finfo(parameter.dtype).eps)
