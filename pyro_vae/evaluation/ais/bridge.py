@@ -25,38 +25,39 @@ class PairBridge:
     Args:
         batch: the fields that the pair takes.
         start: a name in `STARTS`.
-        step: data that are worked on at once.
+        step: data in a chunk, which are worked on at once.
     """
 
     def __init__(self, pair: nn.Module, batch: Batch, start: str, step: int):
         size = batch_rows(batch)
-        self.cuts = [slice(first, min(first + step, size)) for first in range(0, size, step)]
-        self.pieces = [_Piece(pair, {name: value[cut] for name, value in batch.items()}, start) for cut in self.cuts]
+        self.slices = [slice(first, min(first + step, size)) for first in range(0, size, step)]
+        parts = [{name: value[data] for name, value in batch.items()} for data in self.slices]
+        self.chunks = [_Chunk(pair, part, start) for part in parts]
 
     def places(self, values: Values) -> Places:
         """The coordinates of values [chains, batch, *event]."""
         parts = [
-            piece.coordinates.places({name: value[:, cut] for name, value in values.items()})
-            for cut, piece in zip(self.cuts, self.pieces, strict=True)
+            chunk.coordinates.places({name: value[:, data] for name, value in values.items()})
+            for data, chunk in zip(self.slices, self.chunks, strict=True)
         ]
         return torch.cat(parts, 1)
 
     def at(self, place: Places) -> State:
-        ends = [piece.ends(place[:, cut]) for cut, piece in zip(self.cuts, self.pieces, strict=True)]
+        ends = [chunk.ends(place[:, data]) for data, chunk in zip(self.slices, self.chunks, strict=True)]
         start, end = (torch.cat(parts, 1) for parts in zip(*ends, strict=True))
         return State(place, start, end)
 
     def slope(self, place: Places, beta: float) -> Places:
         slopes = []
-        for cut, piece in zip(self.cuts, self.pieces, strict=True):
+        for data, chunk in zip(self.slices, self.chunks, strict=True):
             with torch.enable_grad():
-                here = place[:, cut].detach().requires_grad_()
-                density = State(here, *piece.ends(here)).log_density(beta).sum()
+                here = place[:, data].detach().requires_grad_()
+                density = State(here, *chunk.ends(here)).log_density(beta).sum()
             slopes += torch.autograd.grad(density, here)
         return torch.cat(slopes, 1)
 
 
-class _Piece:
+class _Chunk:
     """The bridge of data that are worked on at once."""
 
     def __init__(self, pair: nn.Module, batch: Batch, start: str):

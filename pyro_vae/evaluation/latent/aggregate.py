@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae.evaluation.draws import CHUNK_BYTES, TENSORS_PER_ROW
+from pyro_vae.evaluation.chunks import CHUNK_BYTES, TENSORS_PER_ROW
 from pyro_vae.pair.particles import batch_size
 from pyro_vae.pair.terms import guide_terms
 
@@ -29,10 +29,10 @@ def log_aggregate(
     for batch in batches:
         size = batch_size(pair, batch)
         step = _points_that_fit(values, size)
-        for cut in [slice(first, first + step) for first in range(0, points, step)]:
-            here = {name: value[cut] for name, value in values.items()}
-            total[cut] = torch.logaddexp(total[cut], log_guide_at(pair, batch, here).double().logsumexp(1).cpu())
-            tick(len(total[cut]))
+        for chunk in [slice(first, first + step) for first in range(0, points, step)]:
+            here = {name: value[chunk] for name, value in values.items()}
+            total[chunk] = torch.logaddexp(total[chunk], log_guide_at(pair, batch, here).double().logsumexp(1).cpu())
+            tick(len(total[chunk]))
         data += size
     return total - torch.tensor(float(data), dtype=torch.float64).log()
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_vae.errors import ContractError
-from pyro_vae.evaluation.draws import rows_that_fit
+from pyro_vae.evaluation.chunks import rows_that_fit
 from pyro_vae.pair.checks import prior_before_guide
 from pyro_vae.pair.particles import batch_size
 from pyro_vae.pair.sites import Site, Sites, elements, is_point_mass
