@@ -43,7 +43,7 @@ def evaluate(
         pair: a model and a guide on one module. It runs under `eval()` and is left as it was.
         data: a `Dataset`, of which `split` is taken, or the data themselves (a tensor is the field `x`).
         evaluator: a registered evaluator's name, an `Evaluator`, or a function that is called like one.
-        particles: draws of the guide for each datum.
+        particles: draws for each datum.
         limit: only the first so many data.
         progress: a progress bar on stderr.
         split: "train", "valid" or "test" of a `Dataset`.
@@ -60,7 +60,7 @@ def evaluate(
         DataError: the data do not fit the pair.
         ContractError: the pair breaks the contract, or evaluation changed one of its parameters.
     """
-    name = evaluator if isinstance(evaluator, str) else type(evaluator).__name__
+    name = evaluator if isinstance(evaluator, str) else getattr(evaluator, "__name__", type(evaluator).__name__)
     if isinstance(evaluator, str):
         evaluator = build("evaluator", evaluator, options)
     elif options:

@@ -28,12 +28,7 @@ class Evaluator:
     shareable = False
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
-        """The figures of all data of the blocks.
-
-        Args:
-            pair: a model and a guide on one module.
-            particles: draws for each datum.
-            progress: to be told how many more data x particles are done.
+        """The figures of all data of the blocks, from `particles` draws for each datum.
 
         Raises:
             ContractError: the pair has no such figures.
@@ -41,7 +36,7 @@ class Evaluator:
         return Estimate(side_by_side([self.of_block(block, particles, progress) for block in blocks]))
 
     def of_block(self, block: Block, particles: int, progress: Progress) -> PerDatum:
-        """The figures [batch, ...] of the data of one block, by name; arguments and errors as for `__call__`."""
+        """The figures [batch, ...] of the data of one block, by name; errors as for `__call__`."""
         raise NotImplementedError(f"{type(self).__name__} defines neither of_block nor __call__")
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:

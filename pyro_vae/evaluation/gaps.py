@@ -1,6 +1,5 @@
 """How much of log p(x) the guide gives away: to its family (approximation), and to its encoder (amortisation)."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -115,7 +114,7 @@ class Refined(nn.Module):
 
     def __init__(self, pair: nn.Module, batch: Batch):
         super().__init__()
-        self.pair, self.model, self.guide = pair, pair.model, self._moved(pair.guide)
+        self.pair, self.model, self.guide = pair, pair.model, _Move(self)(pair.guide)
         with torch.no_grad():
             sites = run_guide(pair, batch)
             reduce_guide(sites, 1, batch_size(pair, batch))
@@ -128,14 +127,6 @@ class Refined(nn.Module):
         self.place = {name: index for index, name in enumerate(sites)}
         self.shifts = nn.ParameterList([torch.zeros_like(site.raw) for site in sites.values()])
         self.log_stretches = nn.ParameterList([torch.zeros_like(site.raw) for site in sites.values()])
-
-    def _moved(self, guide: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(guide)
-        def moved_guide(**fields: Tensor) -> Any:
-            with _Move(self):
-                return guide(**fields)
-
-        return moved_guide
 
     def distribution(self, name: str, fn: Any) -> dist.Distribution:
         """The distribution of a site, moved."""

@@ -8,13 +8,19 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.blocks import Block, Blocks
 from pyro_vae.evaluation.chunks import ChunkEngine, stream_terms
 from pyro_vae.evaluation.draws import draws_of
 from pyro_vae.evaluation.evaluator import Evaluator, Progress
 from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, quantiles
-from pyro_vae.evaluation.weights import MIN_FOR_TAIL, UNRELIABLE_K, WeightStream, unreliable_share, warn_of_k
+from pyro_vae.evaluation.weights import (
+    MIN_FOR_TAIL,
+    UNRELIABLE_K,
+    WeightStream,
+    check_weights,
+    unreliable_share,
+    warn_of_k,
+)
 from pyro_vae.pair.sites import side_by_side
 
 NARROW, DRAWN = 7, 3
@@ -84,12 +90,7 @@ def figures(stream: WeightStream, first: int) -> PerDatum:
         ContractError: every weight of a datum is zero, or one is not a number; names the datum.
     """
     bound = stream.bound()
-    for bad, what in ((bound.isnan() | (bound == torch.inf), "not finite"), (bound == -torch.inf, "all zero")):
-        if bad.any():
-            raise ContractError(
-                f"the importance weights of datum {first + int(bad.nonzero()[0])} are {what}: the guide draws where "
-                "the model has no density, or the datum is outside the likelihood's support"
-            )
+    check_weights(bound, first, "guide draws")
     return {
         "log_likelihood": bound,
         "half": stream.bound_of_half(),

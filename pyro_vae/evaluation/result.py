@@ -51,7 +51,7 @@ class Result:
     Attributes:
         evaluator, model, data, split: names.
         n: number of data.
-        particles: draws of the guide for each datum.
+        particles: draws for each datum.
         seconds: wall-clock time.
         estimate: the evaluator's own numbers.
         bits_per_dim: minus the sum of the log-likelihoods in bits, per observed element of all data, or None.
@@ -151,16 +151,15 @@ def error_of_mean(errors: Float[Tensor, " n"]) -> float:
     return errors.square().sum().sqrt().item() / len(errors)
 
 
-def quantiles(values: Tensor) -> dict[str, float]:
+def quantiles(values: Float[Tensor, " n"]) -> dict[str, float]:
     """Mean, median, smallest and largest of a figure per datum, NaN left out."""
-    finite = values.double()[~values.isnan()]
-    if not finite.numel():
-        return {"mean": math.nan, "median": math.nan, "min": math.nan, "max": math.nan}
+    known = values.double()[~values.isnan()]
+    known = known if known.numel() else torch.tensor([math.nan])
     return {
-        "mean": finite.mean().item(),
-        "median": torch.quantile(finite, 0.5).item(),
-        "min": finite.min().item(),
-        "max": finite.max().item(),
+        "mean": known.mean().item(),
+        "median": known.quantile(0.5).item(),
+        "min": known.min().item(),
+        "max": known.max().item(),
     }
 
 

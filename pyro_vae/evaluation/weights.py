@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.arviz_adapter import pareto_k
 
 KEPT = 1000
@@ -120,13 +121,25 @@ class WeightStream:
         return self.largest[0] - self.smallest <= self.rounding
 
 
+def check_weights(bound: Float[Tensor, " n"], first: int, origin: str) -> None:
+    """Raise `ContractError`, which names the datum (the first is number `first`), where no weight is a finite number
+    above zero; `origin` says in words where the latents come from."""
+    if not bound.isfinite().all():
+        place = int((~bound.isfinite()).nonzero()[0])
+        what = "all zero" if bound[place] == -math.inf else "not finite"
+        raise ContractError(
+            f"the importance weights of datum {first + place} are {what}: the {origin} where the model has no density, "
+            "or the datum is outside the likelihood's support"
+        )
+
+
 def unreliable_share(pareto_k: Float[Tensor, " n"]) -> float:
     """The share of the data whose k-hat is above `UNRELIABLE_K`."""
     return (pareto_k > UNRELIABLE_K).double().mean().item()
 
 
 def warn_of_k(pareto_k: Float[Tensor, " n"], consequence: str) -> list[str]:
-    """A sentence on the data whose k-hat is too large, which ends with what follows; none where there are none."""
+    """How many data have too large a k-hat, and in words what follows for them; nothing where none has."""
     share = unreliable_share(pareto_k)
     return [f"k-hat is above {UNRELIABLE_K} for {share:.1%} of the data: {consequence}"] if share > 0 else []
 
@@ -140,8 +153,8 @@ def _largest(log_weight: Float[Tensor, "particles batch"], count: int) -> Float[
 
 
 def _k_of_tail(tail: np.ndarray, body: np.ndarray, equal: float) -> float:
-    """`tail` holds the weights of the tail in falling order, and the one below it as its cutoff; those that differ by
-    less than `equal` are the same."""
+    """k-hat from the log weights of the tail in falling order, followed by the next one as its cutoff; -inf where those
+    of the tail differ by less than `equal`."""
     if tail[0] - tail[-2] < equal:
         return -math.inf
     return pareto_k(np.concatenate([tail, body]))

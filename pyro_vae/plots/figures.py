@@ -28,20 +28,7 @@ from pyro_vae.pair.generation import center, decode, observed, picture_site, rec
 from pyro_vae.pair.pair import device_of, evaluating, select_fields
 from pyro_vae.pair.particles import run_guide
 from pyro_vae.pair.sites import Site
-from pyro_vae.plots.mosaic import (
-    BLUE,
-    DPI,
-    Limits,
-    Margins,
-    as_array,
-    bar_outlines,
-    is_image,
-    limits_of,
-    mosaic,
-    note_height,
-    scale_note,
-    value_range,
-)
+from pyro_vae.plots.mosaic import BLUE, DPI, Limits, as_array, bar_outlines, is_image, limits_of, mosaic, value_range
 
 SEED = 0
 CHUNK = 512
@@ -74,7 +61,7 @@ def image_grid(values: Float[Tensor, "n ..."], columns: int | None = None) -> Fi
         values: images [n, c, h, w] or [n, h, w], each pixel a whole number of dots; or vectors [n, d].
     """
     columns = min(columns or _square(len(values)), len(values))
-    return mosaic(values, columns, value_range(values), Margins(0, 0, 0, 0), largest=math.inf)[0]
+    return mosaic(values, columns, value_range(values), left=0, bottom=0, top=0, right=0, largest=math.inf)[0]
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
@@ -127,9 +114,8 @@ def reconstructions(pair: nn.Module, split: Split, n: int = 10) -> Figure:
     values = _interleave(data, means, columns)
     limits = limits_of(site, values)
     colors = ([INK] * columns + [BLUE] * columns) * rows
-    figure, axes = mosaic(values, columns, limits, Margins(left=1.125, bottom=note_height(data)), colors=colors)
+    figure, axes = mosaic(values, columns, limits, left=1.125, note=True, colors=colors)
     axes.set_yticks(np.arange(2 * rows) + 0.5, ["data", "reconstruction"] * rows)
-    scale_note(axes, values, limits)
     if not is_image(data.shape[1:]):
         above = bar_outlines(values, columns, limits).reshape(rows, 2, columns, -1, 2)[:, 0] + (0, 1)
         axes.add_collection(LineCollection(above.reshape(rows * columns, -1, 2), colors=INK, linewidths=0.7))
@@ -158,9 +144,8 @@ def samples(pair: nn.Module, fields: Mapping[str, Tensor], n: int = 64) -> Figur
         site = picture_site(observed(sample(pair, fields)))
         means = center(site)
     limits, columns = limits_of(site, means), _square(n)
-    figure, axes = mosaic(means, columns, limits, Margins(bottom=note_height(means), top=0.375))
+    figure, axes = mosaic(means, columns, limits, top=0.375, note=True)
     axes.set_title("means of p(x|z), z ~ p(z)")
-    scale_note(axes, means, limits)
     return figure
 
 
@@ -186,7 +171,7 @@ def manifold(pair: nn.Module, fields: Mapping[str, Tensor], side: int = 20) -> F
         site = picture_site(decode(pair, fields, {latent.name: plane}))
         means = center(site)
     limits = limits_of(site, means)
-    figure, axes = mosaic(means, side, limits, Margins(left=0.875, bottom=0.625, top=0.375), gap_shade=0.0)
+    figure, axes = mosaic(means, side, limits, left=0.875, bottom=0.625, top=0.375, gap_shade=0.0)
     shown = np.linspace(0, side - 1, min(side, 6)).round().astype(int)
     labels = [f"{round(ticks[i].item(), 2) + 0.0:.2f}".replace("-", "−") for i in shown]
     axes.set_xticks(shown + 0.5, labels)
@@ -197,7 +182,7 @@ def manifold(pair: nn.Module, fields: Mapping[str, Tensor], side: int = 20) -> F
 
 
 def posterior_means(pair: nn.Module, split: Split, limit: int = 5000) -> Figure | None:
-    """The guide's mean of each datum in the plane of z, coloured by `label` where the split has it.
+    """The guide's mean of each datum in the plane of z, coloured by the field `label` where the split has it.
 
     None unless the guide has a single latent site, of event shape (2,).
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,26 +14,22 @@ from torch import Tensor
 from pyro_vae.pair.sites import Site
 
 DPI = 128  # a power of two, so that whole dots survive the division into inches
+MARGIN = 0.125
 BLUE, FRAME = "#1f5fa8", "#cccccc"
 
 Limits = tuple[float, float]
-
-
-class Margins(NamedTuple):
-    """Room around a mosaic, in inches."""
-
-    left: float = 0.125
-    bottom: float = 0.125
-    top: float = 0.125
-    right: float = 0.125
 
 
 def mosaic(
     values: Float[Tensor, "n ..."],
     columns: int,
     limits: Limits,
-    margins: Margins,
     *,
+    left: float = MARGIN,
+    bottom: float = MARGIN,
+    top: float = MARGIN,
+    right: float = MARGIN,
+    note: bool = False,
     colors: Sequence[str] | None = None,
     gap_shade: float = 1.0,
     largest: float = 12.0,
@@ -46,6 +41,8 @@ def mosaic(
     Args:
         values: images [n, ..., height, width] or vectors [n, ...].
         limits: the values to show as black and white, or as the ends of bars.
+        left, bottom, top, right: room around the mosaic, in inches.
+        note: say below bars what a cell's axes run over.
         colors: of the bars of each vector.
         gap_shade: the grey between images, from 0 (black) to 1 (white).
     """
@@ -55,23 +52,28 @@ def mosaic(
         picture = tiles(values, columns, limits, gap_shade)
         zoom = max(1, round(width * DPI / picture.shape[1]))
         width = min(zoom * picture.shape[1] / DPI, largest)
-        figure, axes = _bare_axes(width, width * picture.shape[0] / picture.shape[1], margins)
+        figure, axes = _bare_axes(width, width * picture.shape[0] / picture.shape[1], left, bottom, top, right)
         half = [0.5 / (side + 1) for side in values.shape[-2:]] if len(values) > 1 else [0.0, 0.0]
         extent = (-half[1], columns + half[1], rows + half[0], -half[0])
         axes.imshow(picture, extent=extent, aspect="auto")
     else:
-        figure, axes = _bare_axes(width, 0.7 * width * rows / columns, margins)
+        bottom = 3 * MARGIN if note else bottom
+        figure, axes = _bare_axes(width, 0.7 * width * rows / columns, left, bottom, top, right)
         _draw_bars(axes, values, columns, limits, colors or [BLUE] * len(values))
         axes.set(xlim=(-0.02, columns + 0.02), ylim=(rows + 0.02, -0.02))
+        if note:
+            across, upward = f"elements 1 to {values[0].numel()}", f"{limits[0]:.4g} to {limits[1]:.4g}"
+            axes.set_xlabel(f"each cell: {across} across, {upward} upward".replace("-", "−"), fontsize="small")
     return figure, axes
 
 
-def _bare_axes(width: float, height: float, margins: Margins) -> tuple[Figure, Axes]:
+def _bare_axes(
+    width: float, height: float, left: float, bottom: float, top: float, right: float
+) -> tuple[Figure, Axes]:
     """A figure with axes of this size in inches, which have neither ticks nor spines."""
-    across, upward = width + margins.left + margins.right, height + margins.bottom + margins.top
+    across, upward = width + left + right, height + bottom + top
     figure = Figure(figsize=(across, upward), dpi=DPI)
-    place = (margins.left / across, margins.bottom / upward, width / across, height / upward)
-    axes = figure.add_axes(place, xticks=[], yticks=[])
+    axes = figure.add_axes((left / across, bottom / upward, width / across, height / upward), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return figure, axes
@@ -120,19 +122,6 @@ def bar_outlines(values: Float[Tensor, "n ..."], columns: int, limits: Limits) -
 def _corners(n: int, columns: int) -> Float[np.ndarray, "n 2"]:
     """The top left corner of each cell."""
     return np.stack([np.arange(n) % columns, np.arange(n) // columns], 1).astype(float)
-
-
-def note_height(values: Tensor) -> float:
-    """Inches below a mosaic, with room for `scale_note` where that is drawn."""
-    return 0.125 if is_image(values.shape[1:]) else 0.375
-
-
-def scale_note(axes: Axes, values: Tensor, limits: Limits) -> None:
-    """Below bars, what a cell's axes run over; nothing below images."""
-    if is_image(values.shape[1:]):
-        return
-    across, upward = f"elements 1 to {values[0].numel()}", f"{limits[0]:.4g} to {limits[1]:.4g}"
-    axes.set_xlabel(f"each cell: {across} across, {upward} upward".replace("-", "−"), fontsize="small")
 
 
 def limits_of(site: Site, values: Tensor) -> Limits:

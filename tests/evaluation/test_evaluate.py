@@ -227,7 +227,7 @@ def test_a_plain_function_is_an_evaluator():
         return Estimate({"rows": torch.arange(blocks.size)})
 
     result = evaluate(small_vae(), bits(6), rows)
-    assert result.mean == 2.5 and not result.warnings
+    assert result.evaluator == "rows" and result.mean == 2.5 and not result.warnings
 
 
 def test_what_is_found_on_single_blocks_is_put_together_and_then_summarised():

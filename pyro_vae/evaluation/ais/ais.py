@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError, RunError, UnknownName
 from pyro_vae.evaluation.ais.annealing import HMC, Noise, Tick, anneal, moves_of, sigmoid_path, tune
-from pyro_vae.evaluation.ais.bridge import STARTS, Batch, PairBridge, Values, draw_starts
+from pyro_vae.evaluation.ais.bridge import STARTS, PairBridge, Values, draw_starts
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
 from pyro_vae.evaluation.chunks import rows_that_fit
 from pyro_vae.evaluation.evaluator import Evaluator, Progress, ticker
 from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, quantiles, standard_error
-from pyro_vae.evaluation.weights import WeightStream
+from pyro_vae.evaluation.weights import WeightStream, check_weights
 from pyro_vae.pair.generation import sample
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import latent, observed, side_by_side, values_of
@@ -90,7 +90,7 @@ class AIS(Evaluator):
             samples = sum(block.size for block in chunk) * particles
             parts.append(self._evaluate(pair, chunk, chains, ticker(progress, samples, moves)))
         per_datum = {name: value.double().cpu() for name, value in side_by_side(parts).items()}
-        _refuse_weightless(per_datum["log_likelihood"], blocks.first)
+        check_weights(per_datum["log_likelihood"], blocks.first, "chains start")
         return Estimate(per_datum)
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
@@ -159,20 +159,14 @@ def simulated(block: Block) -> tuple[Block, Values]:
     """Data drawn from the model in place of those of a block, and the latents [1, batch, *event] behind them.
 
     What the model conditions on stays.
-    """
-    with block.seeded(SIMULATION):
-        fields, latents = simulate(block.pair, block.batch())
-    return Block(block.pair, Split(fields), slice(0, block.size), *block.key, SIMULATION), latents
-
-
-def simulate(pair: nn.Module, batch: Batch) -> tuple[Batch, Values]:
-    """Fields drawn from the model, one datum for each row of `batch`, and the latents [1, batch, *event] behind them.
 
     Raises:
         ContractError: a site observes something that is no field as it is given.
     """
-    conditioned = observed(run_model(pair, batch, values_of(run_guide(pair, batch))))
-    drawn = sample(pair, batch)
+    pair, batch = block.pair, block.batch()
+    with block.seeded(SIMULATION):
+        conditioned = observed(run_model(pair, batch, values_of(run_guide(pair, batch))))
+        drawn = sample(pair, batch)
     fields = dict(batch)
     for name, site in conditioned.items():
         field = next((field for field, value in batch.items() if value is site.raw), None)
@@ -182,7 +176,7 @@ def simulate(pair: nn.Module, batch: Batch) -> tuple[Batch, Values]:
                 "above; write obs=the field, or leave bidirectional off"
             )
         fields[field] = drawn[name].value.squeeze(0).to(fields[field].dtype)
-    return fields, values_of(latent(drawn))
+    return Block(pair, Split(fields), slice(0, block.size), *block.key, SIMULATION), values_of(latent(drawn))
 
 
 def _chunks(blocks: Blocks, chains: int) -> Iterator[list[Block]]:
@@ -207,15 +201,6 @@ def _weigh(log_weight: Float[Tensor, "chains batch"]) -> WeightStream:
     weights = WeightStream(*log_weight.shape)
     weights.add(log_weight)
     return weights
-
-
-def _refuse_weightless(bound: Float[Tensor, " n"], first: int) -> None:
-    if not bound.isfinite().all():
-        datum = first + int((~bound.isfinite()).nonzero()[0])
-        raise ContractError(
-            f"the weights of all chains of datum {datum} are zero or not finite: the chains start "
-            "where the model has no density, or the datum is outside the likelihood's support"
-        )
 
 
 def _bounds(per_datum: PerDatum) -> dict[str, Any]:

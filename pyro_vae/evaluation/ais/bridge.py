@@ -74,8 +74,8 @@ class _Chunk:
 
 
 class Start(NamedTuple):
-    """Where chains come from: `draw(pair, batch)` gives its sites at a fresh draw, `density(pair, batch)` a function of
-    values, the number of chains, and log p(z) there, to its log density."""
+    """Where chains come from. `draw(pair, batch)` gives the sites of a fresh draw; `density(pair, batch)` gives the log
+    density, as a function of values, the number of chains, and log p(z) of the values."""
 
     draw: Callable[[nn.Module, Batch], Sites]
     density: Callable[[nn.Module, Batch], Density]
