@@ -29,32 +29,33 @@ class PairBridge:
     """
 
     def __init__(self, pair: nn.Module, batch: Batch, start: str, step: int):
-        size = batch_rows(batch)
-        self.slices = [slice(first, min(first + step, size)) for first in range(0, size, step)]
-        parts = [{name: value[data] for name, value in batch.items()} for data in self.slices]
-        self.chunks = [_Chunk(pair, part, start) for part in parts]
+        self.step = step
+        self.chunks = [_Chunk(pair, fields, start) for fields in _split(batch, step, 0)]
 
     def places(self, values: Values) -> Places:
         """The coordinates of values [chains, batch, *event]."""
-        parts = [
-            chunk.coordinates.places({name: value[:, data] for name, value in values.items()})
-            for data, chunk in zip(self.slices, self.chunks, strict=True)
-        ]
-        return torch.cat(parts, 1)
+        parts = zip(self.chunks, _split(values, self.step, 1), strict=True)
+        return torch.cat([chunk.coordinates.places(here) for chunk, here in parts], 1)
 
     def at(self, place: Places) -> State:
-        ends = [chunk.ends(place[:, data]) for data, chunk in zip(self.slices, self.chunks, strict=True)]
+        ends = [chunk.ends(here) for chunk, here in zip(self.chunks, place.split(self.step, 1), strict=True)]
         start, end = (torch.cat(parts, 1) for parts in zip(*ends, strict=True))
         return State(place, start, end)
 
     def slope(self, place: Places, beta: float) -> Places:
         slopes = []
-        for data, chunk in zip(self.slices, self.chunks, strict=True):
+        for chunk, here in zip(self.chunks, place.split(self.step, 1), strict=True):
             with torch.enable_grad():
-                here = place[:, data].detach().requires_grad_()
+                here = here.detach().requires_grad_()
                 density = State(here, *chunk.ends(here)).log_density(beta).sum()
             slopes += torch.autograd.grad(density, here)
         return torch.cat(slopes, 1)
+
+
+def _split(tensors: Mapping[str, Tensor], step: int, dim: int) -> list[dict[str, Tensor]]:
+    """Tensors by name in chunks of so many along a dim."""
+    parts = zip(*[tensor.split(step, dim) for tensor in tensors.values()], strict=True)
+    return [dict(zip(tensors, part, strict=True)) for part in parts]
 
 
 class _Chunk:

@@ -25,7 +25,7 @@ def log_aggregate(
         tick: told the points that are done for a batch.
     """
     points = len(next(iter(values.values())))
-    fit = rows_that_fit({"z": torch.cat([value.flatten(1) for value in values.values()], 1)})
+    fit = rows_that_fit({"z": torch.cat([value.reshape(points, -1) for value in values.values()], 1)})
     total, data = torch.full((points,), -torch.inf, dtype=torch.float64), 0
     for batch in batches:
         size = batch_size(pair, batch)
