@@ -63,17 +63,13 @@ def _has_terms_of_each_datum(pair: nn.Module, batch: Batch) -> None:
     size = batch_size(batch)
     for particles in (1, 3, size):
         terms = log_terms(pair, batch, particles)
-        for name in ("log_likelihood", "log_prior", "log_guide"):
-            if not getattr(terms, name).isfinite().all():
+        for name, value in zip(("log_likelihood", "log_prior", "log_guide"), terms[:3], strict=True):
+            if not value.isfinite().all():
                 raise ContractError(f"{name} is not finite at {particles} draws of the guide")
 
 
 def _has_one_support(pair: nn.Module, batch: Batch) -> None:
     Block(pair, Split(batch), slice(0, batch_size(batch)), SEED).check()
-
-
-def _keeps_data_apart(pair: nn.Module, batch: Batch) -> None:
-    check_data_apart(pair, batch)
 
 
 def _trains_all_parameters(pair: nn.Module, batch: Batch) -> None:
@@ -122,7 +118,7 @@ CHECKS: dict[str, Callable[[nn.Module, Batch], None]] = {
     "model and guide take the same fields, which the data have": _takes_fields,
     "model and guide have the same latents, in the data plate and with one support": _has_one_support,
     "every site has one finite log-probability a datum": _has_terms_of_each_datum,
-    "a datum's terms do not depend on the other data": _keeps_data_apart,
+    "a datum's terms do not depend on the other data": check_data_apart,
     "every parameter gets a gradient": _trains_all_parameters,
     "plain Pyro takes the pair": _works_with_plain_pyro,
     "the model generates what it observes": _generates,

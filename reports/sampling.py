@@ -9,9 +9,9 @@ from peers import LATENT, SHAPE, PlainVAE, pythae_vae
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.evaluation import Blocks, Estimate
-from pyro_vae.evaluation.blocks import DATA_BLOCK
-from pyro_vae.evaluation.draws import PARTICLE_BLOCK, even_step, rows_that_fit
+from pyro_vae.evaluation import Blocks, Estimate, Evaluator
+from pyro_vae.evaluation.blocks import DATA_BLOCK, PARTICLE_BLOCK
+from pyro_vae.evaluation.chunks import even_step, rows_that_fit
 from pyro_vae.evaluation.importance import Importance
 from pyro_vae.models.presets import iwae
 
@@ -23,7 +23,7 @@ def net_and_images(count: int) -> tuple[pv.VAE, Tensor]:
         return iwae(SHAPE).eval(), torch.bernoulli(torch.rand(count, *SHAPE))
 
 
-class Clocked:
+class Clocked(Evaluator):
     """An evaluator that notes when each block of samples was done."""
 
     def __init__(self, evaluator: Importance):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.data import Dataset, Split
-from pyro_vae.evaluation import Blocks, Estimate
+from pyro_vae.evaluation import Blocks, Estimate, Evaluator
 from pyro_vae.parts.nets import MLPDecoder, MLPEncoder
 
 WIDTH = 0.3
@@ -72,7 +72,7 @@ def _picture(angle: Tensor, side: int) -> Tensor:
     return torch.exp(-beside / WIDTH).reshape(-1, 1, side, side)
 
 
-class Angle:
+class Angle(Evaluator):
     """How far the direction of q(z|x) is from the hand's, once the circle is turned, and mirrored, to fit best.
 
     Per datum: `angular_error` in radians; its mean is pi/2 where z knows nothing of the angle.

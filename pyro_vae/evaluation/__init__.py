@@ -2,6 +2,7 @@
 
 from pyro_vae.evaluation.blocks import Block, Blocks
 from pyro_vae.evaluation.evaluate import evaluate, evaluate_each
-from pyro_vae.evaluation.result import Estimate, Evaluator, Result
+from pyro_vae.evaluation.evaluator import Evaluator
+from pyro_vae.evaluation.result import Estimate, Result
 
 __all__ = ["Block", "Blocks", "Estimate", "Evaluator", "Result", "evaluate", "evaluate_each"]

@@ -1,7 +1,7 @@
-"""Data in blocks of a fixed size, each with random numbers of its own.
+"""Data and their particles in blocks of a fixed size, each with random numbers of its own.
 
-A figure of a datum therefore depends on the seed alone: not on how the work is cut to fit into memory, nor on how many
-processes share it.
+A figure of a datum therefore depends on the seed alone: not on the chunks that fit into memory, nor on how many
+processes share the work.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ from pyro_vae.pair.pair import select_fields
 from pyro_vae.pair.particles import OWN_DIM, Ways, run_guide, run_model, ways
 from pyro_vae.pair.sites import Layout, Sites, values_of
 
-DATA_BLOCK = 100
+DATA_BLOCK, PARTICLE_BLOCK = 100, 250
 
 
 class Block:
@@ -56,6 +56,11 @@ class Block:
         """The fields [size, ...] that the pair takes, presented anew at every call, always the same."""
         with self.seeded():
             return select_fields(self.pair, self.split.take(self.rows))
+
+    def particle_blocks(self, particles: int) -> Iterator[tuple[int, "seeded"]]:
+        """The number of particles of each of their blocks, and the context in which its random numbers are drawn."""
+        for index, first in enumerate(range(0, particles, PARTICLE_BLOCK)):
+            yield min(PARTICLE_BLOCK, particles - first), self.seeded(index)
 
     @cached_property
     def guide(self) -> Sites:

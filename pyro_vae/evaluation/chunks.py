@@ -1,15 +1,23 @@
-"""A chunk of a model's terms as one fused graph: Pyro's handlers ran once, while it was traced."""
+"""Log terms in chunks that fit into memory, each as one fused graph: Pyro's handlers ran once, while it was traced."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.engine.policy import Engine, Work, choose_engine
 from pyro_vae.engine.tracing import Named, call_with, compile_function, named_tensors
-from pyro_vae.evaluation.draws import Draws
+from pyro_vae.evaluation.blocks import PARTICLE_BLOCK, Block
+from pyro_vae.evaluation.draws import Draws, draws_of
 from pyro_vae.pair.particles import ways
-from pyro_vae.pair.terms import LogTerms, model_terms
+from pyro_vae.pair.terms import LogTerms, joined, model_terms
+
+CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**31}
+"""Rough size of the model's activations that are held at a time; on a CPU, what its caches hold."""
+
+TENSORS_PER_ROW = 4
+"""About as many tensors of the size of one datum does a model hold for each particle."""
 
 REPAYING_SAMPLES = {"cpu": 5_000_000, "cuda": 1_000_000_000}
 """Compiling takes about a quarter of a minute and saves microseconds a sample on a CPU, tens of
@@ -91,3 +99,69 @@ def compile_chunk(chunk: Chunk, *arguments: Named) -> ChunkFunction:
     """Trace the chunk once on these tensors and compile the graph for their shapes."""
     tensors = named_tensors(chunk)
     return partial(compile_function(partial(call_with, chunk), tensors, *arguments), tensors)
+
+
+TermsAt = Callable[[nn.Module, Mapping[str, Tensor], Draws], LogTerms]
+
+
+def terms_at(pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> LogTerms:
+    """Log terms [particles, batch] of a batch, in nats, at draws of its guide."""
+    return LogTerms(*model_terms(pair, batch, draws.values, len(draws.log_guide)), draws.log_guide)
+
+
+def stream_terms(
+    block: Block,
+    particles: int,
+    progress: Callable[[int], None] = lambda samples: None,
+    at: TermsAt = terms_at,
+) -> Iterator[LogTerms]:
+    """Log terms [some particles, batch], in nats, of exactly `particles` draws of the guide for every datum of a block.
+
+    They come one block of particles after another, so memory does not grow with their number.
+
+    Args:
+        progress: told the number of data x particles that are done.
+        at: what gives the log terms of a chunk: `terms_at`, or a compiled form of it.
+
+    Raises:
+        ContractError: the pair breaks the contract, or has latents outside the data plate.
+    """
+    block.check()
+    batch = block.batch()
+    rows = rows_that_fit(batch)
+    for count, noise in block.particle_blocks(particles):
+        with noise:
+            draws = draws_of(block, count)
+        terms = terms_in_chunks(block.pair, batch, draws, rows, at)
+        yield terms
+        progress(terms.log_guide.numel())
+
+
+def terms_in_chunks(
+    pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws, rows: int, at: TermsAt = terms_at
+) -> LogTerms:
+    """Log terms [particles, batch] in nats, with at most `rows` data x particles in the model at a time."""
+    count, size = draws.log_guide.shape
+    particle_step, data_step = even_step(count, max(1, rows // size)), min(size, rows)
+    of_data = []
+    for start in range(0, size, data_step):
+        data = slice(start, start + data_step)
+        fields = {name: value[data] for name, value in batch.items()}
+        chunks = [
+            at(pair, fields, draws.some(slice(first, first + particle_step), data))
+            for first in range(0, count, particle_step)
+        ]
+        of_data.append(joined(LogTerms, chunks)[:3])
+    return LogTerms(*[torch.cat(terms, 1) for terms in zip(*of_data, strict=True)])
+
+
+def even_step(count: int, most: int) -> int:
+    """Particles in a chunk, at most `most`, so that the chunks of a block of particles have one shape."""
+    return count if count <= most else max(step for step in range(1, most + 1) if PARTICLE_BLOCK % step == 0)
+
+
+def rows_that_fit(batch: Mapping[str, Tensor]) -> int:
+    """Data x particles whose activations take about `CHUNK_BYTES`."""
+    value = max(batch.values(), key=lambda field: field[0].numel())
+    row = value[0].numel() * value.element_size() * TENSORS_PER_ROW
+    return max(1, CHUNK_BYTES[value.device.type] // row)

@@ -1,14 +1,14 @@
 """The ELBO of each datum and its two parts: rate (KL) and distortion (minus the expected log-likelihood)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.evaluation.blocks import Block, Blocks
-from pyro_vae.evaluation.draws import PARTICLE_BLOCK
-from pyro_vae.evaluation.result import Estimate, quantiles
+from pyro_vae.evaluation.evaluator import Evaluator, Progress
+from pyro_vae.evaluation.result import Estimate, PerDatum, quantiles
 from pyro_vae.pair import bounds
 from pyro_vae.pair.particles import FOLDED, run_model
 from pyro_vae.pair.sites import values_of
@@ -18,39 +18,40 @@ AT_ONCE = 10
 """Particles that are drawn and decoded together, whatever the memory holds: figures depend on the seed alone."""
 
 
-class ELBO:
+class ELBO(Evaluator):
     """E_q[log p(x|z)] - KL(q || p), the KL in closed form wherever one is known (Kingma & Welling 2014, eq. 3).
 
-    Per datum: `elbo` (a lower bound on log p(x)), `rate`, `distortion`, all in nats; the mean over `particles` draws.
+    Figures [n] in nats, the mean over `particles` draws: `elbo` (a lower bound on log p(x)), `rate`, `distortion`.
     Where the pair has no density (a scale excepted, which is refused), `loss` stands in place of `elbo`, and a warning
     says why.
+
+    Raises:
+        ContractError: the pair breaks the contract, or its log-probabilities are scaled; names the site.
     """
 
-    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
-        parts, faults = [], None
-        for block in blocks:
-            faults = loss_of(block) if faults is None else faults  # of the first block
-            total = torch.zeros(2, block.size, dtype=torch.float64)
-            for terms in _terms(block, particles):
-                count = len(terms.kl)
-                total += count * torch.stack([bounds.rate(terms), bounds.distortion(terms)]).double().cpu()
-                progress(count * block.size)
-            parts.append(total / particles)
-        rate, distortion = torch.cat(parts, 1)
-        headline = {"loss": rate + distortion} if faults else {"elbo": -rate - distortion}
-        warnings = [f"these figures are a loss, not a bound: {fault}" for fault in faults or []]
-        return Estimate({**headline, "rate": rate, "distortion": distortion}, warnings=warnings)
+    shareable = True
+
+    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
+        faults = loss_of(next(iter(blocks)))
+        found = super().__call__(pair, blocks, particles, progress)
+        warnings = [f"these figures are a loss, not a bound: {fault}" for fault in faults]
+        return replace(found.as_loss(), warnings=warnings) if faults else found
+
+    def of_block(self, block: Block, particles: int, progress: Progress) -> PerDatum:
+        total = torch.zeros(2, block.size, dtype=torch.float64)
+        for terms in _terms(block, particles):
+            count = len(terms.kl)
+            total += count * torch.stack([bounds.rate(terms), bounds.distortion(terms)]).double().cpu()
+            progress(count * block.size)
+        rate, distortion = total / particles
+        return {"elbo": -rate - distortion, "rate": rate, "distortion": distortion}
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
         return replace(found, summary={name: quantiles(found.per_datum[name]) for name in ("rate", "distortion")})
 
 
 def loss_of(block: Block) -> list[str]:
-    """Why the numbers of a pair are a loss, in words; nothing where they are densities.
-
-    Raises:
-        ContractError: the pair breaks the contract, or its numbers are scaled.
-    """
+    """Why the numbers of a pair are a loss, in words; nothing where they are densities. Errors as for `ELBO`."""
     faults = block.faults()
     if not all(fault.is_loss for fault in faults) or not faults:
         block.check()
@@ -58,13 +59,12 @@ def loss_of(block: Block) -> list[str]:
 
 
 def _terms(block: Block, particles: int) -> Iterator[ElboTerms]:
-    """ELBO terms of exactly so many particles, some at a time."""
+    """ELBO terms of exactly so many particles, in chunks."""
     batch = block.batch()
-    for index, first in enumerate(range(0, particles, PARTICLE_BLOCK)):
-        with block.seeded(index):
-            left = min(PARTICLE_BLOCK, particles - first)
-            for start in range(0, left, AT_ONCE):
-                for count in block.ways.counts(min(AT_ONCE, left - start)):
+    for size, noise in block.particle_blocks(particles):
+        with noise:
+            for first in range(0, size, AT_ONCE):
+                for count in block.ways.counts(min(AT_ONCE, size - first)):
                     yield _drawn(block, batch, count)
 
 

@@ -1,7 +1,5 @@
 """How much of log p(x) the guide gives away: to its family (approximation), and to its encoder (amortisation)."""
 
-import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,11 +12,11 @@ from torch.distributions import Normal
 
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError, RunError
-from pyro_vae.evaluation.blocks import Block, Blocks
-from pyro_vae.evaluation.draws import stream_terms
-from pyro_vae.evaluation.result import Estimate
-from pyro_vae.evaluation.ticker import ticker
-from pyro_vae.evaluation.weights import WeightStream
+from pyro_vae.evaluation.blocks import Block
+from pyro_vae.evaluation.chunks import stream_terms
+from pyro_vae.evaluation.evaluator import Evaluator, Progress, ticker
+from pyro_vae.evaluation.result import Estimate, PerDatum, mean_and_error
+from pyro_vae.evaluation.weights import WeightStream, warn_of_k
 from pyro_vae.pair import bounds
 from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.particles import run_guide
@@ -29,19 +27,17 @@ REFINING, EVALUATING = 1, 2
 """What random numbers are for, as the last part of their seeds."""
 
 FEW_PARTICLES = 100
-UNRELIABLE_K = 0.7
 
 Batch = Mapping[str, Tensor]
-PerDatum = dict[str, Float[Tensor, " batch"]]
 
 
-class Gaps:
+class Gaps(Evaluator):
     """log p(x) - ELBO in two parts: what the guide's family costs, and what its encoder (Cremer, Li & Duvenaud 2018).
 
     q* is the guide with the mean and the scale of every normal site refined for each datum by itself, by Adam on the
-    ELBO. Per datum, in nats: `inference_gap` = log p - L[q], `approximation_gap` = log p - L[q*], `amortisation_gap` =
-    L[q*] - L[q]; `elbo` = L[q], `refined_elbo` = L[q*], and `bound`, the importance-weighted bound that stands for
-    log p: of q* or of q, whichever is higher in the mean. Bounds and ELBOs take `particles` draws.
+    ELBO. Figures [n] in nats: `inference_gap` = log p - L[q], `approximation_gap` = log p - L[q*], `amortisation_gap` =
+    L[q*] - L[q], `elbo` = L[q], `refined_elbo` = L[q*], and `bound`, which stands for log p: the importance-weighted
+    bound from q* or from q, whichever is higher in the mean over data. Bounds and ELBOs take `particles` draws.
 
     Args:
         steps: gradient steps for each datum.
@@ -53,7 +49,7 @@ class Gaps:
         ContractError: a guide site that is no normal with independent elements; names it.
     """
 
-    needs_gradients = True
+    needs_gradients = shareable = True
 
     def __init__(self, steps: int = 300, lr: float = 0.05, draws: int = 10):
         for name, value in {"steps": steps, "lr": lr, "draws": draws}.items():
@@ -61,29 +57,37 @@ class Gaps:
                 raise RunError(f"{name} must be positive, not {value}")
         self.steps, self.lr, self.draws = steps, lr, draws
 
-    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
-        parts = []
-        for block in blocks:
-            block.check()
-            batch = block.batch()
-            tick = ticker(progress, block.size * particles, block.size * (self.steps * self.draws + 2 * particles))
-            with block.seeded(REFINING):
-                refined = self.refine(pair, batch, tick)
-            of_guide, of_refined = (
-                _figures(Block(program, Split(batch), slice(0, block.size), *block.key, EVALUATING), particles, tick)
-                for program in (pair, refined)
-            )
-            parts.append(of_guide | {f"refined_{name}": value for name, value in of_refined.items()})
-        return Estimate({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    def of_block(self, block: Block, particles: int, progress: Progress) -> PerDatum:
+        block.check()
+        batch = block.batch()
+        tick = ticker(progress, block.size * particles, block.size * (self.steps * self.draws + 2 * particles))
+        with block.seeded(REFINING):
+            refined = self.refine(block.pair, batch, tick)
+        of_guide, of_refined = (
+            _figures(Block(program, Split(batch), slice(0, block.size), *block.key, EVALUATING), particles, tick)
+            for program in (block.pair, refined)
+        )
+        return of_guide | {f"refined_{name}": value for name, value in of_refined.items()}
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
-        return _estimate(found.per_datum, particles)
+        figures = found.per_datum
+        better = "refined_" if figures["refined_bound"].mean() > figures["bound"].mean() else ""
+        bound, elbo, refined_elbo = figures[f"{better}bound"], figures["elbo"], figures["refined_elbo"]
+        gaps = {
+            "inference_gap": bound - elbo,
+            "approximation_gap": bound - refined_elbo,
+            "amortisation_gap": refined_elbo - elbo,
+        }
+        summary: dict[str, Any] = {name: mean_and_error(gap) for name, gap in gaps.items()}
+        summary |= {"bound": bound.mean().item(), "proposal": "refined guide" if better else "guide"}
+        per_datum = gaps | {"elbo": elbo, "refined_elbo": refined_elbo, "bound": bound}
+        return Estimate(per_datum, summary, _warnings(gaps, figures[f"{better}pareto_k"], particles))
 
     def refine(self, pair: nn.Module, batch: Batch, tick: Callable[[int], None] = lambda rows: None) -> "Refined":
         """The pair with the guide that is best for each datum of the batch, as far as the steps reach.
 
-        The gradient goes along the path of z only (Roeder, Wu & Duvenaud 2017), so that it has no noise where the guide
-        is the posterior.
+        The gradient is taken through z only (Roeder, Wu & Duvenaud 2017). It has no noise where the guide is the
+        posterior.
         """
         refined = Refined(pair, batch)
         moved = [*refined.shifts, *refined.log_stretches]
@@ -111,7 +115,7 @@ class Refined(nn.Module):
 
     def __init__(self, pair: nn.Module, batch: Batch):
         super().__init__()
-        self.pair, self.model, self.guide = pair, pair.model, self._moved(pair.guide)
+        self.pair, self.model, self.guide = pair, pair.model, _Move(self)(pair.guide)
         with torch.no_grad():
             sites = run_guide(pair, batch)
             reduce_guide(sites, 1, batch_size(batch))
@@ -124,14 +128,6 @@ class Refined(nn.Module):
         self.place = {name: index for index, name in enumerate(sites)}
         self.shifts = nn.ParameterList([torch.zeros_like(site.raw) for site in sites.values()])
         self.log_stretches = nn.ParameterList([torch.zeros_like(site.raw) for site in sites.values()])
-
-    def _moved(self, guide: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(guide)
-        def moved_guide(**fields: Tensor) -> Any:
-            with _Move(self):
-                return guide(**fields)
-
-        return moved_guide
 
     def distribution(self, name: str, fn: Any) -> dist.Distribution:
         """The distribution of a site, moved."""
@@ -162,36 +158,16 @@ def _figures(block: Block, particles: int, tick: Callable[[int], None]) -> PerDa
     return {"elbo": total / particles, "bound": stream.bound(), "pareto_k": stream.pareto_k()}
 
 
-def _estimate(figures: PerDatum, particles: int) -> Estimate:
-    better = "refined_" if figures["refined_bound"].mean() > figures["bound"].mean() else ""
-    bound, elbo, refined_elbo = figures[f"{better}bound"], figures["elbo"], figures["refined_elbo"]
-    gaps = {
-        "inference_gap": bound - elbo,
-        "approximation_gap": bound - refined_elbo,
-        "amortisation_gap": refined_elbo - elbo,
-    }
-    summary = {name: _mean_and_error(gap) for name, gap in gaps.items()}
-    summary |= {"bound": bound.mean().item(), "proposal": "refined guide" if better else "guide"}
-    per_datum = gaps | {"elbo": elbo, "refined_elbo": refined_elbo, "bound": bound}
-    return Estimate(per_datum, summary, _warnings(gaps, figures[f"{better}pareto_k"], particles))
-
-
-def _mean_and_error(values: Float[Tensor, " n"]) -> dict[str, float]:
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return {"mean": values.mean().item(), "standard_error": error}
-
-
 def _warnings(gaps: PerDatum, pareto_k: Float[Tensor, " n"], particles: int) -> list[str]:
     """Plain sentences where the gaps should not be trusted."""
     found = []
     if particles < FEW_PARTICLES:
         found.append(f"the bound that stands for log p has only {particles} particles; use 1000 or more")
-    share = (pareto_k > UNRELIABLE_K).double().mean().item()
-    if share > 0:
-        found.append(
-            f"k-hat of the bound that stands for log p is above {UNRELIABLE_K} for {share:.1%} of the data, so that "
-            "inference and approximation gap are too small; use more particles, or ais for log p"
-        )
+    found += warn_of_k(
+        pareto_k,
+        "their bound stands for log p but is too low, so inference and approximation gap are too small; use more "
+        "particles, or ais for log p",
+    )
     if gaps["amortisation_gap"].mean() < -0.01:
         found.append("the refined guide is worse than the guide; use a smaller lr or more steps")
     return found

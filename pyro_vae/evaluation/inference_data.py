@@ -11,7 +11,8 @@ from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.errors import RunError
 from pyro_vae.evaluation.arviz_adapter import from_groups
 from pyro_vae.evaluation.blocks import Block, seeded
-from pyro_vae.evaluation.draws import draws_of, terms_at
+from pyro_vae.evaluation.chunks import terms_at
+from pyro_vae.evaluation.draws import draws_of
 from pyro_vae.pair.generation import sample
 from pyro_vae.pair.particles import run_model
 from pyro_vae.pair.sites import Site, Sites, observed, side_by_side

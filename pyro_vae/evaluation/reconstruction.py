@@ -1,33 +1,33 @@
 """How far the reconstruction at the guide's mean is from each datum."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-from torch import nn
-
-from pyro_vae.evaluation.blocks import Blocks
-from pyro_vae.evaluation.result import Estimate, quantiles
+from pyro_vae.evaluation.blocks import Block
+from pyro_vae.evaluation.evaluator import Evaluator, Progress
+from pyro_vae.evaluation.result import Estimate, PerDatum, quantiles
 from pyro_vae.pair.generation import center, decode, picture_site
 
 
-class Reconstruction:
+class Reconstruction(Evaluator):
     """Mean squared error per element, and -log p(x|z) in nats, at z = the guide's mean.
 
-    Per datum: `reconstruction_nll` (nats; no bound on the likelihood) and `squared_error` (in the units of x squared).
+    Figures [n]: `reconstruction_nll` (nats; no bound on the likelihood) and `squared_error` (in units of x squared).
+
+    Raises:
+        ContractError: the pair breaks the contract, or its model observes nothing.
     """
 
-    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
-        errors, nlls = [], []
-        for block in blocks:
-            block.check(of=())
-            with block.seeded():
-                sites = decode(pair, block.batch(), {name: center(site) for name, site in block.guide.items()})
-            site = picture_site(sites)
-            errors.append((center(site) - site.value.squeeze(0)).square().flatten(1).mean(1).cpu())
-            nlls.append(-sum(s.log_prob() for s in sites.values()).squeeze(0).cpu())
-            progress(block.size * particles)
-        return Estimate({"reconstruction_nll": torch.cat(nlls), "squared_error": torch.cat(errors)})
+    shareable = True
+
+    def of_block(self, block: Block, particles: int, progress: Progress) -> PerDatum:
+        block.check(of=())
+        with block.seeded():
+            sites = decode(block.pair, block.batch(), {name: center(site) for name, site in block.guide.items()})
+        site = picture_site(sites)
+        nll = -sum(s.log_prob() for s in sites.values()).squeeze(0).cpu()
+        squared_error = (center(site) - site.value.squeeze(0)).square().flatten(1).mean(1).cpu()
+        progress(block.size * particles)
+        return {"reconstruction_nll": nll, "squared_error": squared_error}
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
         return replace(found, summary={"squared_error": quantiles(found.per_datum["squared_error"])})

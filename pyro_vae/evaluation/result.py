@@ -1,19 +1,17 @@
 """What an evaluation gives: numbers of each datum, their summary, and what to think of them."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-
-from pyro_vae.evaluation.blocks import Blocks
+from torch import Tensor
 
 BOUNDED = ("log_likelihood", "elbo")
-"""The names of headline figures that bound log p(x) from below, in expectation: `log_likelihood` of the evaluators that
-converge to it, and `elbo`."""
+"""The names of headline figures that bound log p(x) from below in expectation."""
+
+PerDatum = dict[str, Float[Tensor, "n ..."]]
 
 
 @dataclass
@@ -21,30 +19,29 @@ class Estimate:
     """What an evaluator returns.
 
     Attributes:
-        per_datum: tensors [n, ...] by name; "log_likelihood" (nats) where the evaluator gives a lower bound on log p(x)
-            that converges to it, "elbo" for the ELBO, "loss" where there is no density.
+        per_datum: tensors [n, ...] by name, in nats where they are logarithms: "log_likelihood" for a lower bound on
+            log p(x) that converges to it, "elbo" for the ELBO, "loss" where there is no density.
         summary: numbers and dicts of numbers for `evaluation.json`.
         warnings: plain sentences where a figure should not be trusted.
         figures: matplotlib figures by name.
     """
 
-    per_datum: dict[str, Tensor]
+    per_datum: PerDatum
     summary: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def quantity(self) -> str:
+        """The name of the headline figure: the log-likelihood where there is one, else the first."""
+        return "log_likelihood" if "log_likelihood" in self.per_datum else next(iter(self.per_datum))
 
-class Evaluator(Protocol):
-    """What `evaluate` calls: an object whose constructor takes its options.
-
-    It runs on the data of `blocks`, in inference mode unless it has `needs_gradients = True`. Where it also has
-    `summarise(found: Estimate, particles: int) -> Estimate`, several processes share the data: each calls it on blocks
-    of its own, their figures per datum are put together, and `summarise` adds the summary and the warnings.
-    """
-
-    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
-        """Evaluate a pair with `particles` draws for each datum; `progress` is told of the samples that are done."""
-        ...
+    def as_loss(self) -> "Estimate":
+        """The same, but what bounds log p(x) is negated and called a loss."""
+        if self.quantity not in BOUNDED:
+            return self
+        others = {name: value for name, value in self.per_datum.items() if name != self.quantity}
+        return replace(self, per_datum={"loss": -self.per_datum[self.quantity], **others})
 
 
 @dataclass
@@ -54,7 +51,7 @@ class Result:
     Attributes:
         evaluator, model, data, split: names.
         n: number of data.
-        particles: draws of the guide for each datum.
+        particles: draws for each datum.
         seconds: wall-clock time.
         estimate: the evaluator's own numbers.
         bits_per_dim: minus the sum of the log-likelihoods in bits, per observed element of all data, or None.
@@ -94,7 +91,7 @@ class Result:
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over data; NaN for one datum."""
-        return self.headline.double().std().item() / math.sqrt(self.n) if self.n > 1 else math.nan
+        return standard_error(self.headline)
 
     @property
     def warnings(self) -> list[str]:
@@ -103,8 +100,11 @@ class Result:
         return (relaxed if self.relaxed else []) + self.estimate.warnings
 
     def entry(self, per_datum: bool = False) -> dict[str, Any]:
-        """This result as an entry of `evaluation.json`, on demand with the figures of every datum; numbers that are not
-        finite become null."""
+        """This result as an entry of `evaluation.json`, in which null stands for numbers that are not finite.
+
+        Args:
+            per_datum: also give the figures of every datum.
+        """
         entry = {
             "evaluator": self.evaluator,
             "model": self.model,
@@ -115,7 +115,7 @@ class Result:
             "seconds": round(self.seconds, 3),
             "quantity": self.quantity,
             "kind": self.kind,
-            "nats": {"mean": self.mean, "standard_error": self.standard_error},
+            "nats": mean_and_error(self.headline),
             "bits_per_dim": self.bits_per_dim,
             "bits_per_dim_note": self.bits_per_dim_note,
             "warnings": self.warnings,
@@ -128,7 +128,7 @@ class Result:
     @property
     def quantity(self) -> str:
         """The name of the headline figure."""
-        return headline_of(self.estimate.per_datum)
+        return self.estimate.quantity
 
     @property
     def kind(self) -> str | None:
@@ -136,21 +136,30 @@ class Result:
         return "lower bound" if self.quantity in BOUNDED else None
 
 
-def headline_of(per_datum: dict[str, Tensor]) -> str:
-    """The name of the figure that a result's mean is of: the log-likelihood, or the first."""
-    return "log_likelihood" if "log_likelihood" in per_datum else next(iter(per_datum))
+def standard_error(values: Float[Tensor, " n"]) -> float:
+    """Standard error of the mean over data; NaN for one datum."""
+    return values.double().std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def quantiles(values: Tensor) -> dict[str, float]:
+def mean_and_error(values: Float[Tensor, " n"]) -> dict[str, float]:
+    """The mean over data and its standard error, as `evaluation.json` has them."""
+    return {"mean": values.double().mean().item(), "standard_error": standard_error(values)}
+
+
+def error_of_mean(errors: Float[Tensor, " n"]) -> float:
+    """Standard error of the mean of n numbers that have independent errors of these sizes."""
+    return errors.square().sum().sqrt().item() / len(errors)
+
+
+def quantiles(values: Float[Tensor, " n"]) -> dict[str, float]:
     """Mean, median, smallest and largest of a figure per datum, NaN left out."""
-    finite = values.double()[~values.isnan()]
-    if not finite.numel():
-        return {"mean": math.nan, "median": math.nan, "min": math.nan, "max": math.nan}
+    known = values.double()[~values.isnan()]
+    known = known if known.numel() else torch.tensor([math.nan])
     return {
-        "mean": finite.mean().item(),
-        "median": torch.quantile(finite, 0.5).item(),
-        "min": finite.min().item(),
-        "max": finite.max().item(),
+        "mean": known.mean().item(),
+        "median": known.quantile(0.5).item(),
+        "min": known.min().item(),
+        "max": known.max().item(),
     }
 
 

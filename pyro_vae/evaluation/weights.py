@@ -1,7 +1,7 @@
 """What can be said of K importance weights of each datum from a stream of them, in memory that does not grow with K.
 
-Kept for each datum, in float64: log sums of w, w^2 and w^3, the log sum of the first half, and the largest weights,
-which are picked out of a pool of twice as many whenever it is full.
+Kept for each datum, in float64: log sums of w, w^2 and w^3, the log sum of the first half, and candidates for the
+largest weights. Whenever twice as many have come together as are kept, the largest are picked out of them.
 """
 
 import math
@@ -11,11 +11,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.arviz_adapter import pareto_k
 
 KEPT = 1000
 MIN_FOR_TAIL = 25
 """Fewer weights leave less than five in the tail, too few for ArviZ's fit."""
+
+UNRELIABLE_K = 0.7
+"""Above it importance sampling is not reliable (Yao et al. 2018; Vehtari et al. 2024)."""
 
 EQUAL = 1e-9
 """Log weights that differ by less than this are equal but for rounding, whatever their precision."""
@@ -33,15 +37,15 @@ class WeightStream:
         self.log_sums = torch.full((3, size), -math.inf, dtype=torch.float64)
         self.log_half = torch.full((size,), -math.inf, dtype=torch.float64)
         self.kept = max(KEPT, self.tail + 1)
-        self.pool = [torch.empty(0, size, dtype=torch.float64)]
+        self.candidates = [torch.empty(0, size, dtype=torch.float64)]
         self.smallest = torch.full((size,), math.inf, dtype=torch.float64)
         self.rounding = torch.full((size,), EQUAL, dtype=torch.float64)
 
     def add(self, log_weight: Float[Tensor, "particles batch"], *terms: Float[Tensor, "particles batch"]) -> None:
-        """Take the next particles of every datum of the block.
+        """Take the log weights, in nats, of the next particles of every datum of the block.
 
         Args:
-            terms: what the weights are sums of, whose size tells their rounding.
+            terms: what the log weights are sums of; their size tells how far these are rounded.
         """
         eps = torch.finfo(log_weight.dtype).eps
         for term in terms or (log_weight,):
@@ -53,22 +57,22 @@ class WeightStream:
         self.smallest = torch.minimum(self.smallest, log_weight.amin(0))
         powers = torch.stack([(power * log_weight).logsumexp(0) for power in (1, 2, 3)])
         self.log_sums = torch.logaddexp(self.log_sums, powers)
-        self.pool.append(log_weight)
-        if sum(map(len, self.pool)) >= 2 * self.kept:
-            self.pool = [_largest(torch.cat(self.pool), self.kept)]
+        self.candidates.append(log_weight)
+        if sum(map(len, self.candidates)) >= 2 * self.kept:
+            self.candidates = [_largest(torch.cat(self.candidates), self.kept)]
         self.seen += len(log_weight)
 
     @property
     def largest(self) -> Float[Tensor, "kept batch"]:
         """The largest log weights, in falling order."""
-        return _largest(torch.cat(self.pool), self.kept).sort(0, descending=True).values
+        return _largest(torch.cat(self.candidates), self.kept).sort(0, descending=True).values
 
     def bound(self) -> Float[Tensor, " batch"]:
         """L_K = log 1/K sum w (Burda, Grosse & Salakhutdinov 2016, eq. 8)."""
         return self.log_sums[0] - math.log(self.particles)
 
     def bound_of_half(self) -> Float[Tensor, " batch"]:
-        """L of the first floor(K/2) particles; NaN for K = 1."""
+        """The same bound from the first floor(K/2) particles; NaN for K = 1."""
         return self.log_half - math.log(self.half) if self.half else torch.full_like(self.log_half, math.nan)
 
     def ess(self) -> Float[Tensor, " batch"]:
@@ -100,10 +104,10 @@ class WeightStream:
         return self.particles * self.bound() - (self.particles - 1) * without_one
 
     def pareto_k(self) -> Float[Tensor, " batch"]:
-        """ArviZ's k-hat of each datum; NaN for fewer than 25 particles, -inf where those of the tail are all equal,
-        so that they are bounded.
+        """ArviZ's k-hat of each datum (Vehtari et al. 2024).
 
-        Only the tail and its cutoff enter the fit, so the weights below are put at zero.
+        NaN for fewer than 25 particles. -inf where the weights of the tail are all equal: then they are bounded. Only
+        the tail and its cutoff enter the fit, so the weights below are put at zero.
         """
         if self.particles < MIN_FOR_TAIL:
             return torch.full_like(self.log_half, math.nan)
@@ -117,6 +121,29 @@ class WeightStream:
         return self.largest[0] - self.smallest <= self.rounding
 
 
+def check_weights(bound: Float[Tensor, " n"], first: int, origin: str) -> None:
+    """Raise `ContractError`, which names the datum (the first is number `first`), where no weight is a finite number
+    above zero; `origin` says in words where the latents come from."""
+    if not bound.isfinite().all():
+        place = int((~bound.isfinite()).nonzero()[0])
+        what = "all zero" if bound[place] == -math.inf else "not finite"
+        raise ContractError(
+            f"the importance weights of datum {first + place} are {what}: the {origin} where the model has no density, "
+            "or the datum is outside the likelihood's support"
+        )
+
+
+def unreliable_share(pareto_k: Float[Tensor, " n"]) -> float:
+    """The share of the data whose k-hat is above `UNRELIABLE_K`."""
+    return (pareto_k > UNRELIABLE_K).double().mean().item()
+
+
+def warn_of_k(pareto_k: Float[Tensor, " n"], consequence: str) -> list[str]:
+    """How many data have too large a k-hat, and in words what follows for them; nothing where none has."""
+    share = unreliable_share(pareto_k)
+    return [f"k-hat is above {UNRELIABLE_K} for {share:.1%} of the data: {consequence}"] if share > 0 else []
+
+
 def _largest(log_weight: Float[Tensor, "particles batch"], count: int) -> Float[Tensor, "kept batch"]:
     """The `count` largest of each datum, in no order. NumPy's selection takes a fiftieth of the time of torch's."""
     if len(log_weight) <= count:
@@ -126,8 +153,8 @@ def _largest(log_weight: Float[Tensor, "particles batch"], count: int) -> Float[
 
 
 def _k_of_tail(tail: np.ndarray, body: np.ndarray, equal: float) -> float:
-    """`tail` holds the weights of the tail in falling order, and the one below it as its cutoff; those that differ by
-    less than `equal` are the same."""
+    """k-hat from the log weights of the tail in falling order, followed by the next one as its cutoff; -inf where those
+    of the tail differ by less than `equal`."""
     if tail[0] - tail[-2] < equal:
         return -math.inf
     return pareto_k(np.concatenate([tail, body]))

@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import pyro
+import torch
 from pyro.poutine.messenger import Messenger, _bound_partial, _context_wrap
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor, nn
@@ -130,6 +131,11 @@ def evaluating(pair: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def device_of(pair: nn.Module) -> torch.device:
+    """Where the pair's parameters and buffers are; the CPU for a pair that has none."""
+    return next((tensor.device for tensor in (*pair.parameters(), *pair.buffers())), torch.device("cpu"))
 
 
 class Fields(NamedTuple):

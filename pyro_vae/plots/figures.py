@@ -1,21 +1,21 @@
-"""Results -> figures: each function gives a `matplotlib.figure.Figure`, drawn without pyplot.
+"""Figures of pairs, data and runs: each function gives a `matplotlib.figure.Figure`, drawn without pyplot.
 
-The same pair and data give the same figure, and torch's generators are left as they were. Data that are no images
-are drawn as small multiples of bars, one cell a datum, so that each figure takes any pair.
+The same pair and data give the same figure, and torch's generators are left as they were. Each figure takes any pair:
+data that are no images are drawn as bars, a cell for each datum.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -25,16 +25,15 @@ from pyro_vae.data import Split
 from pyro_vae.errors import RunError
 from pyro_vae.files import write_whole
 from pyro_vae.pair.generation import center, decode, observed, picture_site, reconstruct, sample
-from pyro_vae.pair.pair import evaluating, select_fields
+from pyro_vae.pair.pair import device_of, evaluating, select_fields
 from pyro_vae.pair.particles import run_guide
 from pyro_vae.pair.sites import Site
+from pyro_vae.plots.mosaic import BLUE, DPI, Limits, as_array, bar_outlines, is_image, limits_of, mosaic, value_range
 
 SEED = 0
 CHUNK = 512
-DPI = 128  # a power of two, so that whole dots survive the division into inches
-BLUE, ORANGE, INK, FRAME = "#1f5fa8", "#d9772b", "#333333", "#cccccc"
-
-Limits = tuple[float, float]
+ORANGE, INK = "#d9772b", "#333333"
+LOSS_COLUMNS = ("epoch", "loss", "valid_loss", "valid_rate", "valid_distortion")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -62,7 +61,7 @@ def image_grid(values: Float[Tensor, "n ..."], columns: int | None = None) -> Fi
         values: images [n, c, h, w] or [n, h, w], each pixel a whole number of dots; or vectors [n, d].
     """
     columns = min(columns or _square(len(values)), len(values))
-    return _mosaic(values, columns, value_range(values), Margins(0, 0, 0, 0), largest=math.inf)[0]
+    return mosaic(values, columns, value_range(values), left=0, bottom=0, top=0, right=0, largest=math.inf)[0]
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
@@ -101,29 +100,25 @@ def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-LOSS_COLUMNS = ("epoch", "loss", "valid_loss", "valid_rate", "valid_distortion")
-
-
 def reconstructions(pair: nn.Module, split: Split, n: int = 10) -> Figure:
-    """`n` data, spread over the split, above the means of p(x|z) at the guide's means.
+    """`n` data, spread over the split, above the means of p(x|z) at the guide's means, in rows of at most 12.
 
-    In rows of at most 12; reconstructions that are no images have the outline of their datum on them.
+    On a reconstruction that is no image the outline of its datum is drawn.
     """
     with undisturbed(pair) as device:
         batch = split.to(device).take(_spread(split.size, n).to(device))
         site = picture_site(reconstruct(pair, batch))
         data, means = site.value.squeeze(0), center(site)
-    blocks = -(-len(data) // 12)
-    columns = -(-len(data) // blocks)
+    rows = -(-len(data) // 12)
+    columns = -(-len(data) // rows)
     values = _interleave(data, means, columns)
-    limits = _limits(site, values)
-    colors = ([INK] * columns + [BLUE] * columns) * blocks
-    figure, axes = _mosaic(values, columns, limits, Margins(left=1.125, bottom=_note_height(data)), colors=colors)
-    axes.set_yticks(np.arange(2 * blocks) + 0.5, ["data", "reconstruction"] * blocks)
-    if not _is_image(data.shape[1:]):
-        _scale_note(axes, values, limits)
-        above = _bar_outlines(values, columns, limits).reshape(blocks, 2, columns, -1, 2)[:, 0] + (0, 1)
-        axes.add_collection(LineCollection(above.reshape(blocks * columns, -1, 2), colors=INK, linewidths=0.7))
+    limits = limits_of(site, values)
+    colors = ([INK] * columns + [BLUE] * columns) * rows
+    figure, axes = mosaic(values, columns, limits, left=1.125, note=True, colors=colors)
+    axes.set_yticks(np.arange(2 * rows) + 0.5, ["data", "reconstruction"] * rows)
+    if not is_image(data.shape[1:]):
+        above = bar_outlines(values, columns, limits).reshape(rows, 2, columns, -1, 2)[:, 0] + (0, 1)
+        axes.add_collection(LineCollection(above.reshape(rows * columns, -1, 2), colors=INK, linewidths=0.7))
     return figure
 
 
@@ -140,18 +135,17 @@ def samples(pair: nn.Module, fields: Mapping[str, Tensor], n: int = 64) -> Figur
     """Means of p(x|z) at `n` draws z ~ p(z), in a square grid.
 
     Args:
-        fields: what the pair's signature names, as a split presents it, [rows, ...]: observed fields give only
-            their shape, fields that the model conditions on their values. Rows are used again where n is larger.
+        fields: what the pair's signature names, as a split presents it, [rows, ...]. Fields that are observed give
+            only their shape; fields that the model conditions on give their values, from the first row again where
+            there are fewer rows than n.
     """
     with undisturbed(pair) as device:
         fields = _rows(pair, fields, torch.arange(n), device)
         site = picture_site(observed(sample(pair, fields)))
         means = center(site)
-    limits, columns = _limits(site, means), _square(n)
-    figure, axes = _mosaic(means, columns, limits, Margins(bottom=_note_height(means), top=0.375))
+    limits, columns = limits_of(site, means), _square(n)
+    figure, axes = mosaic(means, columns, limits, top=0.375, note=True)
     axes.set_title("means of p(x|z), z ~ p(z)")
-    if not _is_image(means.shape[1:]):
-        _scale_note(axes, means, limits)
     return figure
 
 
@@ -176,8 +170,8 @@ def manifold(pair: nn.Module, fields: Mapping[str, Tensor], side: int = 20) -> F
         fields = _rows(pair, fields, torch.zeros(side**2, dtype=torch.long), device)
         site = picture_site(decode(pair, fields, {latent.name: plane}))
         means = center(site)
-    limits = _limits(site, means)
-    figure, axes = _mosaic(means, side, limits, Margins(left=0.875, bottom=0.625, top=0.375), gap_shade=0.0)
+    limits = limits_of(site, means)
+    figure, axes = mosaic(means, side, limits, left=0.875, bottom=0.625, top=0.375, gap_shade=0.0)
     shown = np.linspace(0, side - 1, min(side, 6)).round().astype(int)
     labels = [f"{round(ticks[i].item(), 2) + 0.0:.2f}".replace("-", "−") for i in shown]
     axes.set_xticks(shown + 0.5, labels)
@@ -188,7 +182,7 @@ def manifold(pair: nn.Module, fields: Mapping[str, Tensor], side: int = 20) -> F
 
 
 def posterior_means(pair: nn.Module, split: Split, limit: int = 5000) -> Figure | None:
-    """The guide's mean of each datum in the plane of z, coloured by `label` where the split has it.
+    """The guide's mean of each datum in the plane of z, coloured by the field `label` where the split has it.
 
     None unless the guide has a single latent site, of event shape (2,).
 
@@ -203,8 +197,8 @@ def posterior_means(pair: nn.Module, split: Split, limit: int = 5000) -> Figure 
         means, labels = [], []
         for positions in _spread(split.size, limit).to(device).split(CHUNK):
             batch = split.take(positions)
-            means.append(_array(center(run_guide(pair, batch)[latent.name])))
-            labels.append(_array(batch["label"]) if "label" in batch else None)
+            means.append(as_array(center(run_guide(pair, batch)[latent.name])))
+            labels.append(as_array(batch["label"]) if "label" in batch else None)
     points = np.concatenate(means)
     figure = Figure(figsize=(6.2, 5), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -230,146 +224,12 @@ def undisturbed(pair: nn.Module) -> Iterator[torch.device]:
 
     Afterwards the pair's modes and the generators are as they were.
     """
-    device = next((tensor.device for tensor in pair.state_dict().values()), torch.device("cpu"))
+    device = device_of(pair)
     cuda = [device.index or 0] if device.type == "cuda" else []
     with evaluating(pair), torch.random.fork_rng(devices=cuda), torch.no_grad():
         for generator in [torch.default_generator, *[torch.cuda.default_generators[i] for i in cuda]]:
             generator.manual_seed(SEED)
         yield device
-
-
-def value_range(values: Tensor) -> Limits:
-    """The values to show as black and white, or as the ends of bars.
-
-    0 to 1 or 0 to 255 where the values fill it, from 0 for other values that are never negative. Of images a few values
-    may lie outside, so that single pixels do not decide.
-    """
-    finite = _array(values).astype(np.float64)
-    finite = finite[np.isfinite(finite)]
-    if not finite.size:
-        return 0.0, 1.0
-    tail, slack = (0.5, 0.1) if _is_image(values.shape[1:]) else (0.0, 0.0)
-    low, high = np.percentile(finite, (tail, 100.0 - tail))
-    if low == high:
-        low, high = finite.min(), finite.max()
-    for full in (1.0, 255.0):
-        if low >= -slack * full and 0.5 * full < high <= (1.0 + slack) * full:
-            return 0.0, full
-    low = 0.0 if finite.min() >= 0 else low
-    return float(low), float(high if high > low else low + 1.0)
-
-
-def _limits(site: Site, values: Tensor) -> Limits:
-    """The bounds of a site's support where it has both, else the range of the values."""
-    support = getattr(site.support, "base_constraint", site.support)
-    if support is torch.distributions.constraints.boolean:
-        return 0.0, 1.0
-    bounds = [torch.as_tensor(getattr(support, f"{end}_bound", math.inf)) for end in ("lower", "upper")]
-    low, high = bounds[0].min().item(), bounds[1].max().item()
-    return (float(low), float(high)) if math.isfinite(low) and math.isfinite(high) else value_range(values)
-
-
-class Margins(NamedTuple):
-    """Room around a mosaic, in inches."""
-
-    left: float = 0.125
-    bottom: float = 0.125
-    top: float = 0.125
-    right: float = 0.125
-
-
-def _mosaic(
-    values: Float[Tensor, "n ..."],
-    columns: int,
-    limits: Limits,
-    margins: Margins,
-    *,
-    colors: Sequence[str] | None = None,
-    gap_shade: float = 1.0,
-    largest: float = 12.0,
-) -> tuple[Figure, Axes]:
-    """A figure of the data in cells of width and height 1, row by row from the top left corner at (0, 0).
-
-    Each pixel of an image has a whole number of dots, unless the mosaic would be wider than `largest` inches.
-    """
-    rows = -(-len(values) // columns)
-    width = min(8.0, max(3.0, 0.8 * columns))
-    if _is_image(values.shape[1:]):
-        tiles = _tiles(values, columns, limits, gap_shade)
-        zoom = max(1, round(width * DPI / tiles.shape[1]))
-        width = min(zoom * tiles.shape[1] / DPI, largest)
-        figure, axes = _bare_axes(width, width * tiles.shape[0] / tiles.shape[1], margins)
-        half = [0.5 / (side + 1) for side in values.shape[-2:]] if len(values) > 1 else [0.0, 0.0]
-        extent = (-half[1], columns + half[1], rows + half[0], -half[0])
-        axes.imshow(tiles, extent=extent, aspect="auto")
-    else:
-        figure, axes = _bare_axes(width, 0.7 * width * rows / columns, margins)
-        _draw_bars(axes, values, columns, limits, colors or [BLUE] * len(values))
-        axes.set(xlim=(-0.02, columns + 0.02), ylim=(rows + 0.02, -0.02))
-    return figure, axes
-
-
-def _bare_axes(width: float, height: float, margins: Margins) -> tuple[Figure, Axes]:
-    """A figure with axes of this size in inches, which have neither ticks nor spines."""
-    across, upward = width + margins.left + margins.right, height + margins.bottom + margins.top
-    figure = Figure(figsize=(across, upward), dpi=DPI)
-    place = (margins.left / across, margins.bottom / upward, width / across, height / upward)
-    axes = figure.add_axes(place, xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    return figure, axes
-
-
-def _tiles(
-    values: Float[Tensor, "n ..."], columns: int, limits: Limits, gap_shade: float
-) -> Float[np.ndarray, "height width 3"]:
-    """Images side by side, one dot apart and their limits mapped to [0, 1]; NaN is white.
-
-    Images of one or three channels; of others the first channel.
-    """
-    from torchvision.utils import make_grid  # torchvision takes seconds to import
-
-    height, width = values.shape[-2:]
-    images = values.detach().cpu().double().reshape(len(values), -1, height, width)
-    images = images if images.shape[1] in (1, 3) else images[:, :1]
-    images = ((images - limits[0]) / (limits[1] - limits[0])).nan_to_num(1.0).clamp(0, 1)
-    return make_grid(images, nrow=columns, padding=1, pad_value=gap_shade).permute(1, 2, 0).numpy()
-
-
-def _draw_bars(axes: Axes, values: Float[Tensor, "n ..."], columns: int, limits: Limits, colors: Sequence[str]) -> None:
-    """Vectors as bars in framed cells; NaN leaves a cell empty."""
-    unit = np.array([(0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98)])
-    cells = _corners(len(values), columns)[:, None] + unit
-    outlines = _bar_outlines(values, columns, limits)
-    axes.add_collection(PolyCollection(cells, facecolors="none", edgecolors=FRAME, linewidths=0.6))
-    axes.add_collection(PolyCollection(outlines, facecolors=colors, linewidths=0))
-
-
-def _bar_outlines(values: Float[Tensor, "n ..."], columns: int, limits: Limits) -> Float[np.ndarray, "n points 2"]:
-    """The outline of each vector's bars in its cell, from zero or from the limit that is nearest to it."""
-    heights = np.nan_to_num(_array(values).reshape(len(values), -1))
-    bars = heights.shape[1]
-    ends = np.zeros((len(heights), 1))
-    steps = np.concatenate([ends, np.repeat(heights, 2, axis=1), ends], 1)
-    y = 0.92 - 0.84 * (np.clip(steps, *limits) - limits[0]) / (limits[1] - limits[0])
-    x = np.broadcast_to(np.repeat(np.linspace(0.06, 0.94, bars + 1), 2), y.shape)
-    return np.stack([x, y], -1) + _corners(len(heights), columns)[:, None]
-
-
-def _corners(n: int, columns: int) -> Float[np.ndarray, "n 2"]:
-    """The top left corner of each cell."""
-    return np.stack([np.arange(n) % columns, np.arange(n) // columns], 1).astype(float)
-
-
-def _note_height(values: Tensor) -> float:
-    """Inches below a mosaic, with room for `_scale_note` where that is drawn."""
-    return 0.125 if _is_image(values.shape[1:]) else 0.375
-
-
-def _scale_note(axes: Axes, values: Tensor, limits: Limits) -> None:
-    """Below bars, what a cell's axes run over."""
-    across, upward = f"elements 1 to {values[0].numel()}", f"{limits[0]:.4g} to {limits[1]:.4g}"
-    axes.set_xlabel(f"each cell: {across} across, {upward} upward".replace("-", "−"), fontsize="small")
 
 
 def _curve(axes: Axes, epoch: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
@@ -424,11 +284,6 @@ def _frame(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _is_image(shape: Sequence[int]) -> bool:
-    """Whether the last two dims make a picture, not a strip."""
-    return len(shape) >= 2 and 1 < min(shape[-2:]) and max(shape[-2:]) <= 8 * min(shape[-2:])
-
-
 def _square(n: int) -> int:
     """Columns of the grid of `n` cells that is nearest to a square."""
     return math.ceil(math.sqrt(n))
@@ -445,8 +300,3 @@ def _rows(
     """The fields that a pair takes at these positions, counted round, on a device."""
     chosen = select_fields(pair, fields)
     return {name: value[positions.to(value.device) % len(value)].to(device) for name, value in chosen.items()}
-
-
-def _array(values: Tensor) -> np.ndarray:
-    values = values.detach().cpu()
-    return values.to(torch.float64).numpy() if values.is_floating_point() else values.numpy()

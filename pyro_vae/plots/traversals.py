@@ -9,11 +9,12 @@ from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from pyro_vae.pair.generation import center, decode, model_at, picture_site
 from pyro_vae.pair.pair import select_fields
 from pyro_vae.pair.particles import run_guide
+from pyro_vae.pair.sites import Site
+from pyro_vae.plots.mosaic import DPI, Limits, is_image, limits_of, tiles
 
 
 class Unit(NamedTuple):
@@ -37,14 +38,17 @@ def traversals(pair: nn.Module, datum: Mapping[str, Tensor], units: Sequence[Uni
     Args:
         datum: fields [1, ...] of the datum to start from.
     """
-    rows = {unit.name: means for unit in units if (means := _row(pair, datum, unit)) is not None}
+    rows = {unit.name: site for unit in units if (site := _row(pair, datum, unit)) is not None}
     if not rows:
         return None
-    means = torch.stack(list(rows.values())).float().cpu()
-    return _pictures(means, list(rows)) if means.dim() > 3 and min(means.shape[-2:]) > 1 else _curves(means, list(rows))
+    means = torch.stack([center(site) for site in rows.values()]).float().cpu()
+    if not is_image(means.shape[2:]):
+        return _curves(means, list(rows))
+    return _pictures(means, list(rows), limits_of(next(iter(rows.values())), means.flatten(0, 1)))
 
 
-def _row(pair: nn.Module, datum: Mapping[str, Tensor], unit: Unit) -> Float[Tensor, "columns ..."] | None:
+def _row(pair: nn.Module, datum: Mapping[str, Tensor], unit: Unit) -> Site | None:
+    """The site to show, [1, columns, *event], at each value of a unit; None where these are outside the support."""
     columns = len(unit.values)
     fields = {name: value.expand(columns, *value.shape[1:]) for name, value in select_fields(pair, datum).items()}
     latents = {name: center(site).expand(columns, *site.event_shape) for name, site in run_guide(pair, datum).items()}
@@ -60,18 +64,15 @@ def _row(pair: nn.Module, datum: Mapping[str, Tensor], unit: Unit) -> Float[Tens
         prior = center(model_at(pair, fields, latents)[name])
         if (prior != prior[:1]).any():
             latents[name] = prior
-    return center(picture_site(decode(pair, fields, latents)))
+    return picture_site(decode(pair, fields, latents))
 
 
-def _pictures(means: Float[Tensor, "units columns ..."], names: Sequence[str]) -> Figure:
-    """Images in a grid without margins; those of other than one or three channels show their first."""
+def _pictures(means: Float[Tensor, "units columns ..."], names: Sequence[str], limits: Limits) -> Figure:
+    """Images in a grid, a row for each unit."""
     units, columns = means.shape[:2]
-    images = means.reshape(units * columns, -1, *means.shape[-2:])
-    images = images if images.shape[1] in (1, 3) else images[:, :1]
-    low, high = _limits(images)
-    grid = make_grid((images - low) / (high - low), nrow=columns, padding=1, pad_value=1.0).permute(1, 2, 0).numpy()
+    grid = tiles(means.flatten(0, 1), columns, limits)
     width = 0.7 * columns
-    figure = Figure(figsize=(width + 1, width * grid.shape[0] / grid.shape[1] + 0.8), dpi=128, layout="constrained")
+    figure = Figure(figsize=(width + 1, width * grid.shape[0] / grid.shape[1] + 0.8), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(grid, extent=(0, columns, units, 0), aspect="auto", interpolation="nearest")
     axes.set_yticks(np.arange(units) + 0.5, names)
@@ -84,7 +85,7 @@ def _pictures(means: Float[Tensor, "units columns ..."], names: Sequence[str]) -
 
 def _curves(means: Float[Tensor, "units columns ..."], names: Sequence[str]) -> Figure:
     """The elements of x as one curve for each value of a unit, dark to bright as it rises."""
-    figure = Figure(figsize=(7, 1.2 * len(names) + 0.8), dpi=128, layout="constrained")
+    figure = Figure(figsize=(7, 1.2 * len(names) + 0.8), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     colors = colormaps["viridis"](np.linspace(0, 1, means.shape[1]))
     for axes, name, row in zip(panels, names, means.flatten(2).numpy(), strict=True):
@@ -94,11 +95,3 @@ def _curves(means: Float[Tensor, "units columns ..."], names: Sequence[str]) -> 
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("element of x; dark to bright: 1st to 99th percentile of the unit's draws z ~ q(z|x)")
     return figure
-
-
-def _limits(values: Tensor) -> tuple[float, float]:
-    """0 to 1 for values that stay within it, else their range."""
-    low, high = values.min().item(), values.max().item()
-    if 0 <= low and high <= 1:
-        return 0.0, 1.0
-    return low, high if high > low else low + 1.0

@@ -20,8 +20,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae import plots
 from pyro_vae.evaluation import Estimate
-from pyro_vae.evaluation.blocks import DATA_BLOCK
-from pyro_vae.evaluation.draws import PARTICLE_BLOCK
+from pyro_vae.evaluation.blocks import DATA_BLOCK, PARTICLE_BLOCK
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))

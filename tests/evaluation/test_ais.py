@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ContractError, RunError, UnknownName
-from pyro_vae.evaluation import draws
-from pyro_vae.evaluation.ais.ais import AIS, Group
-from pyro_vae.evaluation.blocks import DATA_BLOCK, Blocks
+from pyro_vae.evaluation import chunks
+from pyro_vae.evaluation.ais.ais import AIS, simulated
+from pyro_vae.evaluation.blocks import Blocks
 
 STARTS = ["guide", "prior"]
 N = 60
@@ -83,22 +83,16 @@ def test_exp_of_the_estimate_is_unbiased_from_below_and_from_above(start):
     assert abs(z_scores(below.exp(), 1.0)) < 4
     assert z_scores(below, 0.0) < -5
 
-    drawn = simulated(pair, fields)
+    drawn = drawn_in_place_of(fields, pair)
     lower, upper = (getattr(result, name) - exact(pair, drawn) for name in ("simulated_lower", "simulated_upper"))
     assert abs(z_scores(lower.exp(), 1.0)) < 4
     assert abs(z_scores((-upper).exp(), 1.0)) < 4
     assert z_scores(lower, 0.0) < -5 and z_scores(upper, 0.0) > 5
 
 
-def simulated(pair: nn.Module, fields: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+def drawn_in_place_of(fields: dict[str, Tensor], pair: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     """The data that a bidirectional evaluation draws in place of the fields."""
-    size = len(next(iter(fields.values())))
-    starts = range(0, size, DATA_BLOCK)
-    blocks = [
-        Group((seed, i), {name: value[first : first + DATA_BLOCK] for name, value in fields.items()})
-        for i, first in enumerate(starts)
-    ]
-    drawn = [block.simulated(pair).batch for block in blocks]
+    drawn = [simulated(block)[0].batch() for block in Blocks(pair, pv.data.as_split(fields), seed)]
     return {name: torch.cat([batch[name] for batch in drawn]) for name in fields}
 
 
@@ -107,7 +101,7 @@ def test_forward_and_reverse_chains_bracket_the_exact_value(kind):
     pair, fields = linear_gaussian(kind)
     ais = AIS(distributions=12, leapfrog=2, start="prior", bidirectional=True)
     result = pv.evaluate(pair, fields, ais, particles=4, progress=False)
-    truth = exact(pair, simulated(pair, fields)).mean().item()
+    truth = exact(pair, drawn_in_place_of(fields, pair)).mean().item()
     found = result.entry()["bidirectional"]
     assert found["on"] == "simulated"
     assert found["lower"] < truth < found["upper"]
@@ -117,7 +111,7 @@ def test_forward_and_reverse_chains_bracket_the_exact_value(kind):
 
 def test_simulated_data_follow_the_model_and_keep_what_it_conditions_on():
     pair, fields = linear_gaussian("conditional", 2000)
-    drawn = simulated(pair, fields)
+    drawn = drawn_in_place_of(fields, pair)
     assert torch.equal(drawn["context"], fields["context"])
     centred = drawn["target"] - fields["context"] @ (pair.w @ pair.c + pair.d).T.detach()
     covariance = (pair.w @ pair.w.T + 0.36 * torch.eye(4)).detach()
@@ -212,8 +206,8 @@ def test_results_depend_on_the_seed_and_not_on_the_chunks(monkeypatch):
     whole = evaluated(x)
     assert torch.allclose(evaluated(x[:110])[:, :100], whole[:, :100], atol=1e-8)
     assert (evaluated(x, seed=1) - whole).abs().min() > 1e-6
-    row = 5 * 8 * draws.TENSORS_PER_ROW
-    monkeypatch.setitem(draws.CHUNK_BYTES, "cpu", 3 * 60 * row)
+    row = 5 * 8 * chunks.TENSORS_PER_ROW
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 3 * 60 * row)
     assert torch.allclose(evaluated(x), whole, atol=1e-8)
 
 

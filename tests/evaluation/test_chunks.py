@@ -7,9 +7,9 @@ from pairs import SHAPE, Clusters, bits, counts, small_vae
 import pyro_vae as pv
 from pyro_vae.engine import tracing
 from pyro_vae.errors import UnknownName
-from pyro_vae.evaluation import chunks, draws
-from pyro_vae.evaluation.chunks import ChunkEngine, ModelTerms
-from pyro_vae.evaluation.draws import PARTICLE_BLOCK, even_step
+from pyro_vae.evaluation import chunks
+from pyro_vae.evaluation.blocks import PARTICLE_BLOCK
+from pyro_vae.evaluation.chunks import ChunkEngine, ModelTerms, even_step
 
 
 def importance(pair, data, particles, engine):
@@ -28,7 +28,7 @@ def check_same(pair, data, particles, evaluator="importance"):
 
 @pytest.mark.parametrize("evaluator", ["importance", "prior"])
 def test_a_compiled_evaluation_is_the_eager_one(evaluator, compilations):
-    """Two blocks of data, the second smaller, in pieces of one shape: one graph."""
+    """Two blocks of data, the second smaller, in chunks of one shape: one graph."""
     check_same(small_vae(), bits(130), 600, evaluator)
     assert len(compilations) == 1, "traced for a ragged chunk"
 
@@ -38,9 +38,9 @@ def test_any_number_of_particles_can_be_traced(particles, graphs):
     check_same(small_vae(), bits(130), particles)
 
 
-def test_a_discrete_pair_and_one_whose_data_are_cut_can_be_traced(graphs, monkeypatch):
+def test_a_discrete_pair_and_chunks_of_some_of_the_data_can_be_traced(graphs, monkeypatch):
     check_same(Clusters(), {"counts": counts(12)}, 40)
-    monkeypatch.setitem(draws.CHUNK_BYTES, "cpu", 2**13)
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 2**13)
     check_same(small_vae(), bits(130), 9)
 
 
@@ -109,6 +109,6 @@ def test_an_unknown_engine_lists_those_there_are():
 
 
 @pytest.mark.parametrize("most", [1, 3, 13, 26, 249])
-def test_a_block_of_particles_is_cut_evenly(most):
+def test_a_block_of_particles_has_even_chunks(most):
     assert even_step(PARTICLE_BLOCK, most) <= most and PARTICLE_BLOCK % even_step(PARTICLE_BLOCK, most) == 0
     assert even_step(most, most) == most

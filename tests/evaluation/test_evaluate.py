@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -12,8 +13,9 @@ from pairs import SHAPE, Clusters, bits, counts, small_vae
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae import plugins
 from pyro_vae.errors import ContractError, DataError, RunError, UnknownName
-from pyro_vae.evaluation import Estimate, Result, draws
+from pyro_vae.evaluation import Estimate, Evaluator, Result, chunks
 from pyro_vae.evaluation.elbo import ELBO
 from pyro_vae.evaluation.result import quantiles
 from pyro_vae.pair import bounds
@@ -98,9 +100,9 @@ def test_a_limit_takes_the_first_data(vae):
 @pytest.mark.parametrize("evaluator", ["elbo", "importance"])
 def test_figures_do_not_depend_on_what_fits_the_memory(vae, evaluator, monkeypatch):
     whole = evaluate(vae, bits(20), evaluator, particles=300)
-    monkeypatch.setitem(draws.CHUNK_BYTES, "cpu", 2**13)
-    pieces = evaluate(vae, bits(20), evaluator, particles=300)
-    assert torch.allclose(whole.headline, pieces.headline, atol=1e-5)
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 2**13)
+    chunked = evaluate(vae, bits(20), evaluator, particles=300)
+    assert torch.allclose(whole.headline, chunked.headline, atol=1e-5)
 
 
 # --- reconstruction -----------------------------------------------------------------------------------------
@@ -218,6 +220,33 @@ def test_evaluators_of_the_users_own_are_given_the_data():
     result = evaluate(small_vae(), bits(6), Counting())
     assert result.evaluator == "Counting" and result.rows.tolist() == list(range(6)) and result.mean == 2.5
     assert result.warnings == ["only counts"] and result.quantity == "rows"
+
+
+def test_a_plain_function_is_an_evaluator():
+    def rows(pair, blocks, particles, progress):
+        return Estimate({"rows": torch.arange(blocks.size)})
+
+    result = evaluate(small_vae(), bits(6), rows)
+    assert result.evaluator == "rows" and result.mean == 2.5 and not result.warnings
+
+
+def test_what_is_found_on_single_blocks_is_put_together_and_then_summarised():
+    class Rows(Evaluator):
+        shareable = True
+
+        def of_block(self, block, particles, progress):
+            return {"row": torch.arange(block.rows.start, block.rows.start + block.size)}
+
+        def summarise(self, found, particles):
+            return replace(found, summary={"last": found.per_datum["row"][-1].item(), "particles": particles})
+
+    result = evaluate(small_vae(), bits(230), Rows(), particles=3)
+    assert result.row.tolist() == list(range(230))
+    assert result.entry()["last"] == 229 and result.entry()["particles"] == 3
+
+
+def test_every_registered_evaluator_is_one_by_its_class():
+    assert all(issubclass(plugins.load("evaluator", name), Evaluator) for name in plugins.names("evaluator"))
 
 
 def test_gradients_are_off_unless_an_evaluator_needs_them():

@@ -22,7 +22,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ContractError, DataError, RunError
-from pyro_vae.evaluation import draws
+from pyro_vae.evaluation import chunks
 from pyro_vae.evaluation.arviz_adapter import arviz, pareto_k, to_netcdf
 from pyro_vae.evaluation.blocks import Block
 from pyro_vae.evaluation.weights import WeightStream
@@ -136,7 +136,7 @@ def test_figures_do_not_depend_on_the_chunks(monkeypatch, particles):
     vae, x, _ = turned_vae()
     whole = importance(vae, x[:130], particles)
     for size in (2**13, 2**16):
-        monkeypatch.setitem(draws.CHUNK_BYTES, "cpu", size)
+        monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", size)
         cut = importance(vae, x[:130], particles)
         for name, value in whole.estimate.per_datum.items():
             assert torch.allclose(cut.estimate.per_datum[name], value, rtol=1e-6, atol=1e-6, equal_nan=True), name
@@ -154,7 +154,7 @@ def test_exactly_k_particles_and_one_pass_of_the_encoder():
     calls, rows = [], []
     vae.encoder.register_forward_hook(lambda *_: calls.append(1))
     vae.decoder.register_forward_hook(lambda module, inputs, _: rows.append(inputs[0].shape[:-1].numel()))
-    list(draws.stream_terms(Block(vae, pv.data.as_split(x[:100]), slice(0, 100), 0), 777))
+    list(chunks.stream_terms(Block(vae, pv.data.as_split(x[:100]), slice(0, 100), 0), 777))
     assert len(calls) == 1
     assert sum(rows) == 777 * 100 + 100  # and the one run that checks the pair
 

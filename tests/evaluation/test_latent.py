@@ -13,10 +13,11 @@ from torch.distributions import MultivariateNormal, Normal
 
 import pyro_vae as pv
 from pyro_vae.errors import ContractError, RunError
-from pyro_vae.evaluation import draws
+from pyro_vae.evaluation import chunks
 from pyro_vae.evaluation.blocks import Blocks
 from pyro_vae.evaluation.latent.aggregate import log_aggregate, log_guide_at
 from pyro_vae.evaluation.latent.latent import Latent
+from pyro_vae.pair.generation import center
 from pyro_vae.pair.terms import elbo_terms
 from pyro_vae.plots.traversals import Unit, _row
 
@@ -148,7 +149,7 @@ def test_the_aggregate_posterior_is_the_mean_over_data(monkeypatch):
         halves = [{"picture": picture[:12]}, {"picture": picture[12:]}]
         whole = expected.logsumexp(1) - math.log(30)
         assert torch.allclose(log_aggregate(pair, halves, values), whole)
-        monkeypatch.setitem(draws.CHUNK_BYTES, "cpu", 1)
+        monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 1)
         assert torch.allclose(log_aggregate(pair, halves, values), whole), "one point at a time"
 
 
@@ -176,7 +177,7 @@ def test_a_traversal_moves_one_unit_and_leaves_the_others_at_the_guides_mean():
     pair, x = linear_guide(), normal_data(1)
     values = torch.linspace(-2, 2, 5).double()
     with torch.no_grad():
-        row = _row(pair, {"x": x}, Unit("z", 1, values))
+        row = center(_row(pair, {"x": x}, Unit("z", 1, values)))
         mean = GAIN * x[0, 0] + OFFSET
         expected = pair.decoder(torch.stack([mean.expand(5), values], 1)).squeeze(1)
     assert torch.allclose(row, expected)
@@ -186,12 +187,12 @@ def test_sites_below_the_moved_one_follow_it():
     pair, picture = TwoLayers().match(), normal_data(1)
     values = torch.linspace(-2, 2, 5).double()
     with torch.no_grad():
-        row = _row(pair, {"picture": picture}, Unit("upper", 0, values))
+        row = center(_row(pair, {"picture": picture}, Unit("upper", 0, values)))
         lower = picture @ pair.lower_gain.T
     change = torch.zeros(5, 2).double()
     change[:, 0] = values - values[0]
     assert torch.allclose(row - row[0], change @ pair.v.detach().T @ pair.w.detach().T)
-    moved_lower = _row(pair, {"picture": picture}, Unit("lower", 1, values))
+    moved_lower = center(_row(pair, {"picture": picture}, Unit("lower", 1, values)))
     expected = lower.expand(5, 3).clone()
     expected[:, 1] = values
     assert torch.allclose(moved_lower, expected @ pair.w.detach().T)

@@ -18,7 +18,7 @@ from pyro_vae.data import Split
 from pyro_vae.errors import RunError
 from pyro_vae.models.vae import VAE
 from pyro_vae.pair.pair import Pair
-from pyro_vae.plots import figures
+from pyro_vae.plots.mosaic import value_range
 
 SIDE = 6
 
@@ -284,7 +284,7 @@ def test_bars_have_the_heights_of_the_counts_on_one_scale():
     ],
 )
 def test_the_range_of_images_comes_from_their_values(values, expected):
-    assert figures.value_range(values.reshape(10, 10, 10)) == pytest.approx(expected, rel=0.02, abs=0.04)
+    assert value_range(values.reshape(10, 10, 10)) == pytest.approx(expected, rel=0.02, abs=0.04)
 
 
 def test_image_grid_has_no_margins_and_whole_dots(tmp_path):

@@ -1,24 +1,23 @@
 """Annealed importance sampling of log p(x), from below and, on simulated data, from above."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_vae.data import Split
 from pyro_vae.errors import ContractError, RunError, UnknownName
 from pyro_vae.evaluation.ais.annealing import HMC, Noise, Tick, anneal, moves_of, sigmoid_path, tune
-from pyro_vae.evaluation.ais.bridge import STARTS, Batch, PairBridge, Values, draw_starts
-from pyro_vae.evaluation.blocks import DATA_BLOCK, Blocks, seeded
-from pyro_vae.evaluation.draws import rows_that_fit
-from pyro_vae.evaluation.result import Estimate, quantiles
-from pyro_vae.evaluation.ticker import ticker
-from pyro_vae.evaluation.weights import WeightStream
+from pyro_vae.evaluation.ais.bridge import STARTS, PairBridge, Values, draw_starts
+from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
+from pyro_vae.evaluation.chunks import rows_that_fit
+from pyro_vae.evaluation.evaluator import Evaluator, Progress, ticker
+from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, quantiles, standard_error
+from pyro_vae.evaluation.weights import WeightStream, check_weights
 from pyro_vae.pair.generation import sample
-from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import latent, observed, side_by_side, values_of
 
@@ -32,35 +31,37 @@ SPREAD_DRAWS = 32
 SIMULATION, PLACES, MOVES = 1, 2, 3
 """What random numbers are for, as the last part of their seeds."""
 
-PerDatum = dict[str, Float[Tensor, " batch"]]
 
-
-class AIS:
+class AIS(Evaluator):
     """log 1/K sum_k w_k over the weights of K annealed chains (Neal 2001; Wu et al. 2017).
 
     A lower bound on log p(x) in expectation, tight where the path is fine enough.
 
-    The path is start^(1-b) p(x, z)^b, b along a sigmoid, with HMC moves in unconstrained coordinates. Pilot chains tune
-    the step size of each datum along the path to an acceptance of 0.65; the chains that are weighed keep these sizes,
-    so that exp(log_likelihood) is unbiased. Per datum: `log_likelihood` and its `monte_carlo_error` (nats), `ess` of
-    the chains, `acceptance`; if bidirectional, `simulated_lower` and `simulated_upper` (nats) of data drawn from the
-    model in place of each datum.
+    The path is start^(1-b) p(x, z)^b, with b along a sigmoid, and the chains follow it by HMC in unconstrained
+    coordinates. Pilot chains first tune the step size of each datum along the path, to an acceptance of 0.65. The
+    chains that are weighed keep these sizes, so that exp(log_likelihood) is unbiased.
+
+    Figures [n]: `log_likelihood` and its `monte_carlo_error` (nats), `ess` (chains), `acceptance` (a share of the
+    moves). If bidirectional also `simulated_lower` and `simulated_upper` (nats): bounds for data that are drawn from
+    the model in place of each datum.
 
     Args:
         distributions: steps of the path; 1 is importance sampling.
         chains: chains for each datum; default: as many as particles, at most 16.
         leapfrog: leapfrog steps of a move.
         start: what the chains start from, "guide" or "prior".
-        bidirectional: also bound log p(x) from both sides on data drawn from the model, for which one exact draw of the
-            posterior is known: chains from it back to the start bound it from above (Grosse, Ghahramani & Adams 2015).
+        bidirectional: also bound log p(x) from both sides, on data drawn from the model. One exact draw of their
+            posterior is known, and chains from it back to the start bound log p(x) from above (Grosse, Ghahramani &
+            Adams 2015).
 
     Raises:
         UnknownName: a start that is not known.
         RunError: a number that is not positive.
-        ContractError: a latent that is discrete, outside the data plate, or whose support depends on another latent.
+        ContractError: a latent that is discrete, outside the data plate, or whose support depends on another latent; a
+            datum all of whose chains have a weight of zero.
     """
 
-    needs_gradients = True
+    needs_gradients = shareable = True
 
     def __init__(
         self,
@@ -79,17 +80,17 @@ class AIS:
         self.start, self.bidirectional = start, bidirectional
 
     @torch.no_grad()
-    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
+    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
         chains = self._chains(particles)
         moves = moves_of(self.distributions, chains, PILOTS)
         if self.bidirectional:
             moves += moves_of(self.distributions, 2 * chains, PILOTS)
         parts = []
-        for together in _groups(blocks, chains):
-            samples = sum(group.size for group in together) * particles
-            parts.append(self._evaluate(pair, together, chains, ticker(progress, samples, moves)))
-        per_datum = {name: torch.cat([part[name].double().cpu() for part in parts]) for name in parts[0]}
-        _refuse_weightless(per_datum["log_likelihood"], blocks.first)
+        for chunk in _chunks(blocks, chains):
+            samples = sum(block.size for block in chunk) * particles
+            parts.append(self._evaluate(pair, chunk, chains, ticker(progress, samples, moves)))
+        per_datum = {name: value.double().cpu() for name, value in side_by_side(parts).items()}
+        check_weights(per_datum["log_likelihood"], blocks.first, "chains start")
         return Estimate(per_datum)
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
@@ -100,8 +101,8 @@ class AIS:
     def _chains(self, particles: int) -> int:
         return self.chains or min(particles, MAX_CHAINS)
 
-    def _evaluate(self, pair: nn.Module, groups: Sequence["Group"], chains: int, tick: Tick) -> PerDatum:
-        forward = self._run(pair, groups, chains, tick)
+    def _evaluate(self, pair: nn.Module, blocks: Sequence[Block], chains: int, tick: Tick) -> PerDatum:
+        forward = self._run(pair, blocks, chains, tick)
         weights = _weigh(forward.log_weight)
         found = {
             "log_likelihood": weights.bound(),
@@ -109,37 +110,36 @@ class AIS:
             "ess": weights.ess(),
             "acceptance": forward.acceptance,
         }
-        return found | (self._sandwich(pair, groups, chains, tick) if self.bidirectional else {})
+        return found | (self._sandwich(pair, blocks, chains, tick) if self.bidirectional else {})
 
-    def _sandwich(self, pair: nn.Module, groups: Sequence["Group"], chains: int, tick: Tick) -> PerDatum:
-        """Bounds on log p(x) of data drawn from the model in place of the groups'."""
-        simulated = [group.simulated(pair) for group in groups]
-        forward = self._run(pair, simulated, chains, tick)
+    def _sandwich(self, pair: nn.Module, blocks: Sequence[Block], chains: int, tick: Tick) -> PerDatum:
+        """Bounds on log p(x) of data drawn from the model in place of those of the blocks."""
+        drawn, latents = zip(*[simulated(block) for block in blocks], strict=True)
+        forward = self._run(pair, drawn, chains, tick)
         bridge = forward.hmc.bridge
-        truth = bridge.places(side_by_side([group.truth for group in simulated], dim=1))
+        truth = bridge.places(side_by_side(latents, dim=1))
         ends, betas = bridge.at(truth.expand(chains, -1, -1)), sigmoid_path(self.distributions)
         reverse, _ = anneal(forward.hmc, ends, betas.flip(0), forward.steps.flip(0), tick)
         return {"simulated_lower": _weigh(forward.log_weight).bound(), "simulated_upper": -_weigh(reverse).bound()}
 
-    def _run(self, pair: nn.Module, groups: Sequence["Group"], chains: int, tick: Tick) -> "Forward":
-        """Tune the steps, then anneal from the start to the posterior, groups side by side."""
-        batch = side_by_side([group.batch for group in groups], dim=0)
+    def _run(self, pair: nn.Module, blocks: Sequence[Block], chains: int, tick: Tick) -> "Forward":
+        """Tune the steps, then anneal from the start to the posterior, all blocks at once."""
+        batch = side_by_side([block.batch() for block in blocks])
         bridge = PairBridge(pair, batch, self.start, max(1, rows_that_fit(batch) // chains))
-        starts = [group.starts(pair, self.start, SPREAD_DRAWS + chains) for group in groups]
+        starts = [_starts(block, self.start, SPREAD_DRAWS + chains) for block in blocks]
         places = bridge.places(side_by_side(starts, dim=1))
         spread = places[:SPREAD_DRAWS].std(0).clamp(min=1e-6)
-        noise = Noise([seeded(*group.key, MOVES).seed for group in groups], [group.size for group in groups], places)
+        noise = Noise([block.seeded(MOVES).seed for block in blocks], [block.size for block in blocks], places)
         hmc, betas = HMC(bridge, spread, self.leapfrog, noise), sigmoid_path(self.distributions)
         steps = tune(hmc, bridge.at(places[:PILOTS]), betas, tick)
         return Forward(hmc, steps, *anneal(hmc, bridge.at(places[SPREAD_DRAWS:]), betas, steps, tick))
 
     def _summary(self, per_datum: PerDatum, chains: int) -> dict[str, Any]:
-        errors = per_datum["monte_carlo_error"]
         summary = {
             "distributions": self.distributions,
             "chains": chains,
             "start": self.start,
-            "monte_carlo_error": errors.square().sum().sqrt().item() / len(errors),
+            "monte_carlo_error": error_of_mean(per_datum["monte_carlo_error"]),
             "ess": quantiles(per_datum["ess"]),
             "acceptance": quantiles(per_datum["acceptance"]),
         }
@@ -155,38 +155,18 @@ class Forward(NamedTuple):
     acceptance: Float[Tensor, " batch"]
 
 
-@dataclass(frozen=True)
-class Group:
-    """Data whose random numbers follow from `key`: fields [batch, ...], and the latents [1, batch, *event] that they
-    were drawn from, where these are known."""
+def simulated(block: Block) -> tuple[Block, Values]:
+    """Data drawn from the model in place of those of a block, and the latents [1, batch, *event] behind them.
 
-    key: tuple[int, ...]
-    batch: Batch
-    truth: Values | None = None
-
-    @property
-    def size(self) -> int:
-        return batch_size(self.batch)
-
-    def simulated(self, pair: nn.Module) -> "Group":
-        """Data drawn from the model in place of these; what the model conditions on stays."""
-        with seeded(*self.key, SIMULATION):
-            return Group((*self.key, SIMULATION), *simulate(pair, self.batch))
-
-    def starts(self, pair: nn.Module, start: str, count: int) -> Values:
-        """Values [count, batch, *event] drawn from the start."""
-        with seeded(*self.key, PLACES):
-            return draw_starts(pair, self.batch, start, count)
-
-
-def simulate(pair: nn.Module, batch: Batch) -> tuple[Batch, Values]:
-    """Fields drawn from the model, one datum for each row of `batch`, and the latents [1, batch, *event] behind them.
+    What the model conditions on stays.
 
     Raises:
         ContractError: a site observes something that is no field as it is given.
     """
-    conditioned = observed(run_model(pair, batch, values_of(run_guide(pair, batch))))
-    drawn = sample(pair, batch)
+    pair, batch = block.pair, block.batch()
+    with block.seeded(SIMULATION):
+        conditioned = observed(run_model(pair, batch, values_of(run_guide(pair, batch))))
+        drawn = sample(pair, batch)
     fields = dict(batch)
     for name, site in conditioned.items():
         field = next((field for field, value in batch.items() if value is site.raw), None)
@@ -196,19 +176,25 @@ def simulate(pair: nn.Module, batch: Batch) -> tuple[Batch, Values]:
                 "above; write obs=the field, or leave bidirectional off"
             )
         fields[field] = drawn[name].value.squeeze(0).to(fields[field].dtype)
-    return fields, values_of(latent(drawn))
+    return Block(pair, Split(fields), slice(0, block.size), *block.key, SIMULATION), values_of(latent(drawn))
 
 
-def _groups(blocks: Blocks, chains: int) -> Iterator[list[Group]]:
-    """As many groups at a time as fit into memory side by side."""
-    together: list[Group] = []
+def _chunks(blocks: Blocks, chains: int) -> Iterator[list[Block]]:
+    """As many blocks at a time as fit into memory side by side."""
+    chunk: list[Block] = []
     for block in blocks:
-        together.append(Group(block.key, block.batch()))
-        if (len(together) + 1) * DATA_BLOCK * chains > rows_that_fit(together[0].batch):
-            yield together
-            together = []
-    if together:
-        yield together
+        chunk.append(block)
+        if (len(chunk) + 1) * DATA_BLOCK * chains > rows_that_fit(chunk[0].batch()):
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _starts(block: Block, start: str, count: int) -> Values:
+    """Values [count, batch, *event] drawn from the start."""
+    with block.seeded(PLACES):
+        return draw_starts(block.pair, block.batch(), start, count)
 
 
 def _weigh(log_weight: Float[Tensor, "chains batch"]) -> WeightStream:
@@ -217,21 +203,11 @@ def _weigh(log_weight: Float[Tensor, "chains batch"]) -> WeightStream:
     return weights
 
 
-def _refuse_weightless(bound: Float[Tensor, " n"], first: int) -> None:
-    if not bound.isfinite().all():
-        datum = first + int((~bound.isfinite()).nonzero()[0])
-        raise ContractError(
-            f"the weights of all chains of datum {datum} are zero or not finite: the chains start "
-            "where the model has no density, or the datum is outside the likelihood's support"
-        )
-
-
 def _bounds(per_datum: PerDatum) -> dict[str, Any]:
     lower, upper = per_datum["simulated_lower"], per_datum["simulated_upper"]
     gap = upper - lower
-    error = gap.std().item() / math.sqrt(len(gap)) if len(gap) > 1 else math.nan
     means = {"lower": lower.mean().item(), "upper": upper.mean().item(), "gap": gap.mean().item()}
-    return {"bidirectional": {"on": "simulated", **means, "gap_standard_error": error}}
+    return {"bidirectional": {"on": "simulated", **means, "gap_standard_error": standard_error(gap)}}
 
 
 def _warnings(per_datum: PerDatum, summary: Mapping[str, Any], chains: int) -> list[str]:

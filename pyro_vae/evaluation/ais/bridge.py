@@ -26,38 +26,40 @@ class PairBridge:
     Args:
         batch: the fields that the pair takes.
         start: a name in `STARTS`.
-        step: data that are worked on at once.
+        step: data in a chunk, which are worked on at once.
     """
 
     def __init__(self, pair: nn.Module, batch: Batch, start: str, step: int):
-        size = batch_size(batch)
-        self.cuts = [slice(first, min(first + step, size)) for first in range(0, size, step)]
-        self.pieces = [_Piece(pair, {name: value[cut] for name, value in batch.items()}, start) for cut in self.cuts]
+        self.step = step
+        self.chunks = [_Chunk(pair, fields, start) for fields in _split(batch, step, 0)]
 
     def places(self, values: Values) -> Places:
         """The coordinates of values [chains, batch, *event]."""
-        parts = [
-            piece.coordinates.places({name: value[:, cut] for name, value in values.items()})
-            for cut, piece in zip(self.cuts, self.pieces, strict=True)
-        ]
-        return torch.cat(parts, 1)
+        parts = zip(self.chunks, _split(values, self.step, 1), strict=True)
+        return torch.cat([chunk.coordinates.places(here) for chunk, here in parts], 1)
 
     def at(self, place: Places) -> State:
-        ends = [piece.ends(place[:, cut]) for cut, piece in zip(self.cuts, self.pieces, strict=True)]
+        ends = [chunk.ends(here) for chunk, here in zip(self.chunks, place.split(self.step, 1), strict=True)]
         start, end = (torch.cat(parts, 1) for parts in zip(*ends, strict=True))
         return State(place, start, end)
 
     def slope(self, place: Places, beta: float) -> Places:
         slopes = []
-        for cut, piece in zip(self.cuts, self.pieces, strict=True):
+        for chunk, here in zip(self.chunks, place.split(self.step, 1), strict=True):
             with torch.enable_grad():
-                here = place[:, cut].detach().requires_grad_()
-                density = State(here, *piece.ends(here)).log_density(beta).sum()
+                here = here.detach().requires_grad_()
+                density = State(here, *chunk.ends(here)).log_density(beta).sum()
             slopes += torch.autograd.grad(density, here)
         return torch.cat(slopes, 1)
 
 
-class _Piece:
+def _split(tensors: Mapping[str, Tensor], step: int, dim: int) -> list[dict[str, Tensor]]:
+    """Tensors by name in chunks of so many along a dim."""
+    parts = zip(*[tensor.split(step, dim) for tensor in tensors.values()], strict=True)
+    return [dict(zip(tensors, part, strict=True)) for part in parts]
+
+
+class _Chunk:
     """The bridge of data that are worked on at once."""
 
     def __init__(self, pair: nn.Module, batch: Batch, start: str):
@@ -74,8 +76,8 @@ class _Piece:
 
 
 class Start(NamedTuple):
-    """Where chains come from: `draw(pair, batch)` gives its sites at a fresh draw, `density(pair, batch)` a function of
-    values, the number of chains, and log p(z) there, to its log density."""
+    """Where chains come from. `draw(pair, batch)` gives the sites of a fresh draw; `density(pair, batch)` gives the log
+    density, as a function of values, the number of chains, and log p(z) of the values."""
 
     draw: Callable[[nn.Module, Batch], Sites]
     density: Callable[[nn.Module, Batch], Density]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae.evaluation.draws import CHUNK_BYTES, TENSORS_PER_ROW
+from pyro_vae.evaluation.chunks import rows_that_fit
 from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.terms import guide_terms
 
@@ -25,14 +25,15 @@ def log_aggregate(
         tick: told the points that are done for a batch.
     """
     points = len(next(iter(values.values())))
+    fit = rows_that_fit({"z": torch.cat([value.reshape(points, -1) for value in values.values()], 1)})
     total, data = torch.full((points,), -torch.inf, dtype=torch.float64), 0
     for batch in batches:
         size = batch_size(batch)
-        step = _points_that_fit(values, size)
-        for cut in [slice(first, first + step) for first in range(0, points, step)]:
-            here = {name: value[cut] for name, value in values.items()}
-            total[cut] = torch.logaddexp(total[cut], log_guide_at(pair, batch, here).double().logsumexp(1).cpu())
-            tick(len(total[cut]))
+        step = max(1, fit // size)
+        for chunk in [slice(first, first + step) for first in range(0, points, step)]:
+            here = {name: value[chunk] for name, value in values.items()}
+            total[chunk] = torch.logaddexp(total[chunk], log_guide_at(pair, batch, here).double().logsumexp(1).cpu())
+            tick(len(total[chunk]))
         data += size
     return total - torch.tensor(float(data), dtype=torch.float64).log()
 
@@ -42,8 +43,3 @@ def log_guide_at(pair: nn.Module, batch: Batch, values: Values) -> Float[Tensor,
     points, size = len(next(iter(values.values()))), batch_size(batch)
     crossed = {name: value.unsqueeze(1).expand(points, size, *value.shape[1:]) for name, value in values.items()}
     return guide_terms(pair, batch, crossed, points)
-
-
-def _points_that_fit(values: Values, size: int) -> int:
-    row = sum(value[0].numel() * value.element_size() for value in values.values()) * TENSORS_PER_ROW
-    return max(1, CHUNK_BYTES[next(iter(values.values())).device.type] // (row * size))

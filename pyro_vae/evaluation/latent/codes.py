@@ -1,7 +1,7 @@
 """What draws of the guide tell of the latents of each datum: KL and mean of each unit, log densities of the draws."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_vae.errors import ContractError
-from pyro_vae.evaluation.draws import rows_that_fit
+from pyro_vae.evaluation.chunks import rows_that_fit
 from pyro_vae.pair.checks import prior_before_guide
 from pyro_vae.pair.pair import batch_size
-from pyro_vae.pair.sites import Site, Sites, elements, is_point_mass
+from pyro_vae.pair.sites import Site, Sites, elements, is_point_mass, side_by_side
 from pyro_vae.pair.terms import counts, reduce_sites, run_both
 
 
@@ -38,15 +38,14 @@ class Codes:
     @classmethod
     def side_by_side(cls, parts: Sequence["Codes"]) -> "Codes":
         """The codes of all data of the parts."""
-
-        def joined(name: str) -> dict[str, Tensor] | Tensor:
-            values = [getattr(part, name) for part in parts]
-            if isinstance(values[0], Tensor):
-                return torch.cat(values, 1)
-            dim = 1 if name == "values" else 0
-            return {site: torch.cat([value[site] for value in values], dim) for site in values[0]}
-
-        return cls(**{field.name: joined(field.name) for field in fields(cls)})
+        return cls(
+            kl=side_by_side([part.kl for part in parts]),
+            mean=side_by_side([part.mean for part in parts]),
+            noise=side_by_side([part.noise for part in parts]),
+            values=side_by_side([part.values for part in parts], dim=1),
+            log_guide=torch.cat([part.log_guide for part in parts], 1),
+            log_prior=torch.cat([part.log_prior for part in parts], 1),
+        )
 
     def variances(self) -> dict[str, Float[Tensor, " units"]]:
         """Var_x E_q[z|x] of each unit, less what the noise of the means adds to it; zeros for a single datum."""
@@ -137,9 +136,10 @@ class _Moments:
 
 
 def unit_kl(guide: Site, model: Site, settled: bool) -> tuple[Float[Tensor, "particles batch units"], bool]:
-    """KL(q || p) in nats of each unit of a site and whether it is the closed form, else the log ratio at the draw.
+    """KL(q || p) in nats of each unit of a site, and whether this is the closed form.
 
-    One number for the site where its guide or its prior does not factorise over units.
+    Where no closed form is known it is log q - log p at the draw. Where guide or prior does not factorise over units,
+    it is one number for the site.
 
     Args:
         settled: whether the prior depends on nothing that the guide draws after the site; else no closed form holds.

@@ -1,7 +1,7 @@
 """What the latents carry: active units, the KL of each dimension, their information about x, and what they do to it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import RunError
 from pyro_vae.evaluation.blocks import Blocks
+from pyro_vae.evaluation.evaluator import Evaluator, Progress, ticker
 from pyro_vae.evaluation.latent.aggregate import log_aggregate
 from pyro_vae.evaluation.latent.codes import Codes, codes_of
-from pyro_vae.evaluation.result import Estimate
-from pyro_vae.evaluation.ticker import ticker
-from pyro_vae.plots.traversals import Unit, traversals
+from pyro_vae.evaluation.result import Estimate, PerDatum, mean_and_error
 
 ACTIVE = 0.01
 """A unit is active where the variance over data of its posterior mean is above this (Burda et al. 2016)."""
@@ -26,13 +25,14 @@ DRAWS = 1
 Variances = dict[str, Float[Tensor, " units"]]
 
 
-class Latent:
+class Latent(Evaluator):
     """Active units, KL of each dimension, and the rate's two parts (Burda et al. 2016; Hoffman & Johnson 2016).
 
     rate = E_x KL(q(z|x) || p(z)) = I_q(x; z) + KL(q(z) || p(z)), where q(z) = 1/n sum_i q(z|x_i) over the n data
-    evaluated. Per datum, in nats: `rate`, and its shares `mutual_information` and `marginal_kl`, by Monte Carlo. A
-    dimension's KL is in closed form where one is known, else by draws; a site whose guide or prior does not factorise
-    has one KL for all its dimensions. Figure `traversals`: the mean of p(x|z) along the most active units.
+    evaluated. Figures [n] in nats, by Monte Carlo: `rate`, and the two parts of it that a datum adds,
+    `mutual_information` and `marginal_kl`. A dimension's KL is in closed form where one is known, else by draws; a site
+    whose guide or prior does not factorise has one KL for all its dimensions. Picture `traversals`: the mean of p(x|z)
+    along the most active units.
 
     Args:
         points: draws at which q(z) is evaluated, in all; at least one for each datum, at most as many as particles.
@@ -47,7 +47,7 @@ class Latent:
             raise RunError(f"points must be at least 1, not {points}")
         self.points = points
 
-    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
+    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
         size = blocks.size
         kept = max(1, min(particles, self.points // size))
         tick = ticker(progress, size * particles, size * (particles + kept * len(blocks)))
@@ -66,13 +66,16 @@ class Latent:
         }
         variances = codes.variances()
         first = {name: value[:1] for name, value in next(iter(blocks)).batch().items()}
-        figure = traversals(pair, first, _most_active(variances, codes.values))
-        figures = {} if figure is None else {"traversals": figure}
+        figures = _figures(pair, first, variances, codes.values)
         return Estimate(per_datum, _summary(per_datum, codes, variances), _warnings(per_datum), figures)
 
 
-def _most_active(variances: Variances, draws: Mapping[str, Tensor]) -> list[Unit]:
-    """The units to traverse, most active first, each over the middle 98% of its draws."""
+def _figures(
+    pair: nn.Module, datum: Mapping[str, Tensor], variances: Variances, draws: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Traversals from a datum, most active units first, each over the middle 98% of its draws."""
+    from pyro_vae.plots.traversals import Unit, traversals  # matplotlib takes long to import
+
     ranked = [(variance, name, index) for name in variances for index, variance in enumerate(variances[name].tolist())]
     ranked.sort(key=lambda unit: -unit[0])
     units = []
@@ -81,10 +84,11 @@ def _most_active(variances: Variances, draws: Mapping[str, Tensor]) -> list[Unit
         values = draws[name].reshape(kept * size, -1)[:, index].sort().values
         low, high = (values[round(share * (len(values) - 1))].item() for share in (0.01, 0.99))
         units.append(Unit(name, index, torch.linspace(low, high, COLUMNS)))
-    return units
+    figure = traversals(pair, datum, units)
+    return {} if figure is None else {"traversals": figure}
 
 
-def _summary(per_datum: Mapping[str, Tensor], codes: Codes, variances: Variances) -> dict[str, Any]:
+def _summary(per_datum: PerDatum, codes: Codes, variances: Variances) -> dict[str, Any]:
     active = {name: int((variance > ACTIVE).sum()) for name, variance in variances.items()}
     summary: dict[str, Any] = {
         "active_units": sum(active.values()),
@@ -94,10 +98,7 @@ def _summary(per_datum: Mapping[str, Tensor], codes: Codes, variances: Variances
         "variance_of_mean": _by_unit(variances, variances),
     }
     for name, values in per_datum.items():
-        summary[name] = values.mean().item()
-        summary[f"{name}_standard_error"] = (
-            values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        )
+        summary[name], summary[f"{name}_standard_error"] = mean_and_error(values).values()
     return summary
 
 
@@ -110,7 +111,7 @@ def _by_unit(figures: Mapping[str, Tensor], variances: Variances) -> dict[str, f
     return named
 
 
-def _warnings(per_datum: Mapping[str, Tensor]) -> list[str]:
+def _warnings(per_datum: PerDatum) -> list[str]:
     ceiling = math.log(len(per_datum["rate"]))
     if ceiling > 0 and per_datum["mutual_information"].mean().item() > ceiling - 0.5:
         return [
