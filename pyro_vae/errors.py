@@ -36,6 +36,10 @@ class PluginError(UserError):
     """A plugin is broken, or two of them claim one name."""
 
 
+class Renamed(FutureWarning):
+    """An old name was given; the message says which name it has now."""
+
+
 class UnknownName(UserError):
     """A name that nothing answers to; the message lists the known ones, the nearest first."""
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_vae import files, plots, runs
-from pyro_vae.command_line.options import build, dataset_options
+from pyro_vae import files, plots, plugins, runs
+from pyro_vae.command_line.options import dataset_options
 from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.data import Dataset, load_data
 from pyro_vae.engine import processes
@@ -32,7 +32,7 @@ def train_run(settings: TrainSettings, out: Path, resume: bool, overwrite: bool,
     data = load_settings_data(settings.data, settings.data_options)
     facts = data.facts
     pair = runs.build_model(settings.model, facts, settings.model_options, settings.data["seed"])
-    objective = build("objective", settings.objective, settings.objective_options)
+    objective = plugins.build("objective", settings.objective, settings.objective_options)
     record = {
         "config": settings.flat(),
         "model": settings.model,
@@ -112,7 +112,7 @@ def evaluate_run(
     progress: bool = True,
 ) -> list[Result]:
     """Run evaluators on a stored run; `evaluation.json` keeps the latest entry of each with the same settings."""
-    made = {name: build("evaluator", name, (options or {}).get(name, {})) for name in evaluators}
+    made = {name: plugins.build("evaluator", name, (options or {}).get(name, {})) for name in evaluators}
     run = runs.load_run(folder)
     run.pair.to(launch(device).device if processes.started() > 1 else find_device(device))
     if not isinstance(data, Dataset):

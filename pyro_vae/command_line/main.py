@@ -5,11 +5,13 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.errors import PluginError, UnknownName, UsageError, UserError
+from pyro_vae.errors import PluginError, Renamed, UnknownName, UsageError, UserError
 
 USAGE = """usage: pyro-vae COMMAND ...
 
@@ -35,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return dispatch(arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", Renamed)
+            warnings.showwarning = partial(_show, warnings.showwarning)
+            return dispatch(arguments)
     except (UserError, OSError) as problem:
         if debug:
             raise
@@ -68,6 +73,14 @@ def say(message: str) -> None:
     """A message for a person, on stderr: stdout is for programs. The first of several processes speaks for all."""
     if _first_process():
         print(message, file=sys.stderr)
+
+
+def _show(usual: Callable[..., None], message: Warning, category: type[Warning], *where: Any) -> None:
+    """An old name is a line for a person; any other warning is shown as it usually is."""
+    if category is Renamed:
+        say(f"pyro-vae: {message}")
+    else:
+        usual(message, category, *where)
 
 
 def _first_process() -> bool:

@@ -110,7 +110,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Settings from a YAML file; raises `RunError` where it cannot be read or holds something else."""
+    """Settings from a YAML file, by their present names; raises `RunError` where it cannot be read or is no mapping."""
     try:
         settings = yaml.safe_load(path.read_text())
     except OSError as problem:
@@ -119,7 +119,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is not YAML: {' '.join(str(reason).split())}") from reason
     if not isinstance(settings, dict):
         raise RunError(f"{path} must hold settings, one `name: value` a line")
-    return settings
+    return {name: plugins.current_name(name, value) for name, value in settings.items()}
 
 
 def new_folder(name: str) -> Path:

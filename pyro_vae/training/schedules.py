@@ -16,7 +16,7 @@ def cosine(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def iwae(progress: float) -> float:
+def burda_steps(progress: float) -> float:
     """10^(-i/7) for a share 3^i/3280 of the training, i = 0..7 (Burda, Grosse & Salakhutdinov 2016, sec. 5)."""
     epoch, end = 3280 * progress, 0
     for i in range(8):
@@ -26,7 +26,7 @@ def iwae(progress: float) -> float:
     return 0.1
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine, "iwae": iwae}
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine, "burda_steps": burda_steps}
 
 
 def find_schedule(name: str) -> Callable[[float], float]:

@@ -18,9 +18,9 @@ def test_cosine_falls_from_one_to_nothing_and_stays_there():
     assert cosine(1.5) == pytest.approx(0.0)
 
 
-def test_iwae_holds_each_rate_for_three_times_as_long_as_the_last():
+def test_burdas_steps_hold_each_rate_for_three_times_as_long_as_the_last():
     """3^i epochs at 10^(-i/7), i = 0..7: 3,280 epochs in all (Burda et al. 2016, section 5)."""
-    schedule = find_schedule("iwae")
+    schedule = find_schedule("burda_steps")
     rates = [schedule(epoch / 3280) for epoch in range(3280)]
     expected = [10 ** (-i / 7) for i in range(8) for _ in range(3**i)]
     assert len(expected) == 3280 and rates == pytest.approx(expected)
