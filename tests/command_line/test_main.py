@@ -329,6 +329,40 @@ def test_a_list_names_what_is_installed(pyro_vae):
     assert models.startswith("models:\n") and "digits" not in models and "784-256-64-32-2z" in models
 
 
+# --- old names ----------------------------------------------------------------------------------------------
+
+
+def test_an_old_name_goes_on_working_with_a_line_that_gives_the_new_one(pyro_vae):
+    done = pyro_vae("train iwae --schedule iwae --print_config")
+    assert done.status == 0 and done.out == pyro_vae("train burda --schedule burda_steps --print_config").out
+    assert done.err.splitlines() == [
+        "pyro-vae: the model 'iwae' is now called 'burda'",
+        "pyro-vae: the schedule 'iwae' is now called 'burda_steps'",
+    ]
+    assert "burda" in pyro_vae("list models").out and "iwae" not in pyro_vae("list models").out
+
+
+def with_old_names(value):
+    """What a run folder holds, as it was written when the net and the schedule were called `iwae`."""
+    if isinstance(value, dict):
+        return {name: with_old_names(inner) for name, inner in value.items()}
+    return "iwae" if value in ("burda", "burda_steps") else value
+
+
+def test_a_run_that_is_stored_under_old_names_is_used_silently(pyro_vae):
+    assert pyro_vae("train burda --schedule burda_steps --hidden 16 --quiet --epochs 1 --out old").status == 0
+    folder = Path("old")
+    for name in ("last.pt", "best.pt"):
+        torch.save(with_old_names(torch.load(folder / name, weights_only=True)), folder / name)
+    config = with_old_names(yaml.safe_load((folder / "config.yaml").read_text()))
+    assert config["model"] == config["schedule"] == files.load(folder / "best.pt")["model"] == "iwae"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    for command in ("evaluate old --quiet", "report old", "train --resume --out old --epochs 2 --quiet"):
+        done = pyro_vae(command)
+        assert done.status == 0 and "iwae" not in done.err
+    assert len(pv.load_run("old").history) == 2
+
+
 # --- bad input: exit status 2, one line, nothing written ----------------------------------------------------
 
 
