@@ -1,6 +1,7 @@
 """The house: a room imports only from its own files and from rooms below it, in functions and for types as well."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -138,6 +139,13 @@ def circle(imports: list[Import]) -> list[str]:
 def test_every_module_is_in_a_room():
     known = [room for rooms in ROOMS for room in rooms]
     assert sorted({room_of(module) for module in modules_of()}) == sorted(known)
+
+
+def test_the_readme_lists_the_rooms_from_the_top_down():
+    section = (HOUSE.parent / "README.md").read_text().partition("## Where things are")[2].partition("\n## ")[0]
+    named = [room for row in section.splitlines() for room in re.findall(r"`(\w+)(?:/|\.py)`", row.split(" | ")[0])]
+    named.remove("pyro_vae")
+    assert named == [room for rooms in ROOMS for room in rooms if room != "__init__"]
 
 
 def test_imports_go_only_downhill():

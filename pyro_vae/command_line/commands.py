@@ -1,4 +1,4 @@
-"""What each command does, given its parsed settings; parsing and printing are `cli`'s."""
+"""What each command does once its settings are parsed. `main` parses and prints."""
 
 import json
 import tempfile

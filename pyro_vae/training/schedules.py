@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from pyro_vae.errors import UnknownName
+from pyro_vae.errors import find
 
 
 def constant(progress: float) -> float:
@@ -31,9 +31,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine"
 
 def find_schedule(name: str) -> Callable[[float], float]:
     """The factor of the learning rate as a function of progress in [0, 1]."""
-    if name not in SCHEDULES:
-        raise UnknownName("schedule", name, SCHEDULES)
-    return SCHEDULES[name]
+    return find("schedule", name, SCHEDULES)
 
 
 def ramp(step: int, steps: int) -> float:
