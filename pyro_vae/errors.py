@@ -1,7 +1,10 @@
 """Exceptions that a user can act on: each message is one line that says what to do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
+from typing import TypeVar
+
+Found = TypeVar("Found")
 
 
 class UserError(Exception):
@@ -44,6 +47,10 @@ class PluginError(UserError):
     """A plugin is broken, or two of them claim one name."""
 
 
+class Renamed(FutureWarning):
+    """An old name was given; the message says which name it has now."""
+
+
 class UnknownName(UserError):
     """A name that nothing answers to; the message lists the known ones, the nearest first."""
 
@@ -51,6 +58,13 @@ class UnknownName(UserError):
         ranked = nearest_first(name, known)
         super().__init__(f"unknown {kind} {name!r}; known: {', '.join(ranked) or 'none'}")
         self.known = ranked
+
+
+def find(kind: str, name: str, table: Mapping[str, Found]) -> Found:
+    """What a table of this kind of thing holds under a name; raises `UnknownName` where it holds nothing."""
+    if name not in table:
+        raise UnknownName(kind, name, table)
+    return table[name]
 
 
 def nearest_first(name: str, known: Iterable[str]) -> list[str]:

@@ -4,11 +4,13 @@ Built-in ones are registered in this project's own `pyproject.toml`, under the g
 is imported until its name is first used, so a broken plugin never stops the others.
 """
 
-from collections.abc import Callable
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from pyro_vae.errors import PluginError, UnknownName
+from pyro_vae.errors import PluginError, Renamed, UnknownName
 
 GROUPS = {
     "model": "pyro_vae.models",
@@ -17,19 +19,35 @@ GROUPS = {
     "evaluator": "pyro_vae.evaluators",
 }
 
+RENAMED = {("model", "iwae"): "burda", ("schedule", "iwae"): "burda_steps"}
+"""What something is called now, by its kind and its old name, which goes on working."""
+
 
 def names(kind: str) -> list[str]:
     """The registered names of a kind of plugin ("model", "dataset", "objective" or "evaluator"), sorted."""
     return sorted({entry.name for entry in entry_points(group=GROUPS[kind])})
 
 
+def current_name(kind: str, name: Any, warn: bool = False) -> Any:
+    """What the thing of this old name is called now; any other name, or value, as it is.
+
+    Args:
+        warn: with a `Renamed` warning: for names that a user gives, not for those that a stored run holds.
+    """
+    current = RENAMED.get((kind, name), name) if isinstance(name, str) else name
+    if warn and current != name:
+        warnings.warn(f"the {kind} {name!r} is now called {current!r}", Renamed, stacklevel=3)
+    return current
+
+
 def load(kind: str, name: str) -> Callable[..., Any]:
-    """The class or function that a plugin registered under `name`.
+    """The class or function that a plugin registered under `name`, or under what the old name `name` became.
 
     Raises:
         UnknownName: nothing is registered under this name; lists what is.
         PluginError: two packages registered it, or importing it fails; says which and why.
     """
+    name = current_name(kind, name)
     claims = {(entry.value, _package(entry)): entry for entry in entry_points(group=GROUPS[kind], name=name)}
     if not claims:
         raise UnknownName(kind, name, names(kind))
@@ -42,6 +60,21 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     except Exception as reason:
         message = f"{kind} {name!r} of package {_package(entry)} is broken: {type(reason).__name__}: {reason}"
         raise PluginError(" ".join(message.split())) from reason
+
+
+def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """What a plugin makes when it is called with these options.
+
+    Raises:
+        UnknownName: no such plugin, or it has no such option; lists those that it has.
+    """
+    plugin = load(kind, name)
+    known = inspect.signature(plugin).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        for option in options:
+            if option not in known:
+                raise UnknownName("option", option, known)
+    return plugin(**options)
 
 
 def _package(entry: EntryPoint) -> str:

@@ -13,14 +13,14 @@ from pyro_vae.evaluation import Blocks, Estimate, Evaluator
 from pyro_vae.evaluation.blocks import DATA_BLOCK, PARTICLE_BLOCK
 from pyro_vae.evaluation.chunks import even_step, rows_that_fit
 from pyro_vae.evaluation.importance import Importance
-from pyro_vae.models.presets import iwae
+from pyro_vae.models.presets import burda
 
 
 def net_and_images(count: int) -> tuple[pv.VAE, Tensor]:
-    """The `iwae` preset with random weights, and random binary images."""
+    """The `burda` preset with random weights, and random binary images."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return iwae(SHAPE).eval(), torch.bernoulli(torch.rand(count, *SHAPE))
+        return burda(SHAPE).eval(), torch.bernoulli(torch.rand(count, *SHAPE))
 
 
 class Clocked(Evaluator):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from pyro_vae.command_line import main as cli
+
 SOURCE = Path(__file__).parent.parent / "examples" / "plugin"
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder with the package, and the environment in which Python finds it."""
-    folder = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(SOURCE, folder / "source")
-    options = ["--no-deps", "--no-build-isolation", "--target", str(folder / "site"), str(folder / "source")]
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A folder with the package, which Python finds there; commands run in it."""
+    shutil.copytree(SOURCE, tmp_path / "source")
+    site = tmp_path / "site"
+    options = ["--no-deps", "--no-build-isolation", "--target", str(site), str(tmp_path / "source")]
     if importlib.util.find_spec("pip"):
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", *options]
     elif shutil.which("uv"):
@@ -27,31 +28,31 @@ def installed(tmp_path_factory):
         pytest.skip("neither pip nor uv is there to install a package")
     done = subprocess.run(install, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return folder, os.environ | {"PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"}
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("circle_vae", None)
 
 
-@pytest.fixture(scope="module")
-def command(installed):
-    """Runs `pyro-vae` in another process; gives what it printed."""
-    folder, environment = installed
+@pytest.fixture
+def command(installed, capsys):
+    """Runs `pyro-vae`; gives what it printed."""
 
     def run(line: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "pyro_vae.command_line.main", *line.split()],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        capsys.readouterr()
+        try:
+            status = cli.main(line.split())
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        assert status == 0, printed.err
+        return printed.out
 
     return run
 
 
 def test_a_plugin_has_all_that_built_ins_have(command, installed):
     """Listed, checked, trained with options of its own, repeated from its config, evaluated, sampled and reported."""
-    folder, _ = installed
     listed = command("list")
     assert all(f"  {name} " in listed for name in ("circle_vae", "hands", "angle"))
     assert "--sharpness" in command("train circle_vae --help")
@@ -66,5 +67,5 @@ def test_a_plugin_has_all_that_built_ins_have(command, installed):
     assert bound["nats"]["mean"] > -100 and bound["bits_per_dim"] > 0
     command("sample run -n 9 --out samples.png")
     command("report run")
-    report = (folder / "run" / "report.md").read_text()
-    assert (folder / "samples.png").stat().st_size > 0 and "# circle_vae on hands" in report and "`angle`" in report
+    report = (installed / "run" / "report.md").read_text()
+    assert (installed / "samples.png").stat().st_size > 0 and "# circle_vae on hands" in report and "`angle`" in report

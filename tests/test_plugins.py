@@ -10,6 +10,7 @@ from pyro_vae import plugins
 from pyro_vae.command_line import main as cli
 from pyro_vae.errors import DataError, PluginError, UnknownName, nearest_first
 from pyro_vae.runs import build_model
+from pyro_vae.training.schedules import SCHEDULES
 
 MODULE = '''
 import pyro_vae as pv
@@ -49,7 +50,7 @@ def third_party(tmp_path, monkeypatch):
 
 
 def test_built_in_plugins_are_registered_like_any_other():
-    assert {"vae", "blog", "iwae", "kingma"} <= set(plugins.names("model"))
+    assert {"vae", "blog", "burda", "kingma"} <= set(plugins.names("model"))
     assert {"digits", "mnist"} <= set(plugins.names("dataset"))
     assert {"trace_elbo", "trace_mean_field_elbo", "trace_graph_elbo"} <= set(plugins.names("objective"))
     assert {"elbo", "reconstruction"} <= set(plugins.names("evaluator"))
@@ -116,6 +117,40 @@ def test_an_unknown_name_lists_the_known_ones_the_nearest_first(kind, near):
         plugins.load(kind, near[:-1])
     assert str(caught.value).startswith(f"unknown {kind} {near[:-1]!r}; known: {near}, ")
     assert sorted(caught.value.known) == plugins.names(kind)
+
+
+def few(steps: int, rate: float = 0.5):
+    return steps, rate
+
+
+def open_to_more(**rest: int):
+    return rest
+
+
+def test_a_plugin_is_made_of_options_that_it_has(monkeypatch):
+    monkeypatch.setattr(plugins, "load", lambda kind, name: {"few": few, "open": open_to_more}[name])
+    assert plugins.build("evaluator", "few", {"steps": 3, "rate": 1.0}) == (3, 1.0)
+    with pytest.raises(UnknownName, match="unknown option 'step'; known: steps, "):
+        plugins.build("evaluator", "few", {"step": 3})
+    assert plugins.build("evaluator", "open", {"else": 2}) == {"else": 2}
+
+
+def test_an_old_name_leads_to_the_new_one_and_is_not_listed():
+    assert plugins.load("model", "iwae") is plugins.load("model", "burda")
+    assert "iwae" not in plugins.names("model") and "iwae" in plugins.names("objective")
+
+
+def test_every_old_name_leads_to_something_that_exists():
+    known = {kind: plugins.names(kind) for kind in plugins.GROUPS} | {"schedule": list(SCHEDULES)}
+    assert all(new in known[kind] and old not in known[kind] for (kind, old), new in plugins.RENAMED.items())
+
+
+def test_a_user_is_told_of_the_new_name_and_a_stored_run_is_not(recwarn):
+    assert plugins.current_name("schedule", "iwae") == "burda_steps" and not recwarn.list
+    for same in (("objective", "iwae"), ("schedule", "cosine"), ("schedule", ["iwae"]), ("lr", 0.1)):
+        assert plugins.current_name(*same, warn=True) == same[1] and not recwarn.list
+    with pytest.warns(FutureWarning, match="^the schedule 'iwae' is now called 'burda_steps'$"):
+        assert plugins.current_name("schedule", "iwae", warn=True) == "burda_steps"
 
 
 def test_nearest_first_ignores_case_and_breaks_ties_by_name():

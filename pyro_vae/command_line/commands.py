@@ -1,4 +1,4 @@
-"""What each command does, given its parsed settings; parsing and printing are `main`'s."""
+"""What each command does once its settings are parsed. `main` parses and prints."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_vae import files, plots, runs
-from pyro_vae.command_line.options import build
+from pyro_vae import files, plots, plugins, runs
 from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.data import Dataset, load_data
 from pyro_vae.engine import processes
@@ -35,7 +34,7 @@ def train_run(settings: TrainSettings, out: Path, resume: bool, overwrite: bool,
     run = train(
         pair,
         data,
-        objective=build("objective", settings.objective, settings.objective_options),
+        objective=plugins.build("objective", settings.objective, settings.objective_options),
         out=out,
         progress=progress,
         resume=resume,
@@ -85,7 +84,7 @@ def evaluate_run(
     progress: bool = True,
 ) -> list[Result]:
     """Run evaluators on a stored run; `evaluation.json` keeps the latest entry of each with the same settings."""
-    made = {name: build("evaluator", name, (options or {}).get(name, {})) for name in evaluators}
+    made = {name: plugins.build("evaluator", name, (options or {}).get(name, {})) for name in evaluators}
     run = runs.load_run(folder)
     run.pair.to(launch(device).device if processes.started() > 1 else find_device(device))
     if not isinstance(data, Dataset):

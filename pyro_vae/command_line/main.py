@@ -5,11 +5,15 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.errors import PluginError, UnknownName, UsageError, UserError
+from pyro_vae import plugins
+from pyro_vae.errors import PluginError, Renamed, UnknownName, UsageError, UserError, find
 
 USAGE = """usage: pyro-vae COMMAND ...
 
@@ -35,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return dispatch(arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", Renamed)
+            warnings.showwarning = partial(_show, warnings.showwarning)
+            return dispatch(arguments)
     except (UserError, OSError) as problem:
         if debug:
             raise
@@ -52,15 +59,12 @@ def dispatch(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     if arguments[0] == "--version":
-        from pyro_vae import __version__
-
-        print(__version__)
+        print(version("pyro-vae"))
         return 0
-    if arguments[0] not in COMMANDS:
-        raise UnknownName("command", arguments[0], COMMANDS)
+    command = find("command", arguments[0], COMMANDS)
     os.environ.setdefault("TQDM_MININTERVAL", "0.5")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that spin starve each other on a busy machine
-    COMMANDS[arguments[0]](arguments[1:])
+    command(arguments[1:])
     return 0
 
 
@@ -68,6 +72,14 @@ def say(message: str) -> None:
     """A message for a person, on stderr: stdout is for programs. The first of several processes speaks for all."""
     if _first_process():
         print(message, file=sys.stderr)
+
+
+def _show(usual: Callable[..., None], message: Warning, category: type[Warning], *where: Any) -> None:
+    """An old name is a line for a person; any other warning is shown as it usually is."""
+    if category is Renamed:
+        say(f"pyro-vae: {message}")
+    else:
+        usual(message, category, *where)
 
 
 def _first_process() -> bool:
@@ -96,11 +108,9 @@ def train_command(arguments: list[str]) -> None:
 
 def evaluate_command(arguments: list[str]) -> None:
     """pyro-vae evaluate"""
-    from pyro_vae import plugins
     from pyro_vae.command_line.options import add_shared_options, options_of, own_values
 
-    parser = _parser("evaluate", "Figures of a trained run, in nats per datum.")
-    parser.add_argument("run", metavar="RUN", type=Path)
+    parser = _run_parser("evaluate", "Figures of a trained run, in nats per datum.")
     parser.add_argument("--with", dest="evaluators", default="elbo", help="evaluators, comma-separated")
     parser.add_argument("--particles", type=int, default=1, help="draws of the guide for each datum")
     parser.add_argument("--split", default="test", help="train, valid or test")
@@ -119,18 +129,9 @@ def evaluate_command(arguments: list[str]) -> None:
 
     from pyro_vae.command_line import commands
 
-    results = commands.evaluate_run(
-        given.run,
-        names,
-        given.particles,
-        given.split,
-        given.data,
-        given.limit,
-        given.seed,
-        given.device,
-        {name: own_values(given, options) for name, options in own.items()},
-        not given.quiet,
-    )
+    values = {name: own_values(given, options) for name, options in own.items()}
+    what = (given.particles, given.split, given.data, given.limit, given.seed, given.device)
+    results = commands.evaluate_run(given.run, names, *what, values, not given.quiet)
     print_results(results)
     if given.json and _first_process():
         write_json([result.entry(per_datum=True) for result in results], given.json)
@@ -138,8 +139,7 @@ def evaluate_command(arguments: list[str]) -> None:
 
 def sample_command(arguments: list[str]) -> None:
     """pyro-vae sample"""
-    parser = _parser("sample", "Draw from the model.")
-    parser.add_argument("run", metavar="RUN", type=Path)
+    parser = _run_parser("sample", "Draw from the model.")
     parser.add_argument("-n", type=int, default=64, help="how many")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="a .png of means, or an .npz of values")
     parser.add_argument("--seed", type=int, default=0)
@@ -153,8 +153,7 @@ def sample_command(arguments: list[str]) -> None:
 
 def reconstruct_command(arguments: list[str]) -> None:
     """pyro-vae reconstruct"""
-    parser = _parser("reconstruct", "Test data above their reconstructions.")
-    parser.add_argument("run", metavar="RUN", type=Path)
+    parser = _run_parser("reconstruct", "Test data above their reconstructions.")
     parser.add_argument("-n", type=int, default=10, help="how many")
     parser.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="a .png")
     given = parser.parse_args(arguments)
@@ -167,8 +166,7 @@ def reconstruct_command(arguments: list[str]) -> None:
 
 def encode_command(arguments: list[str]) -> None:
     """pyro-vae encode"""
-    parser = _parser("encode", "Posterior mean and scale of every datum.")
-    parser.add_argument("run", metavar="RUN", type=Path)
+    parser = _run_parser("encode", "Posterior mean and scale of every datum.")
     parser.add_argument("--data", help="other data than the run's: a name or a file")
     parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
     parser.add_argument("--out", type=Path, default=Path("codes.npz"), help="an .npz")
@@ -182,8 +180,7 @@ def encode_command(arguments: list[str]) -> None:
 
 def export_command(arguments: list[str]) -> None:
     """pyro-vae export"""
-    parser = _parser("export", "Draws, predictions and importance weights as ArviZ InferenceData.")
-    parser.add_argument("run", metavar="RUN", type=Path)
+    parser = _run_parser("export", "Draws, predictions and importance weights as ArviZ InferenceData.")
     parser.add_argument("--data", help="other data than the run's: a name or a file")
     parser.add_argument("--draws", type=int, default=500, help="draws of the guide for each datum (default: 500)")
     parser.add_argument("--limit", type=int, default=100, help="how many data (default: 100)")
@@ -199,8 +196,7 @@ def export_command(arguments: list[str]) -> None:
 
 def report_command(arguments: list[str]) -> None:
     """pyro-vae report"""
-    parser = _parser("report", "Write the run's report again.")
-    parser.add_argument("run", metavar="RUN", type=Path)
+    parser = _run_parser("report", "Write the run's report again.")
     given = parser.parse_args(arguments)
 
     from pyro_vae.command_line import commands
@@ -221,24 +217,20 @@ def check_command(arguments: list[str]) -> None:
 
 def list_command(arguments: list[str]) -> None:
     """pyro-vae list"""
-    from pyro_vae import plugins
-
     plural = {f"{kind}s": kind for kind in plugins.GROUPS}
     parser = _parser("list", "What is installed.")
     parser.add_argument("kind", nargs="?", help=", ".join(plural))
     given = parser.parse_args(arguments)
-    if given.kind is not None and given.kind not in plural:
-        raise UnknownName("kind of plugin", given.kind, plural)
-    for name, kind in plural.items():
-        if given.kind in (None, name):
-            print(f"{name}:")
-            for entry in plugins.names(kind):
-                print(f"  {entry:<24} {_describe(lambda e=entry, k=kind: plugins.load(k, e))}")
+    chosen = plural if given.kind is None else {given.kind: find("kind of plugin", given.kind, plural)}
+    for name, kind in chosen.items():
+        print(f"{name}:")
+        for entry in plugins.names(kind):
+            print(f"  {entry:<24} {_describe(kind, entry)}")
 
 
-def _describe(load: Callable[[], Any]) -> str:
+def _describe(kind: str, name: str) -> str:
     try:
-        return (load().__doc__ or "").strip().split("\n")[0]
+        return (plugins.load(kind, name).__doc__ or "").strip().split("\n")[0]
     except PluginError as problem:
         return f"BROKEN: {problem}"
 
@@ -269,6 +261,12 @@ class Parser(argparse.ArgumentParser):
 
 def _parser(command: str, description: str) -> Parser:
     return Parser(prog=f"pyro-vae {command}", description=description, allow_abbrev=False)
+
+
+def _run_parser(command: str, description: str) -> Parser:
+    parser = _parser(command, description)
+    parser.add_argument("run", metavar="RUN", type=Path)
+    return parser
 
 
 def print_results(results: Sequence[Any]) -> None:

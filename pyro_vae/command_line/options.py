@@ -12,7 +12,7 @@ from typing import Any
 from docstring_parser import parse
 
 from pyro_vae import plugins
-from pyro_vae.errors import UnknownName, UsageError
+from pyro_vae.errors import UsageError
 from pyro_vae.pair.pair import Pair
 
 SIMPLE = (bool, int, float, str, type(None))
@@ -38,32 +38,29 @@ def options_of(plugin: Callable[..., Any], skip: Sequence[str] = ()) -> list[Opt
     """
     function = plugin.__init__ if inspect.isclass(plugin) else plugin
     hints = typing.get_type_hints(function)
-    docs = {p.arg_name: p.description or "" for p in parse(inspect.getdoc(plugin) or "").params}
+    docs = _help_texts(plugin)
     options = []
     for name, parameter in inspect.signature(plugin).parameters.items():
         kind = _plain_type(hints.get(name, str))
-        variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        if name in skip or kind is None or variadic:
-            continue
-        required = parameter.default is parameter.empty
-        text = " ".join(docs.get(name, "").split())
-        options.append(Option(name, kind, None if required else parameter.default, text, required))
+        if parameter.kind is parameter.VAR_KEYWORD:
+            options += _passed_on(hints.get(name))
+        elif name not in skip and kind is not None and parameter.kind is not parameter.VAR_POSITIONAL:
+            required = parameter.default is parameter.empty
+            options.append(Option(name, kind, None if required else parameter.default, docs.get(name, ""), required))
     return options
 
 
-def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
-    """What a plugin's constructor makes with these options.
+def _passed_on(hint: Any) -> list[Option]:
+    """The options of `**options: Unpack[SomeTypedDict]`, which a plugin passes on; None where they are not given."""
+    if typing.get_origin(hint) is not typing.Unpack:
+        return []
+    (fields,) = typing.get_args(hint)
+    docs = _help_texts(fields)
+    return [Option(n, _plain_type(kind), None, docs.get(n, "")) for n, kind in typing.get_type_hints(fields).items()]
 
-    Raises:
-        UnknownName: no such plugin, or it has no such option; lists those that it has.
-    """
-    constructor = plugins.load(kind, name)
-    known = inspect.signature(constructor).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-        for option in options:
-            if option not in known:
-                raise UnknownName("option", option, known)
-    return constructor(**options)
+
+def _help_texts(documented: Any) -> dict[str, str]:
+    return {p.arg_name: " ".join((p.description or "").split()) for p in parse(inspect.getdoc(documented) or "").params}
 
 
 def dataset_options(name: str) -> list[Option]:

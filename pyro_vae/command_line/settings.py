@@ -60,6 +60,7 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
     first = _peek(type(parser)(prog=parser.prog, add_help=False, allow_abbrev=False), arguments)
     config = _read_config(first)
     chosen = {key: str(getattr(first, key) or config.get(key) or default) for key, default in DEFAULTS.items()}
+    chosen = {key: plugins.current_name(key, name, warn=True) for key, name in chosen.items()}
     stored = read_config(Path(first.out)) if first.resume else {}
     check_same_run(first.out, _names(stored), _names(chosen))
     owners = {
@@ -78,9 +79,9 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
         parser.set_defaults(epochs=DIGITS_EPOCHS)
     _set_defaults(parser, _typed(config, owners))
     given = parser.parse_args(arguments)
-    if given.model not in (None, chosen["model"]):
+    if plugins.current_name("model", given.model) not in (None, chosen["model"]):
         raise UsageError(f"the model comes before the options: {parser.prog} {given.model} ...")
-    values = {title: {o.name: getattr(given, o.name) for o in options} for title, options in owners.items()}
+    values = {title: _values(given, options) for title, options in owners.items()}
     settings = TrainSettings(
         model=chosen["model"],
         data={"data": chosen["data"], **values["data"]},
@@ -92,6 +93,10 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
     )
     check_same_run(first.out, _typed(stored, owners), settings.flat())
     return settings, given
+
+
+def _values(given: argparse.Namespace, options: Sequence[Option]) -> dict[str, Any]:
+    return {o.name: plugins.current_name(o.name, getattr(given, o.name), warn=True) for o in options}
 
 
 def _names(settings: dict[str, Any]) -> dict[str, str]:

@@ -88,7 +88,7 @@ def _scale(divisor: float, batch: Batch) -> Batch:
 
 
 def _settled(split: Split, step: Callable[[Batch], Batch]) -> Split:
-    """The split with a further step: taken at once where the stored rows are in memory and have no other."""
+    """The split with one more step of presentation, taken now if it is the first and the rows are in memory."""
     stepped = split.then(step)
     if split.resident and split.transform is None:
         return Split(stepped.take(slice(None)))
@@ -115,7 +115,7 @@ def _draw(batch: Batch, generator: torch.Generator) -> Batch:
 
 
 def _draw_anew(batch: Batch) -> Batch:
-    """By comparison with uniform numbers, in a quarter of the time that torch takes on a CPU."""
+    """By comparison with uniform numbers: on a CPU in a quarter of the time that `torch.bernoulli` takes."""
     x = batch["x"]
     return {**batch, "x": torch.lt(torch.rand_like(x), x, out=torch.empty_like(x))}
 

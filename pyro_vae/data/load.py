@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from pyro_vae import plugins
 from pyro_vae.data.binarize import BINARIZATIONS, SCALES
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.files.read import READERS, from_file
-from pyro_vae.errors import DataError, PluginError, UnknownName
+from pyro_vae.errors import DataError, PluginError, find
 
 
 def load_data(
@@ -31,8 +31,8 @@ def load_data(
         DataError: data that are missing, unreadable or unfit, or options that the data set does not take.
         UnknownName: a name, binarisation or scale that is not known; lists those that are.
     """
-    rescale = _known("scale", scale, SCALES)
-    redraw = _known("binarization", binarize, BINARIZATIONS)
+    rescale = find("scale", scale, SCALES)
+    redraw = find("binarization", binarize, BINARIZATIONS)
     data = redraw(rescale(stored(name_or_file, seed, options)), seed)
     return data if data.derive is None else _derived(data)
 
@@ -59,12 +59,6 @@ def _source(name_or_file: str | Path) -> Callable[..., Dataset]:
     if is_path or (path.exists() and name not in plugins.names("dataset")):
         return partial(from_file, path)
     return plugins.load("dataset", name)
-
-
-def _known(kind: str, name: str, table: Mapping[str, Any]) -> Any:
-    if name not in table:
-        raise UnknownName(kind, name, table)
-    return table[name]
 
 
 def _derived(data: Dataset) -> Dataset:

@@ -13,11 +13,11 @@ from pyro_vae.errors import DataError
 Batch = dict[str, Tensor]
 Step = Callable[[Batch], Batch]
 
-BLOCK_BYTES = 2**20
-"""A memory-mapped split is shuffled in blocks of neighbouring rows of about this size ..."""
+PAGE_BYTES = 2**20
+"""A memory-mapped split is shuffled in pages, which are neighbouring rows of about this size."""
 
-POOL_BYTES = 2**28
-"""... of which this much is held in memory at a time, and shuffled again row by row."""
+CHUNK_BYTES = 2**28
+"""How much of a memory-mapped split is in memory at a time. A chunk of pages is shuffled again, row by row."""
 
 
 class Split(Mapping[str, Tensor]):
@@ -126,8 +126,8 @@ class Split(Mapping[str, Tensor]):
         Args:
             batch_size: data in a batch.
             generator: where given, the order is drawn with it, on its device: one permutation of a resident
-                split. A memory-mapped one is read as shuffled blocks of neighbouring rows, many at a time,
-                which are then shuffled row by row. None: the split's own order.
+                split. A memory-mapped one is read page by page in a drawn order; a chunk of pages is in memory
+                at a time and is shuffled row by row. None: the split's own order.
         """
         count = self.num_batches(batch_size)
         if generator is None:
@@ -136,26 +136,26 @@ class Split(Mapping[str, Tensor]):
             order = _permutation(self.size, generator).to(self.device)
             yield from (self.take(positions) for positions in order.split(batch_size))
         else:
-            for pool in self._pools(batch_size, generator):
-                yield from pool.batches(batch_size, generator)
+            for chunk in self._chunks(batch_size, generator):
+                yield from chunk.batches(batch_size, generator)
 
     def scan(self) -> Iterator[tuple[Int[Tensor, " chunk"] | slice, Batch]]:
         """Each datum once: positions and batch, in chunks of bounded size, in the fastest order to read."""
-        chunk = self._rows_in(POOL_BYTES // 8)
+        chunk = self._rows_in(CHUNK_BYTES // 8)
         order = None if self.rows is None else self.rows.argsort()
         for start in range(0, self.size, chunk):
             positions = slice(start, start + chunk)
             positions = positions if order is None else order[positions]
             yield positions, self.take(positions)
 
-    def _pools(self, batch_size: int, generator: torch.Generator) -> Iterator["Split"]:
-        """A memory-mapped split in pieces that fit in memory: shuffled blocks, whole batches."""
+    def _chunks(self, batch_size: int, generator: torch.Generator) -> Iterator["Split"]:
+        """A memory-mapped split in chunks of pages in a drawn order; each chunk but the last holds whole batches."""
         rows = torch.arange(self.size) if self.rows is None else self.rows.sort().values
-        block = self._rows_in(BLOCK_BYTES)
-        starts = block * _permutation(-(-self.size // block), generator).cpu()
-        order = (starts[:, None] + torch.arange(block)).flatten()
+        page = self._rows_in(PAGE_BYTES)
+        starts = page * _permutation(-(-self.size // page), generator).cpu()
+        order = (starts[:, None] + torch.arange(page)).flatten()
         order = order[order < self.size]
-        for positions in order.split(batch_size * -(-self._rows_in(POOL_BYTES) // batch_size)):
+        for positions in order.split(batch_size * -(-self._rows_in(CHUNK_BYTES) // batch_size)):
             in_file_order = rows[positions.sort().values]
             fields = {name: field.index_select(0, in_file_order) for name, field in self.fields.items()}
             yield Split(fields, self.transform).to(self.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_vae.command_line.options import build
+from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.engine import processes
 from pyro_vae.errors import ContractError, RunError
@@ -62,7 +62,7 @@ def evaluate(
     """
     name = evaluator if isinstance(evaluator, str) else getattr(evaluator, "__name__", type(evaluator).__name__)
     if isinstance(evaluator, str):
-        evaluator = build("evaluator", evaluator, options)
+        evaluator = plugins.build("evaluator", evaluator, options)
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
     (result,) = evaluate_each(

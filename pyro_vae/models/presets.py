@@ -20,7 +20,7 @@ def blog(
     return VAE(data_shape, latent_dim, hidden, activation, likelihood, data_mean=data_mean)
 
 
-def iwae(
+def burda(
     data_shape: Sequence[int],
     latent_dim: int = 50,
     hidden: Sequence[int] = (200, 200),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pyro_vae import files
+from pyro_vae import files, plugins
 from pyro_vae.engine import processes
 from pyro_vae.errors import RunError
 
@@ -126,7 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Settings from a YAML file; raises `RunError` where it cannot be read or holds something else."""
+    """Settings from a YAML file, by their present names; raises `RunError` where it cannot be read or is no mapping."""
     try:
         settings = yaml.safe_load(path.read_text())
     except OSError as problem:
@@ -135,7 +135,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is not YAML: {' '.join(str(reason).split())}") from reason
     if not isinstance(settings, dict):
         raise RunError(f"{path} must hold settings, one `name: value` a line")
-    return settings
+    return {name: plugins.current_name(name, value) for name, value in settings.items()}
 
 
 def new_folder(name: str) -> Path:

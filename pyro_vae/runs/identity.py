@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split
 from pyro_vae.errors import RunError
 from pyro_vae.objectives.objective import Objective
@@ -27,6 +28,7 @@ def check_same_run(folder: str | Path, stored: Mapping[str, Any], given: Mapping
     Raises:
         RunError: one differs that may not; says which, what it was and what it is.
     """
+    stored = {name: plugins.current_name(name, value) for name, value in stored.items()}
     for name in given:
         if name in stored and name not in MAY_DIFFER and _listed(stored[name]) != _listed(given[name]):
             raise RunError(

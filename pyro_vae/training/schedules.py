@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from pyro_vae.errors import UnknownName
+from pyro_vae.errors import find
 
 
 def constant(progress: float) -> float:
@@ -16,7 +16,7 @@ def cosine(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def iwae(progress: float) -> float:
+def burda_steps(progress: float) -> float:
     """10^(-i/7) for a share 3^i/3280 of the training, i = 0..7 (Burda, Grosse & Salakhutdinov 2016, sec. 5)."""
     epoch, end = 3280 * progress, 0
     for i in range(8):
@@ -26,14 +26,12 @@ def iwae(progress: float) -> float:
     return 0.1
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine, "iwae": iwae}
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine, "burda_steps": burda_steps}
 
 
 def find_schedule(name: str) -> Callable[[float], float]:
     """The factor of the learning rate as a function of progress in [0, 1]."""
-    if name not in SCHEDULES:
-        raise UnknownName("schedule", name, SCHEDULES)
-    return SCHEDULES[name]
+    return find("schedule", name, SCHEDULES)
 
 
 def ramp(step: int, steps: int) -> float:

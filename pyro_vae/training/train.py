@@ -64,7 +64,7 @@ def train(
         seed: fixes the run, bit for bit on the CPU.
         out: folder to write checkpoints and metrics to; None writes nothing.
         progress: the engine and a progress bar on stderr.
-        schedule: of the learning rate: "constant", "cosine", or "iwae" (the paper's steps).
+        schedule: of the learning rate: "constant", "cosine", or "burda_steps" (Burda et al. 2016).
         lr_warmup: epochs over which the learning rate rises linearly.
         beta: weight of the KL.
         kl_warmup: epochs over which that weight rises linearly from 0.
@@ -90,6 +90,7 @@ def train(
         RunError: a setting or the run folder cannot be used, or a run is resumed with other settings.
         DivergenceError: a loss is not finite; names the epoch, step and site. The last checkpoint is kept.
     """
+    schedule = plugins.current_name("schedule", schedule, warn=True)
     settings = Settings(
         epochs, batch_size, lr, schedule, lr_warmup, beta, kl_warmup, clip, patience, ema, seed, particles, engine,
         precision, relaxed,

@@ -161,7 +161,7 @@ def main() -> None:
     text = header("The speed of the importance-weighted bound", command, data="with random weights and images")
     missing = "" if HAS_PYTHAE else "pythae is not installed and left out (`pip install '.[bench]'`). "
     text += f"""
-784-200-200-50 (`iwae` preset), the same weights for all, in one run of {time.perf_counter() - began:.0f} s. {missing}
+784-200-200-50 (`burda` preset), the same weights for all, in one run of {time.perf_counter() - began:.0f} s. {missing}
 `GOMP_SPINCOUNT` keeps threads that wait from taking the cores of those that work. `OMP_NUM_THREADS` is the number of
 cores.
 

@@ -1,4 +1,4 @@
-"""The log-likelihood of `iwae`-preset VAEs on binarised MNIST, by every evaluator, beside published figures.
+"""The log-likelihood of `burda`-preset VAEs on binarised MNIST, by every evaluator, beside published figures.
 
 python reports/log_likelihood/run.py [--runs DIR]
 
@@ -54,14 +54,14 @@ PUBLISHED = {
 
 
 def settings(kind: str, root: str) -> TrainSettings:
-    """What `pyro-vae train iwae` was told."""
+    """What `pyro-vae train burda` was told."""
     file = str(Path(root) / "mnist_static_binarized.npz")
     data, binarize, options = {
         "dynamic": ("mnist", "dynamic", {"root": root, "valid": 400}),
         "static": ("static_mnist", "none", {"file": file}),
     }[kind]
     return TrainSettings(
-        model="iwae",
+        model="burda",
         data={"data": data, "binarize": binarize, "seed": 0, "scale": "unit"},
         data_options=options,
         model_options={},
@@ -172,7 +172,7 @@ def section(kind: str, folder: Path, figures: dict[str, dict[str, np.ndarray]]) 
     text = f"""
 ## {TITLES[kind]}
 
-`iwae` preset (784-200-200-50, tanh), ELBO with analytic KL, Adam 2e-3 with cosine decay, batch 100,
+`burda` preset (784-200-200-50, tanh), ELBO with analytic KL, Adam 2e-3 with cosine decay, batch 100,
 {len(history)} epochs ({sum(row["seconds"] for row in history) / 60:.0f} minutes of training), averaged weights (decay
 0.9995), best epoch by validation ELBO. Whole test set of {last["n"]} images unless said otherwise; nats per image,
 ± the standard error over images. Where it is some of the images, they were chosen at random.

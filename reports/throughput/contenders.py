@@ -49,13 +49,13 @@ class Case(NamedTuple):
         return torch.randint(0, 256, (count, *SHAPE[1:]), dtype=torch.uint8, generator=generator)
 
 
-IWAE_NET = {"hidden": (200, 200), "activation": "tanh"}
+BURDA_NET = {"hidden": (200, 200), "activation": "tanh"}
 CASES = {
     "784-400-50, batch 128": Case({"hidden": (400,)}, 128, 1, 60),
-    "iwae net, batch 20": Case(IWAE_NET, 20, 1, 150),
-    "iwae net, batch 100": Case(IWAE_NET, 100, 1, 60),
+    "burda net, batch 20": Case(BURDA_NET, 20, 1, 150),
+    "burda net, batch 100": Case(BURDA_NET, 100, 1, 60),
     "conv net, batch 128": Case({"hidden": (128,), "net": "conv"}, 128, 1, 6),
-    "iwae net, K = 50, batch 20": Case(IWAE_NET, 20, 50, 20),
+    "burda net, K = 50, batch 20": Case(BURDA_NET, 20, 50, 20),
 }
 
 

@@ -15,7 +15,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae import plugins
 from pyro_vae.data import Split
-from pyro_vae.data.split import POOL_BYTES
+from pyro_vae.data.split import CHUNK_BYTES
 from pyro_vae.engine.devices import launch
 from pyro_vae.training.loop import Settings, Trainer
 
@@ -65,9 +65,9 @@ def _mapped_trainer(size: dict[str, int], path: Path, engine: str, device: str) 
 
 
 def _measured(trainer: Trainer, size: dict[str, int]) -> dict[str, float]:
-    """A mapped file is read in pools: as many steps as one holds, its reading included."""
+    """A mapped file is read in chunks: as many steps as one holds, its reading included."""
     if size["images"] >= MAPPED:
-        return _timed(trainer, [POOL_BYTES // (784 * size["batch"])])
+        return _timed(trainer, [CHUNK_BYTES // (784 * size["batch"])])
     next(trainer.steps())
     reset_peak()
     return _timed(trainer, [STEPS] * 100)

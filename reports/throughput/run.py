@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import pyro_vae as pv
 from pyro_vae import plots
-from pyro_vae.models.presets import iwae
+from pyro_vae.models.presets import burda
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -77,7 +77,7 @@ def products_epoch(case: Case, images: Tensor, device: str) -> Callable[[], floa
 
 
 def evaluation_rates(rounds: int, particles: int) -> Rates:
-    """Samples per second of L_K with the `iwae` net."""
+    """Samples per second of L_K with the `burda` net."""
     vae, images = net_and_images(200)
     ways: dict[str, Callable[[], float]] = {
         COMPILED: lambda: our_rate("compiled", particles, images, vae, []),
@@ -133,7 +133,7 @@ def shares(case: Case, name: str) -> dict[str, float]:
 
 
 def precisions(epochs: int) -> dict[str, dict[str, Any]] | None:
-    """L_5000 of the `iwae` preset by precision, and by seed for comparison."""
+    """L_5000 of the `burda` preset by precision, and by seed for comparison."""
     if not os.environ.get("PYRO_VAE_DATA"):
         return None
     data = pv.load_data("mnist", binarize="dynamic", root=os.environ["PYRO_VAE_DATA"])
@@ -143,7 +143,7 @@ def precisions(epochs: int) -> dict[str, dict[str, Any]] | None:
     for name, (precision, seed) in settings.items():
         torch.manual_seed(seed)
         options = {"batch_size": 100, "engine": "compiled", "schedule": "cosine", "seed": seed, "progress": False}
-        run = pv.train(iwae(SHAPE), data, epochs=epochs, precision=precision, **options)
+        run = pv.train(burda(SHAPE), data, epochs=epochs, precision=precision, **options)
         result = pv.evaluate(run.pair, data.test.head(500), "importance", 5000, progress=False)
         first = result.log_likelihood if first is None else first
         away = result.log_likelihood - first
@@ -164,7 +164,7 @@ def seconds_of_help(repeats: int) -> float:
 
 
 def gpu_evaluation() -> dict[str, float]:
-    """Seconds of L_5000 of 10,000 images with the `iwae` net, compiled beforehand."""
+    """Seconds of L_5000 of 10,000 images with the `burda` net, compiled beforehand."""
     vae, images = net_and_images(10_000)
     vae, split = vae.cuda(), pv.Split({"x": images}).to("cuda")
     pv.evaluate(vae, split.head(200), "importance", 5000, progress=False, engine="compiled")

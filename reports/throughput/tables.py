@@ -164,7 +164,7 @@ def precision_section(found: dict[str, dict[str, float]] | None, epochs: int) ->
         rows.append([name, f"{-point['l']:.2f}", away, f"{point['seconds']:.1f}", point["engine"]])
     return f"""## Mixed precision
 
-The `iwae` preset after {epochs} epochs of MNIST; L_5000 of the first 500 test images, and its difference from that of
+The `burda` preset after {epochs} epochs of MNIST; L_5000 of the first 500 test images, and its difference from that of
 the first row, ± the standard error over images. Two seeds differ as well.
 
 {table(["precision", "-L_5000", "L_5000 away from the first", "seconds an epoch", "engine"], rows)}"""
@@ -176,12 +176,12 @@ def gpu_section(found: dict[str, Any]) -> str:
     gpu = found["gpu"]
     train = found["train"]["cuda"]
     first = train[FIRST]
-    steps = statistics.median(train["iwae net, batch 20"][COMPILED]) / 20
+    steps = statistics.median(train["burda net, batch 20"][COMPILED]) / 20
     hand = "by hand, CUDA graph"
     rows = [
         ["ours compiled / Pyro SVI", f"{median_ratio(first[COMPILED], first['Pyro SVI, DataLoader']):.1f}", "10"],
         ["ours compiled / by hand in a CUDA graph", f"{median_ratio(first[COMPILED], first[hand]):.2f}", "0.9"],
         ["L_5000 of 10,000 images, s", f"{gpu['seconds']:.2f}", "at most 2"],
-        ["steps per second, iwae net, batch 20", f"{steps:,.0f}", "10,000"],
+        ["steps per second, burda net, batch 20", f"{steps:,.0f}", "10,000"],
     ]
     return table(["", "measured", "bar"], rows) + "\n" + training_section(train, found["starts"]["cuda"])

@@ -18,6 +18,7 @@ from matplotlib.image import imread
 
 import pyro_vae as pv
 from pyro_vae import files, plugins
+from pyro_vae.command_line import commands
 from pyro_vae.command_line import main as cli
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.elbo import ELBO
@@ -44,6 +45,13 @@ def pyro_vae(capsys, tmp_path, monkeypatch):
     """Runs a command in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return lambda line, **where: Outcome(capsys, line, **where)
+
+
+@pytest.fixture
+def unreported(pyro_vae, monkeypatch):
+    """Runs a command that writes no report, whose figures take most of the time of a short training."""
+    monkeypatch.setattr(commands, "write_report", lambda *_: None)
+    return pyro_vae
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +106,15 @@ assert not heavy, heavy
     assert done.stdout.startswith("usage: pyro-vae COMMAND") and pv.__version__ in done.stdout
 
 
-@pytest.mark.parametrize("name", ["data.Dataset", "testing.check_pair"])
-def test_what_the_readme_names_is_there_once_the_package_is_imported(name):
-    script = f"import pyro_vae; pyro_vae.{name}"
+def test_what_the_readme_names_is_there_once_the_package_is_imported():
+    """In one process, because an import takes seconds; `data` alone does not bring `testing`."""
+    script = """
+import sys
+import pyro_vae
+pyro_vae.data.Dataset
+assert "pyro_vae.testing" not in sys.modules
+pyro_vae.testing.check_pair
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
@@ -151,8 +165,8 @@ def test_training_ends_by_naming_its_elbo_and_its_report(pyro_vae, tmp_path):
     assert (tmp_path / "runs" / "blog-digits-1" / "report.md").exists()
 
 
-def test_the_config_of_a_run_repeats_it(trained, pyro_vae, tmp_path):
-    assert pyro_vae("train --quiet --config {run}/config.yaml --out again", run=trained).status == 0
+def test_the_config_of_a_run_repeats_it(trained, unreported, tmp_path):
+    assert unreported("train --quiet --config {run}/config.yaml --out again", run=trained).status == 0
     assert same_weights(trained, tmp_path / "again") and metrics(trained) == metrics(tmp_path / "again")
     assert (trained / "config.yaml").read_text() == (tmp_path / "again" / "config.yaml").read_text()
 
@@ -165,37 +179,37 @@ def test_a_printed_config_is_that_of_the_run_and_options_go_before_it(trained, p
     assert yaml.safe_load(changed.out) == settings | {"lr": 0.5}
 
 
-def test_a_config_stands_in_for_an_option_without_default(pyro_vae, tmp_path):
+def test_a_config_stands_in_for_an_option_without_default(unreported, tmp_path):
     bits = np.random.default_rng(0).integers(0, 2, (30, 784), dtype=np.uint8)
     np.savez(tmp_path / "fixed.npz", train=bits, valid=bits, test=bits)
     options = "--data static_mnist --binarize none --file fixed.npz --batch_size 16 --epochs 1"
-    assert pyro_vae(f"{TRAIN} {options} --out one").status == 0
-    assert pyro_vae("train --quiet --config one/config.yaml --out two").status == 0
-    assert pyro_vae("train --quiet --resume --out one --epochs 2").status == 0
+    assert unreported(f"{TRAIN} {options} --out one").status == 0
+    assert unreported("train --quiet --config one/config.yaml --out two").status == 0
+    assert unreported("train --quiet --resume --out one --epochs 2").status == 0
     assert len(pv.load_run("one").history) == 2
 
 
-def test_training_is_resumed_to_the_same_end(trained, pyro_vae, tmp_path):
-    assert pyro_vae(f"{TRAIN} --epochs 1 --out cut").status == 0
+def test_training_is_resumed_to_the_same_end(trained, unreported, tmp_path):
+    assert unreported(f"{TRAIN} --epochs 1 --out cut").status == 0
     assert not same_weights(trained, tmp_path / "cut")
-    assert pyro_vae("train --quiet --resume --out cut --epochs 2").status == 0
+    assert unreported("train --quiet --resume --out cut --epochs 2").status == 0
     assert same_weights(trained, tmp_path / "cut") and metrics(trained) == metrics(tmp_path / "cut")
 
 
-def test_a_file_that_moved_is_resumed_on_and_one_of_other_rows_is_not(pyro_vae, tmp_path):
+def test_a_file_that_moved_is_resumed_on_and_one_of_other_rows_is_not(unreported, tmp_path):
     bits = np.random.default_rng(0).integers(0, 2, (60, 5), dtype=np.uint8)
     for folder, rows in ((".", bits), ("moved", bits), ("changed", 1 - bits)):
         (tmp_path / folder).mkdir(exist_ok=True)
         np.save(tmp_path / folder / "bits.npy", rows)
-    assert pyro_vae(f"{TRAIN} --data bits.npy --batch_size 16 --epochs 1 --out run").status == 0
+    assert unreported(f"{TRAIN} --data bits.npy --batch_size 16 --epochs 1 --out run").status == 0
     check_refused(
-        pyro_vae("train --quiet --data changed/bits.npy --resume --epochs 2 --out run"), "training x was '48 of"
+        unreported("train --quiet --data changed/bits.npy --resume --epochs 2 --out run"), "training x was '48 of"
     )
-    assert pyro_vae("train --quiet --data moved/bits.npy --resume --epochs 2 --out run").status == 0
+    assert unreported("train --quiet --data moved/bits.npy --resume --epochs 2 --out run").status == 0
     assert len(metrics(tmp_path / "run")) == 2
 
 
-def test_ctrl_c_says_how_to_go_on(trained, pyro_vae, tmp_path, monkeypatch):
+def test_ctrl_c_says_how_to_go_on(trained, unreported, tmp_path, monkeypatch):
     run_epoch = loop.Trainer._run_epoch
 
     def interrupted(self, bar, start):
@@ -205,9 +219,9 @@ def test_ctrl_c_says_how_to_go_on(trained, pyro_vae, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "_run_epoch", interrupted)
-        stopped = pyro_vae(f"{TRAIN} --epochs 2 --out cut")
+        stopped = unreported(f"{TRAIN} --epochs 2 --out cut")
     assert stopped.status == 130 and stopped.err == "pyro-vae: interrupted; continue a training with --resume\n"
-    assert pyro_vae("train --quiet --resume --out cut").status == 0
+    assert unreported("train --quiet --resume --out cut").status == 0
     assert same_weights(trained, tmp_path / "cut")
 
 
@@ -327,6 +341,40 @@ def test_a_list_names_what_is_installed(pyro_vae):
         assert words in everything.out
     models = pyro_vae("list models").out
     assert models.startswith("models:\n") and "digits" not in models and "784-256-64-32-2z" in models
+
+
+# --- old names ----------------------------------------------------------------------------------------------
+
+
+def test_an_old_name_goes_on_working_with_a_line_that_gives_the_new_one(pyro_vae):
+    done = pyro_vae("train iwae --schedule iwae --print_config")
+    assert done.status == 0 and done.out == pyro_vae("train burda --schedule burda_steps --print_config").out
+    assert done.err.splitlines() == [
+        "pyro-vae: the model 'iwae' is now called 'burda'",
+        "pyro-vae: the schedule 'iwae' is now called 'burda_steps'",
+    ]
+    assert "burda" in pyro_vae("list models").out and "iwae" not in pyro_vae("list models").out
+
+
+def with_old_names(value):
+    """What a run folder holds, as it was written when the net and the schedule were called `iwae`."""
+    if isinstance(value, dict):
+        return {name: with_old_names(inner) for name, inner in value.items()}
+    return "iwae" if value in ("burda", "burda_steps") else value
+
+
+def test_a_run_that_is_stored_under_old_names_is_used_silently(pyro_vae):
+    assert pyro_vae("train burda --schedule burda_steps --hidden 16 --quiet --epochs 1 --out old").status == 0
+    folder = Path("old")
+    for name in ("last.pt", "best.pt"):
+        torch.save(with_old_names(torch.load(folder / name, weights_only=True)), folder / name)
+    config = with_old_names(yaml.safe_load((folder / "config.yaml").read_text()))
+    assert config["model"] == config["schedule"] == files.load(folder / "best.pt")["model"] == "iwae"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    for command in ("evaluate old --quiet", "report old", "train --resume --out old --epochs 2 --quiet"):
+        done = pyro_vae(command)
+        assert done.status == 0 and "iwae" not in done.err
+    assert len(pv.load_run("old").history) == 2
 
 
 # --- bad input: exit status 2, one line, nothing written ----------------------------------------------------

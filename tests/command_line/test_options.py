@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 import pytest
 from torch import Tensor, nn
@@ -11,12 +12,11 @@ from pyro_vae.command_line.options import (
     Option,
     add_options,
     add_shared_options,
-    build,
     options_of,
     own_values,
     parse_value,
 )
-from pyro_vae.errors import UnknownName, UsageError
+from pyro_vae.errors import UsageError
 
 
 class Plugin:
@@ -73,6 +73,25 @@ def test_options_are_what_a_command_line_can_give():
     assert options["widths"].type == list[int] and options["limit"].type == int | None
     assert options["part"].type is str
     assert options["other"].type == str | None, "the folder of its run"
+
+
+class Passed(TypedDict, total=False):
+    """What is passed on.
+
+    Args:
+        width: how wide,
+            in words over two lines.
+    """
+
+    width: int | None
+
+
+def test_options_that_a_plugin_passes_on_are_its_own():
+    def plugin(count: int = 3, **options: Unpack[Passed]):
+        """Passes on."""
+
+    width = Option("width", int | None, None, "how wide, in words over two lines.")
+    assert options_of(plugin) == [Option("count", int, 3, ""), width]
 
 
 def test_every_registered_plugin_documents_its_options():
@@ -208,11 +227,3 @@ def test_the_help_of_a_shared_option_tells_the_defaults_of_each():
     assert "--lr LR step size. (default: 0.1) --rate" in text
     assert "--rate RATE few: how fast, in %. (default: 0.5); many: how fast, in %. (default: 2.5)" in text
     assert text.endswith("options of few: --limit LIMIT")
-
-
-def test_a_plugin_is_made_of_options_that_it_has(monkeypatch):
-    monkeypatch.setattr(plugins, "load", lambda kind, name: {"few": few, "plugin": Plugin}[name])
-    assert build("evaluator", "few", {"steps": 3, "rate": 1.0}) == (3, 0.1, 1.0, None)
-    with pytest.raises(UnknownName, match="unknown option 'step'; known: steps, "):
-        build("evaluator", "few", {"step": 3})
-    assert isinstance(build("evaluator", "plugin", {"needed": 1, "else": 2}), Plugin)

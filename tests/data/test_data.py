@@ -747,10 +747,10 @@ ROWS, WIDTH = 2000, 64
 
 @pytest.fixture
 def small_memory(monkeypatch):
-    """Any .npy file is too large; a pool holds 128 rows of WIDTH float32, a block 8."""
+    """Any .npy file is too large; a chunk holds 128 rows of WIDTH float32, a page 8."""
     monkeypatch.setattr(read, "MEMORY_LIMIT", 0)
-    monkeypatch.setattr(split, "POOL_BYTES", 128 * WIDTH * 4)
-    monkeypatch.setattr(split, "BLOCK_BYTES", 8 * WIDTH * 4)
+    monkeypatch.setattr(split, "CHUNK_BYTES", 128 * WIDTH * 4)
+    monkeypatch.setattr(split, "PAGE_BYTES", 8 * WIDTH * 4)
     monkeypatch.setattr(arrays, "CHUNK_BYTES", 128 * WIDTH * 4)
 
 

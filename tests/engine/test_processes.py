@@ -11,6 +11,7 @@ import torch
 from pairs import bits, small_vae
 
 import pyro_vae as pv
+from pyro_vae.command_line import main as cli
 
 TRAIN = """
 import torch
@@ -102,38 +103,46 @@ def two_processes(arguments, folder):
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=300) for process in started]
+    outputs = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     return outputs
 
 
-def test_two_processes_end_with_the_same_weights(tmp_path):
-    outputs = two_processes(["-c", TRAIN], tmp_path)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The folder and the output of two processes that run all three programs, for they take seconds to start."""
+    folder = tmp_path_factory.mktemp("together")
+    return folder, two_processes(["-c", TRAIN + EVALUATE + REMAINDERS, "two_"], folder)
+
+
+def test_two_processes_end_with_the_same_weights(together):
+    folder, outputs = together
     ends = {line for out, _ in outputs for line in out.splitlines() if line.startswith("END")}
     assert len(ends) == 1, outputs
-    assert (tmp_path / "run" / "best.pt").exists()
+    assert (folder / "run" / "best.pt").exists()
 
 
-def test_every_datum_counts_once_however_the_batch_divides(tmp_path):
+def test_every_datum_counts_once_however_the_batch_divides(together, tmp_path, monkeypatch):
     """50 data by 7: each batch has a share of 4 and one of 3, the last one of 1 and one of 0."""
-    two_processes(["-c", REMAINDERS, "two_"], tmp_path)
-    subprocess.run([sys.executable, "-c", REMAINDERS, "one_"], cwd=tmp_path, check=True)
+    monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path / "one_")])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(torch.optim, "Adam", torch.optim.Adam)
+    exec(REMAINDERS, {})
     loss, weights = torch.load(tmp_path / "one_0")
     for rank in range(2):
-        shared_loss, shared_weights = torch.load(tmp_path / f"two_{rank}")
+        shared_loss, shared_weights = torch.load(together[0] / f"two_{rank}")
         assert shared_loss == pytest.approx(loss, rel=1e-5)
         for name, weight in weights.items():
             assert torch.allclose(shared_weights[name], weight, rtol=1e-4, atol=1e-6), name
 
 
-def test_two_processes_find_the_figures_of_one(tmp_path):
+def test_two_processes_find_the_figures_of_one(together):
     """Also where there is but one block of data, so that the other process has nothing to do."""
-    two_processes(["-c", EVALUATE], tmp_path)
     for size in (50, 230):
         for name, options in EVALUATORS.items():
             alone = pv.evaluate(small_vae(), bits(size), name, 30, progress=False, **options)
             for rank in range(2):
-                per_datum, entry = torch.load(tmp_path / f"{size}_{name}_{rank}.pt")
+                per_datum, entry = torch.load(together[0] / f"{size}_{name}_{rank}.pt")
                 for figure, value in alone.estimate.per_datum.items():
                     assert torch.allclose(per_datum[figure], value, atol=1e-6, equal_nan=True), (size, name, figure)
                 assert entry["nats"]["mean"] == pytest.approx(alone.mean, abs=1e-6)
@@ -141,15 +150,14 @@ def test_two_processes_find_the_figures_of_one(tmp_path):
                 assert entry.keys() == alone.entry().keys()
 
 
-def test_the_command_line_in_two_processes_writes_once(tmp_path):
-    cli = ["-m", "pyro_vae.command_line.main"]
-    trained = two_processes(
-        [*cli, "train", "--epochs", "2", "--hidden", "16", "--out", "run", "--quiet", "--engine", "eager"], tmp_path
-    )
-    assert [err.count("report: ") for _, err in trained] == [1, 0]
-    command = [*cli, "evaluate", "run", "--with", "importance", "--particles", "30", "--json", "-", "--quiet"]
-    (figures, _), (nothing, silence) = two_processes(command, tmp_path)
-    assert nothing == "" and "importance" not in silence
-    alone = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=True)
-    (entry,), (of_one,) = json.loads(figures), json.loads(alone.stdout)
+def test_the_command_line_in_two_processes_writes_once(tmp_path, monkeypatch, capsys):
+    train = "train --epochs 2 --hidden 16 --out run --quiet --engine eager".split()
+    command = "evaluate run --with importance --particles 30 --json - --quiet".split()
+    both = f"from pyro_vae.command_line.main import main; raise SystemExit(main({train}) or main({command}))"
+    (figures, told), (nothing, silence) = two_processes(["-c", both], tmp_path)
+    assert told.count("report: ") == 1 and "importance" in told
+    assert nothing == "" and "report: " not in silence and "importance" not in silence
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command) == 0
+    (entry,), (of_one,) = json.loads(figures), json.loads(capsys.readouterr().out)
     assert entry["nats"] == pytest.approx(of_one["nats"], abs=1e-6)

@@ -1,4 +1,4 @@
-"""Named arrays, as files hold them, as a data set in three splits."""
+"""A data set in three splits, made of named arrays as files hold them."""
 
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """MNIST and the sets in its format: from a folder in torchvision's layout, or downloaded by it."""
 
-import gzip
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +8,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torchvision.datasets import EMNIST, KMNIST, MNIST, FashionMNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.datasets.utils import extract_archive
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.partition import partition
@@ -107,12 +106,7 @@ def _existing(file: Path) -> Path | None:
 def _read(reader: Callable[[str], Tensor], file: Path) -> Tensor:
     """What torchvision's reader makes of a file; it raises nearly anything where the file is damaged."""
     try:
-        if file.suffix != ".gz":
-            return reader(str(file))
-        with tempfile.TemporaryDirectory() as folder, gzip.open(file) as packed:
-            unpacked = Path(folder, file.stem)
-            with unpacked.open("wb") as target:
-                shutil.copyfileobj(packed, target)
-            return reader(str(unpacked))
+        with tempfile.TemporaryDirectory() as scratch:
+            return reader(extract_archive(str(file), scratch) if file.suffix == ".gz" else str(file))
     except Exception as reason:
         raise DataError(f"{file} is damaged; delete it, and it is downloaded again") from reason

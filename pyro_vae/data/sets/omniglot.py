@@ -14,7 +14,7 @@ from pyro_vae.data.files.images import read_images
 from pyro_vae.data.partition import partition
 from pyro_vae.data.sets.downloads import ROOT, downloading
 from pyro_vae.data.split import Split
-from pyro_vae.errors import DataError, UnknownName
+from pyro_vae.errors import DataError, find
 
 SIDE = 28
 CHUNK = 1000
@@ -39,10 +39,9 @@ def omniglot(seed: int = 0, root: str = ROOT, valid: int = 1345, label: str = "a
     Source: Lake, Salakhutdinov & Tenenbaum, "Human-level concept learning" (2015). The split is theirs, not
     the random one of the importance-weighted autoencoder's paper.
     """
-    if label not in LABEL_DEPTH:
-        raise UnknownName("label of omniglot", label, LABEL_DEPTH)
+    depth = find("label of omniglot", label, LABEL_DEPTH)
     folder = Path(root).expanduser()
-    background, evaluation = (_part(folder, is_background, LABEL_DEPTH[label]) for is_background in (True, False))
+    background, evaluation = (_part(folder, is_background, depth) for is_background in (True, False))
     evaluation["label"] += 1 + int(background["label"].max())
     kept, held_out = partition(len(background["x"]), (valid,), seed)
     return Dataset("omniglot", Split(background, rows=kept), Split(background, rows=held_out), Split(evaluation))

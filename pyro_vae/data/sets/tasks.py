@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -24,15 +25,27 @@ from pyro_vae.errors import DataError
 Mask = Bool[Tensor, "..."]
 
 
-def column(
-    seed: int = 0, source: str = "digits", root: str | None = None, valid: int | None = None, file: str | None = None
-) -> Dataset:
+class SourceOptions(TypedDict, total=False):
+    """What a task passes on to the data set that the images come from.
+
+    Args:
+        root: folder of the source, where it takes one.
+        valid: how many of the source's training data are held out, where it takes a number.
+        file: file of the source, where it takes one.
+    """
+
+    root: str | None
+    valid: int | None
+    file: str | None
+
+
+def column(seed: int = 0, source: str = "digits", **options: Unpack[SourceOptions]) -> Dataset:
     """The middle column of an image is given, the others are generated.
 
     Args:
         seed: the source's.
         source: the data set that the images come from.
-        root, valid, file: options of the source, where it takes them.
+        options: the source's.
 
     Raises:
         DataError: a source without images.
@@ -45,24 +58,17 @@ def column(
         mask[..., (shape[-1] - 1) // 2] = False
         return mask
 
-    return _masked(_source(source, seed, root=root, valid=valid, file=file), "column", hidden)
+    return _masked(_source(source, seed, **options), "column", hidden)
 
 
-def quadrants(
-    seed: int = 0,
-    source: str = "digits",
-    observed: int = 1,
-    root: str | None = None,
-    valid: int | None = None,
-    file: str | None = None,
-) -> Dataset:
+def quadrants(seed: int = 0, source: str = "digits", observed: int = 1, **options: Unpack[SourceOptions]) -> Dataset:
     """Quadrants of an image are given, the others are generated.
 
     Args:
         seed: the source's.
         source: the data set that the images come from.
         observed: 1, the lower left; 2, the left half; 3, all but the lower right.
-        root, valid, file: options of the source, where it takes them.
+        options: the source's.
 
     Raises:
         DataError: a source without images, or a number of quadrants that leaves nothing to do.
@@ -82,17 +88,10 @@ def quadrants(
             mask[..., rows, cols] = False
         return mask
 
-    return _masked(_source(source, seed, root=root, valid=valid, file=file), "quadrants", hidden)
+    return _masked(_source(source, seed, **options), "quadrants", hidden)
 
 
-def inpaint(
-    seed: int = 0,
-    mask: str = "mask.npy",
-    source: str = "digits",
-    root: str | None = None,
-    valid: int | None = None,
-    file: str | None = None,
-) -> Dataset:
+def inpaint(seed: int = 0, mask: str = "mask.npy", source: str = "digits", **options: Unpack[SourceOptions]) -> Dataset:
     """Pixels of the user's choice are generated, the others are given.
 
     Args:
@@ -100,29 +99,26 @@ def inpaint(
         mask: a .npy file of the shape of an image (its channels may be left out), other than 0 at the pixels that are
             generated.
         source: the data set that the images come from.
-        root, valid, file: options of the source, where it takes them.
+        options: the source's.
 
     Raises:
         DataError: a source without images; a mask that is no array of this shape, or that hides nothing or everything.
     """
-    data = _source(source, seed, root=root, valid=valid, file=file)
-    return _masked(data, "inpaint", partial(_read_mask, Path(mask)))
+    return _masked(_source(source, seed, **options), "inpaint", partial(_read_mask, Path(mask)))
 
 
-def label(
-    seed: int = 0, source: str = "digits", root: str | None = None, valid: int | None = None, file: str | None = None
-) -> Dataset:
+def label(seed: int = 0, source: str = "digits", **options: Unpack[SourceOptions]) -> Dataset:
     """The label of an image is given, as `context` [n, classes] with a 1 at the label; the image is generated.
 
     Args:
         seed: the source's.
         source: the data set that images and labels come from.
-        root, valid, file: options of the source, where it takes them.
+        options: the source's.
 
     Raises:
         DataError: a source without labels, or a label outside those of the training data.
     """
-    data = _source(source, seed, root=root, valid=valid, file=file)
+    data = _source(source, seed, **options)
     if "label" not in data.train:
         raise DataError(f"{source} has no field label; it has {', '.join(data.train)}")
     classes = int(data.train["label"].max()) + 1
@@ -135,7 +131,7 @@ def label(
     return replace(data, name=f"{data.name}-label", derive=partial(_with_label, classes))
 
 
-def _source(name: str, seed: int, **options: str | int | None) -> Dataset:
+def _source(name: str, seed: int, **options: Unpack[SourceOptions]) -> Dataset:
     """The images, with those options that were given."""
     return stored(name, seed, {key: value for key, value in options.items() if value is not None})
 
