@@ -19,6 +19,11 @@ _HOMES = {
     "inference_data": "pyro_vae.evaluation.inference_data",
     "log_terms": "pyro_vae.pair.terms",
     "LogTerms": "pyro_vae.pair.terms",
+    "sample": "pyro_vae.reporting.verbs",
+    "reconstruct": "pyro_vae.reporting.verbs",
+    "encode": "pyro_vae.reporting.verbs",
+    "export": "pyro_vae.reporting.verbs",
+    "report": "pyro_vae.reporting.verbs",
     "load_run": "pyro_vae.runs.run",
 }
 

@@ -108,17 +108,14 @@ def train_command(arguments: list[str]) -> None:
 
 def evaluate_command(arguments: list[str]) -> None:
     """pyro-vae evaluate"""
-    from pyro_vae.command_line.options import add_shared_options, options_of, own_values
+    from pyro_vae.command_line.options import add_options, add_shared_options, options_of, own_values
+    from pyro_vae.evaluation import evaluate, evaluate_each
 
     parser = _run_parser("evaluate", "Figures of a trained run, in nats per datum.")
     parser.add_argument("--with", dest="evaluators", default="elbo", help="evaluators, comma-separated")
-    parser.add_argument("--particles", type=int, default=1, help="draws of the guide for each datum")
-    parser.add_argument("--split", default="test", help="train, valid or test")
-    parser.add_argument("--data", help="other data than the run's: a name or a file")
-    parser.add_argument("--limit", type=int, help="only the first so many data")
+    shared = options_of(evaluate, skip=["pair", "evaluator", "progress", "relaxed"])
+    add_options(parser, shared, "options")
     parser.add_argument("--json", help="also write the figures, those of every datum too, to this file; - is stdout")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     peeked = Parser(prog="pyro-vae evaluate", add_help=False, allow_abbrev=False)
     peeked.add_argument("--with", dest="evaluators", default="elbo")
@@ -127,81 +124,32 @@ def evaluate_command(arguments: list[str]) -> None:
     add_shared_options(parser, own)
     given = parser.parse_args(arguments)
 
-    from pyro_vae.command_line import commands
-
-    values = {name: own_values(given, options) for name, options in own.items()}
-    what = (given.particles, given.split, given.data, given.limit, given.seed, given.device)
-    results = commands.evaluate_run(given.run, names, *what, values, not given.quiet)
+    made = {name: plugins.build("evaluator", name, own_values(given, options)) for name, options in own.items()}
+    what = {option.name: getattr(given, option.name) for option in shared}
+    results = list(evaluate_each(given.run, what.pop("data"), made, progress=not given.quiet, **what))
     print_results(results)
     if given.json and _first_process():
         write_json([result.entry(per_datum=True) for result in results], given.json)
 
 
-def sample_command(arguments: list[str]) -> None:
-    """pyro-vae sample"""
-    parser = _run_parser("sample", "Draw from the model.")
-    parser.add_argument("-n", type=int, default=64, help="how many")
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="a .png of means, or an .npz of values")
-    parser.add_argument("--seed", type=int, default=0)
+OUTLETS = {"sample": "samples.png", "reconstruct": "reconstructions.png", "encode": "codes.npz", "export": "run.nc"}
+"""The commands that write a file, and the file where none is named."""
+
+
+def verb_command(name: str, arguments: list[str]) -> None:
+    """A command that is one function of a run; its options are the function's own."""
+    from pyro_vae.command_line.options import add_options, options_of
+    from pyro_vae.reporting import verbs
+
+    verb = getattr(verbs, name)
+    parser = _run_parser(name, verb.__doc__.split("\n")[0])
+    options = options_of(verb, skip=["run"])
+    add_options(parser, options, "options")
+    if name in OUTLETS:
+        parser.set_defaults(out=OUTLETS[name])
     given = parser.parse_args(arguments)
-
-    from pyro_vae.command_line import commands
-
-    commands.sample_run(given.run, _positive("n", given.n), _suffix(given.out, ".png", ".npz"), given.seed)
-    say(f"wrote {given.out}")
-
-
-def reconstruct_command(arguments: list[str]) -> None:
-    """pyro-vae reconstruct"""
-    parser = _run_parser("reconstruct", "Test data above their reconstructions.")
-    parser.add_argument("-n", type=int, default=10, help="how many")
-    parser.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="a .png")
-    given = parser.parse_args(arguments)
-
-    from pyro_vae.command_line import commands
-
-    commands.reconstruct_run(given.run, _positive("n", given.n), _suffix(given.out, ".png"))
-    say(f"wrote {given.out}")
-
-
-def encode_command(arguments: list[str]) -> None:
-    """pyro-vae encode"""
-    parser = _run_parser("encode", "Posterior mean and scale of every datum.")
-    parser.add_argument("--data", help="other data than the run's: a name or a file")
-    parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
-    parser.add_argument("--out", type=Path, default=Path("codes.npz"), help="an .npz")
-    given = parser.parse_args(arguments)
-
-    from pyro_vae.command_line import commands
-
-    commands.encode_run(given.run, given.data, _suffix(given.out, ".npz"), given.split)
-    say(f"wrote {given.out}")
-
-
-def export_command(arguments: list[str]) -> None:
-    """pyro-vae export"""
-    parser = _run_parser("export", "Draws, predictions and importance weights as ArviZ InferenceData.")
-    parser.add_argument("--data", help="other data than the run's: a name or a file")
-    parser.add_argument("--draws", type=int, default=500, help="draws of the guide for each datum (default: 500)")
-    parser.add_argument("--limit", type=int, default=100, help="how many data (default: 100)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("run.nc"), help="an .nc")
-    given = parser.parse_args(arguments)
-
-    from pyro_vae.command_line import commands
-
-    commands.export_run(given.run, given.data, _suffix(given.out, ".nc"), given.draws, given.limit, given.seed)
-    say(f"wrote {given.out}")
-
-
-def report_command(arguments: list[str]) -> None:
-    """pyro-vae report"""
-    parser = _run_parser("report", "Write the run's report again.")
-    given = parser.parse_args(arguments)
-
-    from pyro_vae.command_line import commands
-
-    say(f"report: {commands.report_run(given.run)}")
+    made = verb(given.run, **{option.name: getattr(given, option.name) for option in options})
+    say(f"wrote {given.out}" if name in OUTLETS else f"{name}: {made}")
 
 
 def check_command(arguments: list[str]) -> None:
@@ -238,11 +186,7 @@ def _describe(kind: str, name: str) -> str:
 COMMANDS = {
     "train": train_command,
     "evaluate": evaluate_command,
-    "sample": sample_command,
-    "reconstruct": reconstruct_command,
-    "encode": encode_command,
-    "export": export_command,
-    "report": report_command,
+    **{name: partial(verb_command, name) for name in (*OUTLETS, "report")},
     "check": check_command,
     "list": list_command,
 }
@@ -291,18 +235,6 @@ def write_json(entries: list[dict[str, Any]], where: str) -> None:
     from pyro_vae import files
 
     files.write_text(Path(where), text + "\n")
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise UsageError(f"-{name} must be at least 1, not {value}")
-    return value
-
-
-def _suffix(path: Path, *known: str) -> Path:
-    if path.suffix not in known:
-        raise UsageError(f"--out {path}: the name must end in {' or '.join(known)}")
-    return path
 
 
 if __name__ == "__main__":

@@ -171,6 +171,7 @@ def _default(option: Option, shown: str) -> str:
 
 def _add_option(group: Any, option: Option, **how: Any) -> None:
     flag = {"nargs": "?", "const": True} if option.type is bool else {}
+    dashes = "-" if len(option.name) == 1 else "--"
     group.add_argument(
-        f"--{option.name}", type=partial(parse_value, option), metavar=option.name.upper(), **how, **flag
+        f"{dashes}{option.name}", type=partial(parse_value, option), metavar=option.name.upper(), **how, **flag
     )

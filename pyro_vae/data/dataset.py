@@ -89,6 +89,19 @@ def as_split(data: Any) -> Split:
     return split.then(_in_default_dtype) if mapped else split
 
 
+def choose_split(data: Any, name: str) -> Split:
+    """The split of a `Dataset` by its name; any other data as one split (see `as_split`).
+
+    Raises:
+        DataError: a `Dataset` has no split of this name.
+    """
+    if not isinstance(data, Dataset):
+        return as_split(data)
+    if name not in data.splits:
+        raise DataError(f"no split {name!r}; there are {', '.join(data.splits)}")
+    return data.splits[name]
+
+
 def _tensor(name: str, value: Any) -> Shaped[Tensor, "n ..."]:
     if isinstance(value, Tensor):
         return value

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae import plugins
-from pyro_vae.data import Dataset, Split, as_split
+from pyro_vae.data import Dataset, Split, choose_split
 from pyro_vae.engine import processes
 from pyro_vae.errors import ContractError, RunError
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
@@ -22,11 +23,13 @@ from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import device_of, evaluating
 from pyro_vae.pair.sites import side_by_side
+from pyro_vae.runs.folder import keep_result
+from pyro_vae.runs.run import Run, as_run
 
 
 def evaluate(
-    pair: nn.Module,
-    data: Dataset | Split | Tensor | Mapping[str, Tensor],
+    pair: nn.Module | Run | str | Path,
+    data: str | Path | Dataset | Split | Tensor | Mapping[str, Tensor] | None = None,
     evaluator: Any = "elbo",
     particles: int = 1,
     limit: int | None = None,
@@ -35,13 +38,16 @@ def evaluate(
     split: str = "test",
     seed: int = 0,
     relaxed: bool = False,
+    device: str = "auto",
     **options: Any,
 ) -> Result:
     """Evaluate a pair on every datum. Processes that `torchrun` started share the data, and all must call it.
 
     Args:
-        pair: a model and a guide on one module. It runs under `eval()` and is left as it was.
-        data: a `Dataset`, of which `split` is taken, or the data themselves (a tensor is the field `x`).
+        pair: a model and a guide on one module; it runs under `eval()` and is left as it was. Or a run, or its folder,
+            whose evaluation.json then keeps the latest result of each evaluator with the same settings.
+        data: a `Dataset`, of which `split` is taken, or the data themselves (a tensor is the field `x`). Of a run: its
+            own where None, or others by name or file.
         evaluator: a registered evaluator's name, an `Evaluator`, or a function that is called like one.
         particles: draws for each datum.
         limit: only the first so many data.
@@ -49,6 +55,7 @@ def evaluate(
         split: "train", "valid" or "test" of a `Dataset`.
         seed: fixes the draws.
         relaxed: allow grey values under a Bernoulli; the figures are then a loss, not a likelihood.
+        device: auto, cpu or cuda, for a run; a pair stays where it is.
         options: the evaluator's own.
 
     Returns:
@@ -66,14 +73,23 @@ def evaluate(
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
     (result,) = evaluate_each(
-        pair, data, {name: evaluator}, particles, limit, progress, split=split, seed=seed, relaxed=relaxed
+        pair,
+        data,
+        {name: evaluator},
+        particles,
+        limit,
+        progress,
+        split=split,
+        seed=seed,
+        relaxed=relaxed,
+        device=device,
     )
     return result
 
 
 def evaluate_each(
-    pair: nn.Module,
-    data: Dataset | Split | Tensor | Mapping[str, Tensor],
+    pair: nn.Module | Run | str | Path,
+    data: str | Path | Dataset | Split | Tensor | Mapping[str, Tensor] | None,
     evaluators: Mapping[str, Any],
     particles: int = 1,
     limit: int | None = None,
@@ -82,6 +98,7 @@ def evaluate_each(
     split: str = "test",
     seed: int = 0,
     relaxed: bool = False,
+    device: str = "auto",
 ) -> Iterator[Result]:
     """The `Result` of each of several evaluators. Where they can, they share one pass of the data through the encoder.
 
@@ -95,7 +112,10 @@ def evaluate_each(
             raise RunError(f"{name} must be at least 1, not {value}")
     if seed < 0:
         raise RunError(f"seed must be at least 0, not {seed}")
-    chosen = _choose(data, split).head(limit).to(device_of(pair))
+    run = as_run(pair, device) if isinstance(pair, Run | str | Path) else None
+    if run is not None:
+        pair, data, relaxed = run.pair, run.data_like(data), relaxed or bool(run.config.get("relaxed"))
+    chosen = choose_split(data, split).head(limit).to(device_of(pair))
     with torch.random.fork_rng(), unchanged(pair):
         check_support(pair, chosen, relaxed)
         check_data_apart(pair, Block(pair, chosen, slice(0, DATA_BLOCK), seed).batch())
@@ -108,7 +128,7 @@ def evaluate_each(
             estimate = _estimate(name, as_evaluator(evaluator), whole, mine, particles, progress)
         result = Result(
             evaluator=name,
-            model=type(pair).__name__,
+            model=type(pair).__name__ if run is None else run.config.get("model", type(pair).__name__),
             data=data.name if isinstance(data, Dataset) else "data",
             split=split,
             n=chosen.size,
@@ -119,6 +139,8 @@ def evaluate_each(
         )
         with torch.random.fork_rng():
             result.bits_per_dim, result.bits_per_dim_note = bits_per_dim(result, pair, chosen)
+        if run is not None and run.out is not None and processes.rank() == 0:
+            keep_result(run.out, result.entry(), result.estimate.figures)
         yield result
 
 
@@ -136,14 +158,6 @@ def _estimate(name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, part
         parts = [part for part in processes.gather(found) if part is not None]  # in the data's order
         found = replace(parts[0], per_datum=side_by_side([part.per_datum for part in parts]))
     return evaluator.summarise(found, particles)
-
-
-def _choose(data: Any, split: str) -> Split:
-    if not isinstance(data, Dataset):
-        return as_split(data)
-    if split not in ("train", "valid", "test"):
-        raise RunError(f"no split {split!r}; there are train, valid and test")
-    return getattr(data, split)
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from typing import Any
 from torch import nn
 
 from pyro_vae import files, plugins
-from pyro_vae.data import Dataset, load_data
+from pyro_vae.data import Dataset, Split, choose_split, load_data
+from pyro_vae.engine import processes
+from pyro_vae.engine.devices import find_device, launch
 from pyro_vae.errors import DataError, RunError
 from pyro_vae.pair.generation import field_shapes
 from pyro_vae.runs.build import stored_pair
@@ -57,14 +59,25 @@ class Run:
             self.trained_on = self._load(None)
         return self.trained_on
 
-    def data_named(self, name: str | None) -> Dataset:
-        """Another data set or file, scaled and binarised as the run's own, which is what None gives.
+    def data_like(self, data: Any = None) -> Any:
+        """The run's own data for None; another data set or file by name, scaled and binarised as these; any other data
+        as they are.
 
         Raises:
             RunError: the run has no settings.
             DataError: the data are not there, or of another shape than the run was trained on.
         """
-        return self.data if name in (None, self.config.get("data")) else self._load(name)
+        if not isinstance(data, str | Path | None):
+            return data
+        return self.data if data in (None, self.config.get("data")) else self._load(str(data))
+
+    def split(self, data: Any, name: str) -> Split:
+        """A split of `data_like(data)`, by name; data that are no `Dataset` are one split.
+
+        Raises:
+            RunError: no such split.
+        """
+        return choose_split(self.data_like(data), name)
 
     def _load(self, name: str | None) -> Dataset:
         if not {"data", *PRESENTATION} <= self.config.keys():
@@ -88,6 +101,20 @@ def _options_of(data: str) -> set[str]:
     if data not in plugins.names("dataset"):
         return set()
     return set(inspect.signature(plugins.load("dataset", data)).parameters) - {"seed"}
+
+
+def as_run(run: "Run | str | Path", device: str = "auto") -> Run:
+    """A run as it is, or the run in a folder, its pair on this device.
+
+    Raises:
+        RunError: not a run folder, or no such device.
+    """
+    if not isinstance(run, Run):
+        run = load_run(run)
+        run.pair.to(launch(device).device if processes.started() > 1 else find_device(device))
+    elif device != "auto":
+        run.pair.to(find_device(device))
+    return run
 
 
 def load_run(folder: str | Path, pair: nn.Module | None = None) -> Run:

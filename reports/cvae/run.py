@@ -24,6 +24,7 @@ from pyro_vae.command_line import commands
 from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.data import Dataset
 from pyro_vae.pair import generation
+from pyro_vae.reporting.verbs import save_arrays
 from pyro_vae.runs.folder import LAST
 
 HERE = Path(__file__).parent
@@ -118,9 +119,9 @@ def ensure_evaluated(folder: Path, name: str, particles: int) -> dict[str, np.nd
     """Per-datum figures of the test set, computed where the run folder does not hold them."""
     path = folder / f"{name}_{particles}.npz"
     if not path.exists():
-        options = {name: {"engine": "compiled"}} if particles > 1 else {}
-        (result,) = commands.evaluate_run(folder, [name], particles, options=options, progress=False)
-        commands.save_arrays(path, result.estimate.per_datum)
+        options = {"engine": "compiled"} if particles > 1 else {}
+        result = pv.evaluate(folder, None, name, particles, progress=False, **options)
+        save_arrays(path, result.estimate.per_datum)
     return dict(np.load(path))
 
 
@@ -135,7 +136,7 @@ def ensure_evaluated_in_pieces(folder: Path, name: str, particles: int) -> dict[
             images = test.between(start, start + PIECE)
             options = {"seed": index, "engine": "compiled", "progress": False}
             path.parent.mkdir(exist_ok=True)
-            commands.save_arrays(path, pv.evaluate(pair, images, name, particles, **options).estimate.per_datum)
+            save_arrays(path, pv.evaluate(pair, images, name, particles, **options).estimate.per_datum)
         parts.append(dict(np.load(path)))
     return {figure: np.concatenate([part[figure] for part in parts]) for figure in parts[0]}
 

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+import pyro_vae as pv
 from pyro_vae import plots
 from pyro_vae.command_line import commands
 from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.data import Dataset, Split
+from pyro_vae.reporting.verbs import save_arrays
 from pyro_vae.runs import load_run
 from pyro_vae.runs.folder import BEST, LAST
 
@@ -95,10 +97,8 @@ def ensure_evaluated(folder: Path) -> dict[str, dict[str, np.ndarray]]:
         if not path.exists():
             data = load_run(folder).data
             data = data if limit == ALL else in_random_order(data)
-            (result,) = commands.evaluate_run(
-                folder, [name], particles, data=data, limit=limit, options={name: options}
-            )
-            commands.save_arrays(path, result.estimate.per_datum)
+            result = pv.evaluate(folder, data, name, particles, limit, **options)
+            save_arrays(path, result.estimate.per_datum)
         figures[key] = dict(np.load(path))
     return figures
 

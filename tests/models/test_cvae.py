@@ -172,7 +172,7 @@ def test_a_baseline_is_seen_by_the_prior_and_stays_as_it_was(regressor, tmp_path
 
 
 def test_samples_of_a_run_keep_what_the_test_data_give(regressor, tmp_path):
-    commands.sample_run(regressor, 7, tmp_path / "samples.npz")
+    pv.sample(regressor, 7, tmp_path / "samples.npz")
     x = torch.from_numpy(np.load(tmp_path / "samples.npz")["x"])
     batch = load_run(regressor).data.test.take(slice(0, 7))
     assert torch.equal(x[~batch["mask"]], batch["x"][~batch["mask"]])

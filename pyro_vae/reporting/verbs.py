@@ -1,0 +1,193 @@
+"""What a finished run can be asked for. Each function is a command of the command line too, with the same options.
+
+A run is a `Run`, or the folder of one.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_vae import files, plots
+from pyro_vae.data import Dataset, Split
+from pyro_vae.errors import RunError
+from pyro_vae.pair import generation
+from pyro_vae.pair.pair import device_of, select_fields
+from pyro_vae.reporting.report import write_report
+from pyro_vae.runs.run import Run, as_run
+
+Data = str | Path | Dataset | Split | Tensor | Mapping[str, Tensor] | None
+Outlet = str | Path | None
+Writer = Callable[[Path], None]
+
+
+def sample(
+    run: Run | str | Path, n: int = 64, out: Outlet = None, seed: int = 0, device: str = "auto"
+) -> dict[str, Tensor]:
+    """Draw data from the model: every site's values [n, *event], by name.
+
+    Args:
+        n: how many.
+        out: a .png for a picture of the means of p(x|z), or an .npz for the values.
+        seed: fixes the draws.
+        device: auto, cpu or cuda.
+
+    Raises:
+        RunError: fewer than one, or a file that cannot be written.
+    """
+    check_suffix(out, ".png", ".npz")
+    run = as_run(run, device)
+    fields = _fields_to_sample(run, _positive("n", n))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sites = generation.sample(run.pair, fields)
+    values = {name: site.raw.cpu() for name, site in sites.items()}
+    means = generation.center(generation.picture_site(generation.observed(sites)))
+    _write(out, {".png": lambda path: plots.save_images(means, path), ".npz": lambda path: save_arrays(path, values)})
+    return values
+
+
+def reconstruct(
+    run: Run | str | Path, n: int = 10, data: Data = None, split: str = "test", out: Outlet = None
+) -> Figure:
+    """Draw data, spread over a split, above their reconstructions.
+
+    Args:
+        n: how many.
+        data: other data than the run's: a name or a file.
+        split: train, valid or test.
+        out: a .png.
+
+    Raises:
+        RunError: fewer than one, no such split, or a file that cannot be written.
+    """
+    check_suffix(out, ".png")
+    run = as_run(run)
+    figure = plots.reconstructions(run.pair, run.split(data, split), _positive("n", n))
+    _write(out, {".png": lambda path: plots.save(figure, path)})
+    return figure
+
+
+def encode(
+    run: Run | str | Path,
+    data: Data = None,
+    split: str = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    out: Outlet = None,
+    device: str = "auto",
+) -> dict[str, Tensor]:
+    """Mean and scale of q(z|x) of every datum: `SITE_mean`, `SITE_scale` [n, *event], and `label` where there is one.
+
+    Args:
+        data: other data than the run's: a name or a file.
+        split: train, valid or test.
+        limit: only the first so many data.
+        seed: fixes the draws of sites that later sites depend on.
+        out: an .npz.
+        device: auto, cpu or cuda.
+
+    Raises:
+        RunError: no such split, or a file that cannot be written.
+        DataError: data that do not fit the run.
+    """
+    check_suffix(out, ".npz")
+    run = as_run(run, device)
+    chosen = run.split(data, split).head(limit).to(device_of(run.pair))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        codes = generation.encode(run.pair, chosen)
+    if "label" in chosen:
+        codes["label"] = chosen["label"].cpu()
+    _write(out, {".npz": lambda path: save_arrays(path, codes)})
+    return codes
+
+
+def export(
+    run: Run | str | Path,
+    data: Data = None,
+    split: str = "test",
+    draws: int = 500,
+    limit: int = 100,
+    seed: int = 0,
+    out: Outlet = None,
+    device: str = "auto",
+) -> Any:
+    """Draws, predictions and importance weights as ArviZ InferenceData; see `pyro_vae.inference_data`.
+
+    Args:
+        data: other data than the run's: a name or a file.
+        split: train, valid or test.
+        draws: draws of the guide for each datum.
+        limit: how many data.
+        seed: fixes the draws.
+        out: an .nc.
+        device: auto, cpu or cuda.
+
+    Raises:
+        RunError: fewer than one draw or datum, no such split, or a file that cannot be written.
+        DataError: data that do not fit the run.
+    """
+    from pyro_vae.evaluation.inference_data import inference_data  # ArviZ takes seconds to import
+
+    check_suffix(out, ".nc")
+    run = as_run(run, device)
+    exported = inference_data(run.pair, run.split(data, split), draws, limit, seed)
+    _write(out, {".nc": lambda path: _write_netcdf(exported, path)})
+    return exported
+
+
+def report(run: Run | str | Path) -> Path:
+    """Write the run's `report.md` and its figures again; gives the path of report.md.
+
+    Raises:
+        RunError: the run has no folder, or the folder cannot be written.
+    """
+    return write_report(as_run(run))
+
+
+def check_suffix(out: Outlet, *known: str) -> None:
+    """Raise `RunError` unless the name of a file ends in one of these."""
+    if out is not None and Path(out).suffix not in known:
+        raise RunError(f"--out {out}: the name must end in {' or '.join(known)}")
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
+    """Write tensors as a .npz file, whole or not at all."""
+    numpy = {name: value.detach().cpu().numpy() for name, value in arrays.items()}
+    files.write_whole(path, lambda file: np.savez_compressed(file, **numpy))
+
+
+def _write(out: Outlet, writers: Mapping[str, Writer]) -> None:
+    if out is not None:
+        writers[Path(out).suffix](Path(out))
+
+
+def _write_netcdf(exported: Any, out: Path) -> None:
+    from pyro_vae.evaluation.arviz_adapter import to_netcdf
+
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = Path(scratch) / "run.nc"
+        to_netcdf(exported, str(whole))
+        files.write_whole(out, lambda file: file.write(whole.read_bytes()))
+
+
+def _fields_to_sample(run: Run, n: int) -> dict[str, Tensor]:
+    """Fields for `n` draws: what the model conditions on is that of the test data, over and over if need be."""
+    if len(run.fields) == 1:
+        fields = generation.blank_fields(run.fields, n)
+    else:
+        test: Split = run.data.test
+        fields = select_fields(run.pair, test.take(torch.arange(n) % test.size))
+    return {name: value.to(device_of(run.pair)) for name, value in fields.items()}
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise RunError(f"{name} must be at least 1, not {value}")
+    return value
