@@ -508,7 +508,7 @@ MISTAKES = {
     "no_run_to_report": ("report images", "is images a run folder?"),
     "no_run_named": ("evaluate", "the following arguments are required: RUN"),
     "unknown_split": ("evaluate {run} --split tset", "no split 'tset'"),
-    "unknown_split_to_encode": ("encode {run} --split tset", "invalid choice: 'tset'"),
+    "unknown_split_to_encode": ("encode {run} --split tset", "no split 'tset'"),
     "no_particles": ("evaluate {run} --particles 0", "particles must be at least 1, not 0"),
     "no_limit": ("evaluate {run} --limit 0", "limit must be at least 1, not 0"),
     "negative_seed": ("evaluate {run} --seed -1", "seed must be at least 0, not -1"),
@@ -519,7 +519,7 @@ MISTAKES = {
     "other_shape_to_encode": ("encode {run} --data few.npy", "few.npy: x has shape [4] a datum"),
     "missing_data": ("evaluate {run} --data nothing.npz", "nothing.npz: no such file"),
     "unknown_device_to_evaluate": ("evaluate {run} --device abacus", "abacus"),
-    "no_samples": ("sample {run} -n 0", "-n must be at least 1, not 0"),
+    "no_samples": ("sample {run} -n 0", "n must be at least 1, not 0"),
     "unknown_suffix": ("sample {run} --out samples.jpg", "must end in .png or .npz"),
     "unknown_suffix_of_codes": ("encode {run} --out codes.csv", "must end in .npz"),
 }
