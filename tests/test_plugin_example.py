@@ -1,10 +1,10 @@
 """The example of a plugin, installed in a place of its own, has everything through the command line."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ def installed(tmp_path, monkeypatch):
     shutil.copytree(SOURCE, tmp_path / "source")
     site = tmp_path / "site"
     options = ["--no-deps", "--no-build-isolation", "--target", str(site), str(tmp_path / "source")]
-    if importlib.util.find_spec("pip"):
+    if PathFinder.find_spec("pip"):  # setuptools answers importlib's own call by unloading distutils
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", *options]
     elif shutil.which("uv"):
         install = ["uv", "pip", "install", "--quiet", "--offline", "--python", sys.executable, *options]
