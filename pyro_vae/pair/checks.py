@@ -12,11 +12,12 @@ from torch.distributions import MixtureSameFamily, biject_to, constraints
 from pyro_vae.errors import ContractError, UserError
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.pair import evaluating, select_fields
-from pyro_vae.pair.particles import OWN_DIM, Fields, run_guide, run_guide_at, run_model
-from pyro_vae.pair.sites import Site, Sites, has_mask, is_factor, is_point_mass, latent, unwrapped, values_of
+from pyro_vae.pair.particles import Fields, run_guide, run_guide_at, run_model
+from pyro_vae.pair.sites import Site, Sites, has_mask, is_point_mass, latent, unwrapped, values_of
 
 BOTH = ("model", "guide")
 CLOSE = 1e-3
+FRESH_NOISE = "a net draws fresh noise (dropout that is on under eval(), torch.randn); draw it at a sample site"
 
 
 def check_sites(model: Sites, guide: Sites) -> None:
@@ -55,15 +56,16 @@ def check_supports(model: Sites, guide: Sites) -> None:
         if name not in model or is_point_mass(proposal.fn) or is_improper(model[name].fn):
             continue
         ours, prior = proposal.support, model[name].support
-        for what, support, value in (
-            ("guide cannot draw all that the prior", ours, lambda name=name: model[name].fn()),
-            ("prior has no density where the guide", prior, lambda proposal=proposal: proposal.raw),
-        ):
-            if support is not None and not support.check(value()).all():
-                raise ContractError(
-                    f"site {name!r}: the {what} draws (supports {ours} and {prior}); "
-                    "choose a guide distribution with the prior's support"
-                )
+        if ours is not None and not ours.check(model[name].fn()).all():
+            what = "guide cannot draw all that the prior"
+        elif prior is not None and not prior.check(proposal.raw).all():
+            what = "prior has no density where the guide"
+        else:
+            continue
+        raise ContractError(
+            f"site {name!r}: the {what} draws (supports {ours} and {prior}); "
+            "choose a guide distribution with the prior's support"
+        )
 
 
 def prior_before_guide(model: Sites, guide: Sites) -> dict[str, bool]:
@@ -101,7 +103,8 @@ def density_faults(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> list
         drawn = any(site.auxiliary and not site.observed for site in guide.values())
         faults += [fault for name, site in latent(model).items() for fault in _guide_faults(site, guide[name], drawn)]
     for name, site in latent(model).items():
-        if not _same_mask(site, guide[name]):
+        masked = has_mask(site) or has_mask(guide[name])
+        if masked and not torch.eq(site.counted(), guide[name].counted()).all():
             line = f"site {name!r} is masked in one of the two programs only; mask it in both alike"
             faults.append(Fault(line, is_loss=False))
     return faults
@@ -115,7 +118,7 @@ def check_density(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> None:
 
 
 def _model_faults(site: Site) -> Iterator[Fault]:
-    if is_factor(site.fn):
+    if isinstance(unwrapped(site.fn), dist.Unit):
         yield Fault(f"pyro.factor {site.name!r} leaves the model unnormalised, so its numbers are a loss")
     elif is_improper(site.fn):
         yield Fault(f"the prior of site {site.name!r} is improper (ImproperUniform), so its numbers are a loss")
@@ -164,13 +167,6 @@ def _is_discrete(support: constraints.Constraint | None) -> bool | None:
         return None
 
 
-def _same_mask(one: Site, other: Site) -> bool:
-    """Whether the masks of two sites leave as much of each datum out."""
-    if not (has_mask(one) or has_mask(other)):
-        return True
-    return bool(torch.eq(one.counted(), other.counted()).all())
-
-
 # --- auxiliary sites ----------------------------------------------------------------------------------------
 
 
@@ -216,11 +212,10 @@ def _check_function(pair: nn.Module, fields: Fields, guide: Sites, drawn: Sites)
 
 def _jacobian(codes: list[Tensor], places: list[Tensor]) -> Float[Tensor, "batch codes places"]:
     rows = []
-    for column in [code[:, i] for code in codes for i in range(code.shape[1])]:
-        found = [None] * len(places)
+    for column in [column for code in codes for column in code.unbind(1)]:
+        slopes = [torch.zeros_like(place) for place in places]
         if column.requires_grad:
-            found = torch.autograd.grad(column.sum(), places, retain_graph=True, allow_unused=True)
-        slopes = [torch.zeros_like(p) if g is None else g for p, g in zip(places, found, strict=True)]
+            slopes = torch.autograd.grad(column.sum(), places, retain_graph=True, materialize_grads=True)
         rows.append(torch.cat([slope.reshape(slope.shape[1], -1) for slope in slopes], 1))
     size, width = places[0].shape[1], sum(place[0, 0].numel() for place in places)
     return torch.stack(rows, 1) if rows else places[0].new_zeros(size, 0, width)
@@ -277,29 +272,26 @@ def check_data_apart(pair: nn.Module, batch: Fields) -> None:
                 continue  # a plate of fixed size, which cannot be cut, or a density that is known at its own draws only
             for name, score in whole.items():
                 if not same(score, again[name]):
-                    raise ContractError(_not_alone(pair, program, name, guide, "changes from run to run"))
+                    raise _not_alone(program, name, guide, "changes from run to run", FRESH_NOISE)
                 if not same(alone[name][:, :1], score[:, :1]):
-                    raise ContractError(_not_alone(pair, program, name, guide, "depends on the other data beside it"))
+                    raise _not_alone(program, name, guide, "depends on the other data beside it", _mixes_data(pair))
 
 
 def _scores(program: str, pair: nn.Module, fields: Fields, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """The unscaled log-probability of each site in the plate of the data, [1, batch]."""
-    return {name: site.score() for name, site in _at(program, pair, fields, values).items() if site.in_plate}
+    run = run_model if program == "model" else run_guide_at
+    return {name: site.score() for name, site in run(pair, fields, values).items() if site.in_plate}
 
 
-def _at(program: str, pair: nn.Module, fields: Fields, values: dict[str, Tensor]) -> Sites:
-    if program == "model":
-        return run_model(pair, fields, values)
-    return run_guide_at(pair, fields, values, way=OWN_DIM)
-
-
-def _not_alone(pair: nn.Module, program: str, name: str, guide: Sites, how: str) -> str:
+def _not_alone(program: str, name: str, guide: Sites, how: str, reason: str) -> ContractError:
     what = "log q(z|x)" if program == "guide" else "log p(z)" if name in guide else "log p(x|z)"
+    return ContractError(f"{what} of a datum {how} under eval(), at site {name!r} of the {program}: {reason}")
+
+
+def _mixes_data(pair: nn.Module) -> str:
+    """Why a datum may depend on those beside it, and what to do."""
     reason = "keep data apart, in the plate"
-    if how.startswith("changes"):
-        reason = "a net draws fresh noise (dropout that is on under eval(), torch.randn); draw it at a sample site"
-    else:
-        for part, module in pair.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-                reason = f"{part!r} is a BatchNorm without running statistics; set track_running_stats=True"
-    return f"{what} of a datum {how} under eval(), at site {name!r} of the {program}: {reason}"
+    for part, module in pair.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            reason = f"{part!r} is a BatchNorm without running statistics; set track_running_stats=True"
+    return reason

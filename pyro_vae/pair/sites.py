@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -77,12 +77,11 @@ class Layout(NamedTuple):
         return field.expand(self.particles, *field.shape).flatten(0, 1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """One sample statement as it ran.
 
     Attributes:
-        name: its name.
         fn: its distribution, expanded over the plates of the program.
         raw: its value as the program had it.
         observed: whether the program observes it, also where `poutine.uncondition` made it draw.
@@ -91,7 +90,6 @@ class Site:
         scale: what multiplies its log-probability; the subsampling scale of the data's plate is divided out.
         mask: what leaves log-probabilities out, or None.
         auxiliary: whether the guide marks it with infer={"is_auxiliary": True}.
-        layout: how the program held the particles.
     """
 
     name: str
@@ -124,8 +122,8 @@ class Site:
         try:
             return self.fn.log_prob(self.raw)
         except Exception as problem:
-            detail = " ".join(str(problem).split())[:300]
-            raise ProgramError(f"{self._misfit()} (log_prob raised {type(problem).__name__}: {detail})") from problem
+            what = f"(log_prob raised {type(problem).__name__}: {shortened(problem, 300)})"
+            raise ProgramError(f"{self._misfit()} {what}") from problem
 
     @property
     def value(self) -> Shaped[Tensor, "particles batch ..."]:
@@ -186,7 +184,7 @@ class Site:
 
     def check_shape(self) -> None:
         """Raise `ContractError` where the value misses a dim, which could broadcast against the particles unnoticed."""
-        self._like_value(self.raw)
+        _ = self.value
 
     def _like_value(self, tensor: Tensor) -> Shaped[Tensor, "particles batch ..."]:
         return self._unfold(tensor, len(self.event_shape)) if self.in_plate else tensor.unsqueeze(0)
@@ -213,6 +211,11 @@ class Site:
 Sites = dict[str, Site]
 
 
+def shortened(problem: Exception, length: int) -> str:
+    """What an error says, in one line of that many characters at most."""
+    return " ".join(str(problem).split())[:length]
+
+
 def elements(fn: Any) -> Any:
     """What `.to_event()` wraps: a distribution whose batch shape holds the event dims that it declared."""
     while isinstance(fn, Independent):
@@ -234,11 +237,6 @@ def unwrapped(fn: Any) -> Any:
 def is_point_mass(fn: Any) -> bool:
     """Whether a distribution is Pyro's `Delta`."""
     return isinstance(unwrapped(fn), dist.Delta)
-
-
-def is_factor(fn: Any) -> bool:
-    """Whether it is what `pyro.factor` samples."""
-    return isinstance(unwrapped(fn), dist.Unit)
 
 
 def has_mask(site: Site) -> bool:
@@ -269,23 +267,15 @@ class Record(Messenger):
     """Records the sample sites of a program, giving the named ones the values they are told to have.
 
     Args:
-        layout: how the program holds the particles.
         values: values of latents, as the program takes them.
         data_plate: the name of the data's plate; None: the plate at dim -1 that is as long as the batch.
         free: point masses draw their own value, whatever they are told.
         settle: log-probabilities are taken where the site is drawn.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        values: Mapping[str, Tensor] | None = None,
-        data_plate: str | None = None,
-        free: bool = False,
-        settle: bool = False,
-    ):
+    def __init__(self, layout: Layout, values: Mapping[str, Tensor], data_plate: str | None, free: bool, settle: bool):
         super().__init__()
-        self.layout, self.values, self.data_plate = layout, values or {}, data_plate
+        self.layout, self.values, self.data_plate = layout, values, data_plate
         self.free, self.settle = free, settle
         self.seen: list[tuple[Site, Any]] = []
 
@@ -334,13 +324,17 @@ class Record(Messenger):
         return f"after site {last.name!r} with a value of shape {list(last.raw.shape)}"
 
     def sites(self) -> Sites:
-        """The sites by name.
+        """The sites by name, to be asked for once: that of the data's plate is known now, and its scale divided out.
 
         Raises:
             ContractError: two plates could be the data's.
         """
         plate = self._plate_of_data()
-        return {site.name: _in_plate(site, frame, plate) for site, frame in self.seen}
+        for site, frame in self.seen:
+            site.in_plate = frame is not None and frame.name == plate
+            own = frame.full_size / frame.size if site.in_plate and frame.full_size else 1.0
+            site.scale = _without(site.scale, own)
+        return {site.name: site for site, _ in self.seen}
 
     def _plate_of_data(self) -> str | None:
         if self.data_plate is not None:
@@ -354,16 +348,6 @@ class Record(Messenger):
                 f"be the data's; say which: data_plate = {names[0]!r} as an attribute of the pair"
             )
         return names[0] if names else None
-
-
-def _in_plate(site: Site, frame: Any, plate: str | None) -> Site:
-    """The site, told which plate is the data's; the subsampling scale of that plate is divided out."""
-    in_plate = frame is not None and frame.name == plate
-    own = frame.full_size / frame.size if in_plate and frame.full_size else 1.0
-    placed = replace(site, in_plate=in_plate, scale=_without(site.scale, own))
-    if "density" in vars(site):
-        vars(placed)["density"] = site.density
-    return placed
 
 
 def _without(scale: Any, own: float) -> Any:
