@@ -53,7 +53,9 @@ def check_supports(model: Sites, guide: Sites) -> None:
     """Raise `ContractError` where guide and prior of a site do not reach each other's draws: then importance weights
     leave out part of the posterior, or are zero. Reads values, so it is for the start of an evaluation."""
     for name, proposal in guide.items():
-        if name not in model or is_point_mass(proposal.fn) or is_improper(model[name].fn):
+        if name not in model or is_point_mass(proposal.fn):
+            continue
+        if isinstance(unwrapped(model[name].fn), dist.ImproperUniform):
             continue
         ours, prior = proposal.support, model[name].support
         if ours is not None and not ours.check(model[name].fn()).all():
@@ -100,7 +102,7 @@ def density_faults(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> list
     if "model" in of:
         faults += [fault for site in model.values() for fault in _model_faults(site)]
     if "guide" in of:
-        drawn = any(site.auxiliary and not site.observed for site in guide.values())
+        drawn = any(site.auxiliary for site in latent(guide).values())
         faults += [fault for name, site in latent(model).items() for fault in _guide_faults(site, guide[name], drawn)]
     for name, site in latent(model).items():
         masked = has_mask(site) or has_mask(guide[name])
@@ -120,7 +122,7 @@ def check_density(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> None:
 def _model_faults(site: Site) -> Iterator[Fault]:
     if isinstance(unwrapped(site.fn), dist.Unit):
         yield Fault(f"pyro.factor {site.name!r} leaves the model unnormalised, so its numbers are a loss")
-    elif is_improper(site.fn):
+    elif isinstance(unwrapped(site.fn), dist.ImproperUniform):
         yield Fault(f"the prior of site {site.name!r} is improper (ImproperUniform), so its numbers are a loss")
     yield from _scale_fault(site, "model")
 
@@ -145,7 +147,7 @@ def _guide_faults(prior: Site, site: Site, follows_auxiliary: bool) -> Iterator[
 def _scale_fault(site: Site, program: str) -> Iterator[Fault]:
     scale = site.scale
     if isinstance(scale, Tensor):
-        off = scale.detach().flatten()[(scale.detach() != 1).flatten()]
+        off = scale[scale != 1]
         scale = off[0].item() if off.numel() else 1.0
     if scale != 1.0:
         yield Fault(
@@ -153,11 +155,6 @@ def _scale_fault(site: Site, program: str) -> Iterator[Fault]:
             "leave poutine.scale out under eval()",
             is_loss=False,
         )
-
-
-def is_improper(fn: Any) -> bool:
-    """Whether a distribution is Pyro's `ImproperUniform`."""
-    return isinstance(unwrapped(fn), dist.ImproperUniform)
 
 
 def _is_discrete(support: constraints.Constraint | None) -> bool | None:
@@ -179,7 +176,7 @@ def check_auxiliary(pair: nn.Module, batch: Fields) -> None:
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), evaluating(pair):
         fields = {name: field.clone() for name, field in select_fields(pair, batch).items()}
         guide = run_guide(pair, fields)
-        drawn = {name: site for name, site in guide.items() if site.auxiliary and not site.observed and site.in_plate}
+        drawn = {name: site for name, site in latent(guide).items() if site.auxiliary and site.in_plate}
         if drawn:
             _check_function(pair, fields, guide, drawn)
 
@@ -202,7 +199,7 @@ def _check_function(pair: nn.Module, fields: Fields, guide: Sites, drawn: Sites)
     jacobian = _jacobian(codes, list(places.values()))
     _refuse_unused(jacobian, places, masses, codes)
     if jacobian.shape[1] != jacobian.shape[2] or not (log_det := torch.linalg.slogdet(jacobian)[1]).isfinite().all():
-        raise ContractError(_no_function(next(iter(drawn))))
+        raise _no_function(next(iter(drawn)))
     if not torch.allclose(log_det, expected.to(log_det), rtol=CLOSE, atol=CLOSE):
         raise ContractError(
             f"the log_density of site {next(iter(masses))!r} is not minus the log of the Jacobian of its function of "
@@ -226,14 +223,14 @@ def _refuse_unused(jacobian: Tensor, places: dict[str, Tensor], masses: Sites, c
     widths = [place[0, 0].numel() for place in places.values()]
     for name, part in zip(places, jacobian.split(widths, 2), strict=True):
         if not part.any():
-            raise ContractError(_no_function(name))
+            raise _no_function(name)
     for name, part in zip(masses, jacobian.split([code.shape[1] for code in codes], 1), strict=True):
         if not part.any():
             raise ContractError(f"the guide's site {name!r} is a point mass (Delta), which has no density")
 
 
-def _no_function(name: str) -> str:
-    return (
+def _no_function(name: str) -> ContractError:
+    return ContractError(
         f"the guide's auxiliary site {name!r} leaves the latents without a density: no latent is an invertible "
         "function of it; give them as Delta(f(auxiliary), log_density=minus the log Jacobian), or draw them directly"
     )

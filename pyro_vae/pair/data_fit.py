@@ -108,19 +108,15 @@ def _allowed(support: Support, relaxed: bool) -> Support:
 def _is_of_all(base: Support | None) -> bool:
     """Whether a support of single elements does not differ from datum to datum."""
     bounds = [getattr(base, end, 0) for end in ("lower_bound", "upper_bound")]
-    intervals = (
-        constraints.interval,
-        constraints.integer_interval,
-        constraints.greater_than,
-        constraints.greater_than_eq,
-    )
-    known = (type(constraints.boolean), type(constraints.real), type(COUNTS), *intervals)
+    intervals = (constraints.interval, constraints.integer_interval)
+    half_lines = (constraints.greater_than, constraints.greater_than_eq)
+    known = (type(constraints.boolean), type(constraints.real), type(COUNTS), *intervals, *half_lines)
     return isinstance(base, known) and not any(isinstance(bound, Tensor) for bound in bounds)
 
 
 def _element_constraint(support: Support | None) -> Support | None:
     if isinstance(support, constraints.multinomial):
         return COUNTS  # log_prob takes each datum's own total
-    while isinstance(support, type(constraints.independent(constraints.real, 1))):
+    while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support

@@ -120,7 +120,7 @@ def device_of(pair: nn.Module) -> torch.device:
     return next((tensor.device for tensor in (*pair.parameters(), *pair.buffers())), torch.device("cpu"))
 
 
-class Fields(NamedTuple):
+class FieldNames(NamedTuple):
     """The fields that a pair takes: those that it requires, those that it takes where the data have them, or all."""
 
     required: list[str]
@@ -128,7 +128,7 @@ class Fields(NamedTuple):
     every: bool
 
 
-def field_names(pair: nn.Module) -> Fields:
+def field_names(pair: nn.Module) -> FieldNames:
     """The names of the fields that a pair's signature asks for; decorators and Pyro's handlers are looked through.
 
     Raises:
@@ -151,7 +151,7 @@ Program = tuple[Callable[..., Any], int]
 """A function, and how many of its arguments are bound."""
 
 
-def _fields(pair: str, *programs: Program) -> Fields:
+def _fields(pair: str, *programs: Program) -> FieldNames:
     model, guide = [_parameters(*program) for program in programs]
     for program, taken in (("model", model), ("guide", guide)):
         if not taken:
@@ -162,7 +162,7 @@ def _fields(pair: str, *programs: Program) -> Fields:
         raise ContractError(f"model takes {list(model)} but guide takes {list(guide)}; both must take the same fields")
     named = {name: p for name, p in model.items() if p.kind is not p.VAR_KEYWORD}
     required = [name for name, p in named.items() if p.default is p.empty]
-    return Fields(required, [name for name in named if name not in required], every=not named)
+    return FieldNames(required, [name for name in named if name not in required], every=not named)
 
 
 _kept_fields = lru_cache(maxsize=128)(_fields)

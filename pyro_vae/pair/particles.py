@@ -82,16 +82,9 @@ def run_program(
     given = {name: layout.fold(value) for name, value in (values or {}).items()}
     plate = pyro.plate(PARTICLES, particles, dim=-2) if layout.draws else nullcontext()
     record = Record(layout, given, getattr(pair, "data_plate", None), free, settle)
-    with validation_off(), LocalParameters(), record, _explained(program, record), plate:
-        program(**{name: layout.repeat(field) for name, field in fields.items()})
-    return record.sites()
-
-
-@contextmanager
-def _explained(program: Callable[..., Any], record: Record) -> Iterator[None]:
-    """An error of the program becomes one line that names the site after which it was raised."""
     try:
-        yield
+        with validation_off(), LocalParameters(), record, plate:
+            program(**{name: layout.repeat(field) for name, field in fields.items()})
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError) as problem:
@@ -100,6 +93,7 @@ def _explained(program: Callable[..., Any], record: Record) -> Iterator[None]:
         name = getattr(program, "__name__", "program")
         what = f"the {name} raised {type(problem).__name__} {record.last}: {shortened(problem, 300)}"
         raise ProgramError(what) from problem
+    return record.sites()
 
 
 def run_guide(pair: nn.Module, batch: Fields, particles: int = 1) -> Sites:

@@ -88,7 +88,7 @@ def log_terms(
     parts = []
     for count in counts(pair, batch, particles):
         guide = run_guide(pair, batch, count)
-        if not as_loss and any(site.auxiliary and not site.observed for site in guide.values()):
+        if not as_loss and any(site.auxiliary for site in latent(guide).values()):
             check_auxiliary(pair, batch)
         if frozen_guide:
             guide = run_guide_at(pair, batch, values_of(guide), count, frozen=True)
@@ -215,8 +215,8 @@ def _checked_sums(model: Sites, guide: Sites, particles: int, size: int, as_loss
         check_density(model, guide)
     sums = _Sums(particles, size)
     if torch.is_grad_enabled():
-        for site in guide.values():
-            if not site.observed and not getattr(site.fn, "has_rsample", False):
+        for site in latent(guide).values():
+            if not getattr(site.fn, "has_rsample", False):
                 sums.add_score(site)
     return sums
 
