@@ -82,9 +82,6 @@ def prior_before_guide(model: Sites, guide: Sites) -> dict[str, bool]:
     return settled
 
 
-# --- what is no density -------------------------------------------------------------------------------------
-
-
 class Fault(NamedTuple):
     """Why a term is no log-density, in words, and whether the numbers still make a loss."""
 
@@ -162,9 +159,6 @@ def _is_discrete(support: constraints.Constraint | None) -> bool | None:
         return None if support is None else support.is_discrete
     except NotImplementedError:
         return None
-
-
-# --- auxiliary sites ----------------------------------------------------------------------------------------
 
 
 def check_auxiliary(pair: nn.Module, batch: Fields) -> None:
@@ -246,9 +240,6 @@ def support_of(site: Site) -> constraints.Constraint:
     fn = site.fn
     support = fn.component_distribution.support if isinstance(fn, MixtureSameFamily) else site.support
     return constraints.real if support is None else support
-
-
-# --- data apart ---------------------------------------------------------------------------------------------
 
 
 def check_data_apart(pair: nn.Module, batch: Fields) -> None:

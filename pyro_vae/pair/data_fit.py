@@ -78,11 +78,11 @@ def _check_sites(pair: nn.Module, split: Split, names: list[str], relaxed: bool)
 
 def _observation(site: Site) -> Tensor:
     """What a site observes; where a mask leaves it out, what the site could observe."""
-    values = site.raw
-    if isinstance(site.mask, Tensor) and site.mask.shape == values.shape[: site.mask.dim()] and site.mask.dim() == 1:
-        keep = site.mask.bool().reshape(-1, *[1] * (values.dim() - 1))
-        values = torch.where(keep, values, site.fn().to(values.dtype))
-    return values
+    mask, values = site.mask, site.raw
+    if not isinstance(mask, Tensor) or mask.dim() != 1 or mask.shape != values.shape[:1]:
+        return values
+    keep = mask.bool().reshape(-1, *[1] * (values.dim() - 1))
+    return torch.where(keep, values, site.fn().to(values.dtype))
 
 
 def _check_values(where: str, values: Tensor, support: Support, start: int) -> None:

@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from pyro_vae.errors import ContractError, ProgramError, UserError
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.pair import LocalParameters, batch_size, evaluating, select_fields
-from pyro_vae.pair.sites import ONE_PLATE, PARTICLES, Layout, Record, Sites, latent, shortened
+from pyro_vae.pair.sites import ONE_PLATE, PARTICLES, Layout, Record, Sites, latent, shortened, side_by_side, values_of
 
 Fields = Mapping[str, Tensor]
 Values = Mapping[str, Shaped[Tensor, "particles batch ..."]]
@@ -167,8 +167,6 @@ def _program(pair: nn.Module, name: str, tensors: Mapping[str, Tensor] | None) -
     return program
 
 
-# --- which way ----------------------------------------------------------------------------------------------
-
 _SEEN: "weakref.WeakKeyDictionary[nn.Module, dict[tuple, Ways]]" = weakref.WeakKeyDictionary()
 """What was seen of a pair, by its modules and the shape of a datum; gone with the pair."""
 
@@ -226,14 +224,14 @@ class _Trial:
         guides = [self._run("guide", 1) for _ in range(particles)]
         if self._stands_outside(guides[0]):
             return Ways(LOOPED, LOOPED, OUTSIDE)
-        values = {name: torch.cat([guide[name].value for guide in guides]) for name in guides[0]}
-        alone = [{name: value[i : i + 1] for name, value in values.items()} for i in range(particles)]
-        models = [self._run("model", 1, one) for one in alone]
+        drawn = [values_of(guide) for guide in guides]
+        models = [self._run("model", 1, values) for values in drawn]
         if self._stands_outside(latent(models[0])):
             return Ways(LOOPED, LOOPED, OUTSIDE)
         sites = [site for run in models + guides for site in run.values()]
         if self.tensors is not None and any(site.density.isnan().any() for site in sites):
             raise ProgramError("the log-probabilities are not numbers under moved weights")
+        values = side_by_side(drawn)
         guide, why_guide = self._chosen("guide", values, guides)
         model, why_model = self._chosen("model", values, models)
         reason = "; ".join(filter(None, [why_guide, why_model])) or "its nets broadcast over them"

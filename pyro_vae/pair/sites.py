@@ -250,8 +250,7 @@ def _counted(fn: Any) -> Tensor:
     """Elements that count, of the batch shape of a distribution."""
     known = getattr(fn, "mask", None)
     if isinstance(known, Tensor):  # a likelihood that says which elements it is of
-        per_datum = known.expand(*fn.batch_shape, *fn.event_shape)
-        return per_datum.reshape(*fn.batch_shape, -1).sum(-1).expand(fn.batch_shape)
+        return known.expand(*fn.batch_shape, *fn.event_shape).reshape(*fn.batch_shape, -1).sum(-1)
     if isinstance(fn, Independent):
         inner, dims = _counted(fn.base_dist), fn.reinterpreted_batch_ndims
         return inner.reshape(*inner.shape[: inner.dim() - dims], -1).sum(-1)
