@@ -53,19 +53,17 @@ def check_supports(model: Sites, guide: Sites) -> None:
     """Raise `ContractError` where guide and prior of a site do not reach each other's draws: then importance weights
     leave out part of the posterior, or are zero. Reads values, so it is for the start of an evaluation."""
     for name, proposal in guide.items():
-        if name not in model or is_point_mass(proposal.fn):
+        prior = model.get(name)
+        if prior is None or is_point_mass(proposal.fn) or isinstance(unwrapped(prior.fn), dist.ImproperUniform):
             continue
-        if isinstance(unwrapped(model[name].fn), dist.ImproperUniform):
-            continue
-        ours, prior = proposal.support, model[name].support
-        if ours is not None and not ours.check(model[name].fn()).all():
+        if proposal.support is not None and not proposal.support.check(prior.fn()).all():
             what = "guide cannot draw all that the prior"
-        elif prior is not None and not prior.check(proposal.raw).all():
+        elif prior.support is not None and not prior.support.check(proposal.raw).all():
             what = "prior has no density where the guide"
         else:
             continue
         raise ContractError(
-            f"site {name!r}: the {what} draws (supports {ours} and {prior}); "
+            f"site {name!r}: the {what} draws (supports {proposal.support} and {prior.support}); "
             "choose a guide distribution with the prior's support"
         )
 
@@ -252,10 +250,10 @@ def check_data_apart(pair: nn.Module, batch: Fields) -> None:
         guide = run_guide(pair, fields)
         values = values_of(guide)
         part = {name: site.value[:, twice] if site.in_plate else site.value for name, site in guide.items()}
-        for program in ("model", "guide"):
+        for program, run in (("model", run_model), ("guide", run_guide_at)):
             try:
-                whole, again = (_scores(program, pair, fields, values) for _ in range(2))
-                alone = _scores(program, pair, some, part)
+                whole, again = (_scores(run(pair, fields, values)) for _ in range(2))
+                alone = _scores(run(pair, some, part))
             except UserError:
                 continue  # a plate of fixed size, which cannot be cut, or a density that is known at its own draws only
             for name, score in whole.items():
@@ -265,10 +263,8 @@ def check_data_apart(pair: nn.Module, batch: Fields) -> None:
                     raise _not_alone(program, name, guide, "depends on the other data beside it", _mixes_data(pair))
 
 
-def _scores(program: str, pair: nn.Module, fields: Fields, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The unscaled log-probability of each site in the plate of the data, [1, batch]."""
-    run = run_model if program == "model" else run_guide_at
-    return {name: site.score() for name, site in run(pair, fields, values).items() if site.in_plate}
+def _scores(sites: Sites) -> dict[str, Tensor]:
+    return {name: site.score() for name, site in sites.items() if site.in_plate}
 
 
 def _not_alone(program: str, name: str, guide: Sites, how: str, reason: str) -> ContractError:

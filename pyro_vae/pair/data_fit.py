@@ -58,14 +58,17 @@ def check_support(pair: nn.Module, split: Split, relaxed: bool = False) -> None:
         for site in observed_sites(pair, example).values():
             field = next((field for field, value in example.items() if value is site.raw), None)
             if field is not None and _is_of_all(_element_constraint(site.support)):
-                support = _allowed(site.support, relaxed)
-                for start in range(0, split.size, CHUNK):
-                    values = split.take(slice(start, start + CHUNK))[field]
-                    _check_values(f"{field}[{{row}}]", values, support, start)
+                _check_field(split, field, _allowed(site.support, relaxed))
             elif site.support is not None:
                 computed.append(site.name)
         if computed:
             _check_sites(pair, split, computed, relaxed)
+
+
+def _check_field(split: Split, field: str, support: Support) -> None:
+    for start in range(0, split.size, CHUNK):
+        values = split.take(slice(start, start + CHUNK))[field]
+        _check_values(f"{field}[{{row}}]", values, support, start)
 
 
 def _check_sites(pair: nn.Module, split: Split, names: list[str], relaxed: bool) -> None:

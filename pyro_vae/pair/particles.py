@@ -69,10 +69,8 @@ def run_program(
     free: bool = False,
     settle: bool = False,
 ) -> Sites:
-    """The sites of any program that takes the pair's fields, its latents at the given values where they are named.
-
-    Args:
-        free, settle: those of `Record`.
+    """The sites of any program that takes the pair's fields, its latents at the given values where they are named;
+    `free` and `settle` are those of `Record`.
 
     Raises:
         ContractError: the program breaks the contract of a pair, or raises an error of its own; names the site.
@@ -194,8 +192,8 @@ def ways(pair: nn.Module, batch: Fields, particles: int = 2) -> Ways:
 
 def _compare(pair: nn.Module, whole: Fields) -> Ways:
     """The ways of a pair on a few data under moved weights; where that fails, under its own, and then on all data."""
-    rows = torch.arange(TRIED_DATA) % batch_size(whole)
-    few = {name: field[rows.to(field.device)] for name, field in whole.items()}
+    rows = [row % batch_size(whole) for row in range(TRIED_DATA)]
+    few = {name: field[rows] for name, field in whole.items()}
     for trial in (_Trial(pair, few, _moved(pair)), _Trial(pair, few), _Trial(pair, whole, fixed=True)):
         try:
             return trial.ways()
@@ -209,7 +207,6 @@ class _Trial:
     """Compares the ways on some data.
 
     Attributes:
-        fields: those that the pair takes.
         tensors: what stands in place of the pair's parameters; None: nothing.
         fixed: the pair may have a plate of fixed size, which fits the whole batch only.
     """

@@ -45,24 +45,19 @@ class Layout(NamedTuple):
         """The particles' dim: [particles] where they have one of their own, else []."""
         return torch.Size([] if self.folded or self.particles == 1 else [self.particles])
 
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """The batch shape of a site in the data's plate."""
-        return (*self.draws, self.rows)
-
     def unfold(self, tensor: Shaped[Tensor, "..."], event_dims: int) -> Shaped[Tensor, "particles batch ..."]:
         """A tensor of the program as [particles, batch, *event]; what all particles share is expanded.
 
         Raises:
             ValueError: its leading dims are not those of a site in the data's plate.
         """
-        lead = tuple(tensor.shape[: tensor.dim() - event_dims])
+        lead, in_plate = tuple(tensor.shape[: tensor.dim() - event_dims]), (*self.draws, self.rows)
         event = tensor.shape[len(lead) :]
-        if lead == self.lead:
+        if lead == in_plate:
             return tensor.reshape(self.particles, self.size, *event)
         if lead == (self.size,) and not self.folded:
             return tensor.expand(self.particles, self.size, *event)
-        raise ValueError(f"leading dims {list(lead)} are not {list(self.lead)}")
+        raise ValueError(f"leading dims {list(lead)} are not {list(in_plate)}")
 
     def fold(self, value: Shaped[Tensor, "particles batch ..."]) -> Shaped[Tensor, "..."]:
         """A value [particles, batch, ...] as the program takes it."""
@@ -72,9 +67,7 @@ class Layout(NamedTuple):
 
     def repeat(self, field: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "rows ..."]:
         """A field as the program takes it."""
-        if not self.folded:
-            return field
-        return field.expand(self.particles, *field.shape).flatten(0, 1)
+        return torch.cat([field] * self.particles) if self.folded else field
 
 
 @dataclass
