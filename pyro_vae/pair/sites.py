@@ -51,13 +51,13 @@ class Layout(NamedTuple):
         Raises:
             ValueError: its leading dims are not those of a site in the data's plate.
         """
-        lead, in_plate = tuple(tensor.shape[: tensor.dim() - event_dims]), (*self.draws, self.rows)
+        lead, expected = tuple(tensor.shape[: tensor.dim() - event_dims]), (*self.draws, self.rows)
         event = tensor.shape[len(lead) :]
-        if lead == in_plate:
+        if lead == expected:
             return tensor.reshape(self.particles, self.size, *event)
         if lead == (self.size,) and not self.folded:
             return tensor.expand(self.particles, self.size, *event)
-        raise ValueError(f"leading dims {list(lead)} are not {list(in_plate)}")
+        raise ValueError(f"leading dims {list(lead)} are not {list(expected)}")
 
     def fold(self, value: Shaped[Tensor, "particles batch ..."]) -> Shaped[Tensor, "..."]:
         """A value [particles, batch, ...] as the program takes it."""
