@@ -12,11 +12,12 @@ from torch.distributions import MixtureSameFamily, biject_to, constraints
 from pyro_vae.errors import ContractError, UserError
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.pair import evaluating, select_fields
-from pyro_vae.pair.particles import OWN_DIM, Fields, run_guide, run_guide_at, run_model
-from pyro_vae.pair.sites import Site, Sites, has_mask, is_factor, is_point_mass, latent, unwrapped, values_of
+from pyro_vae.pair.particles import Fields, run_guide, run_guide_at, run_model
+from pyro_vae.pair.sites import Site, Sites, has_mask, is_point_mass, latent, unwrapped, values_of
 
 BOTH = ("model", "guide")
 CLOSE = 1e-3
+FRESH_NOISE = "a net draws fresh noise (dropout that is on under eval(), torch.randn); draw it at a sample site"
 
 
 def check_sites(model: Sites, guide: Sites) -> None:
@@ -52,18 +53,19 @@ def check_supports(model: Sites, guide: Sites) -> None:
     """Raise `ContractError` where guide and prior of a site do not reach each other's draws: then importance weights
     leave out part of the posterior, or are zero. Reads values, so it is for the start of an evaluation."""
     for name, proposal in guide.items():
-        if name not in model or is_point_mass(proposal.fn) or is_improper(model[name].fn):
+        prior = model.get(name)
+        if prior is None or is_point_mass(proposal.fn) or isinstance(unwrapped(prior.fn), dist.ImproperUniform):
             continue
-        ours, prior = proposal.support, model[name].support
-        for what, support, value in (
-            ("guide cannot draw all that the prior", ours, lambda name=name: model[name].fn()),
-            ("prior has no density where the guide", prior, lambda proposal=proposal: proposal.raw),
-        ):
-            if support is not None and not support.check(value()).all():
-                raise ContractError(
-                    f"site {name!r}: the {what} draws (supports {ours} and {prior}); "
-                    "choose a guide distribution with the prior's support"
-                )
+        if proposal.support is not None and not proposal.support.check(prior.fn()).all():
+            what = "guide cannot draw all that the prior"
+        elif prior.support is not None and not prior.support.check(proposal.raw).all():
+            what = "prior has no density where the guide"
+        else:
+            continue
+        raise ContractError(
+            f"site {name!r}: the {what} draws (supports {proposal.support} and {prior.support}); "
+            "choose a guide distribution with the prior's support"
+        )
 
 
 def prior_before_guide(model: Sites, guide: Sites) -> dict[str, bool]:
@@ -76,9 +78,6 @@ def prior_before_guide(model: Sites, guide: Sites) -> dict[str, bool]:
         settled[name] = place[name] > latest
         latest = max(latest, place[name])
     return settled
-
-
-# --- what is no density -------------------------------------------------------------------------------------
 
 
 class Fault(NamedTuple):
@@ -98,10 +97,11 @@ def density_faults(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> list
     if "model" in of:
         faults += [fault for site in model.values() for fault in _model_faults(site)]
     if "guide" in of:
-        drawn = any(site.auxiliary and not site.observed for site in guide.values())
+        drawn = any(site.auxiliary for site in latent(guide).values())
         faults += [fault for name, site in latent(model).items() for fault in _guide_faults(site, guide[name], drawn)]
     for name, site in latent(model).items():
-        if not _same_mask(site, guide[name]):
+        masked = has_mask(site) or has_mask(guide[name])
+        if masked and not torch.eq(site.counted(), guide[name].counted()).all():
             line = f"site {name!r} is masked in one of the two programs only; mask it in both alike"
             faults.append(Fault(line, is_loss=False))
     return faults
@@ -115,9 +115,9 @@ def check_density(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> None:
 
 
 def _model_faults(site: Site) -> Iterator[Fault]:
-    if is_factor(site.fn):
+    if isinstance(unwrapped(site.fn), dist.Unit):
         yield Fault(f"pyro.factor {site.name!r} leaves the model unnormalised, so its numbers are a loss")
-    elif is_improper(site.fn):
+    elif isinstance(unwrapped(site.fn), dist.ImproperUniform):
         yield Fault(f"the prior of site {site.name!r} is improper (ImproperUniform), so its numbers are a loss")
     yield from _scale_fault(site, "model")
 
@@ -142,7 +142,7 @@ def _guide_faults(prior: Site, site: Site, follows_auxiliary: bool) -> Iterator[
 def _scale_fault(site: Site, program: str) -> Iterator[Fault]:
     scale = site.scale
     if isinstance(scale, Tensor):
-        off = scale.detach().flatten()[(scale.detach() != 1).flatten()]
+        off = scale[scale != 1]
         scale = off[0].item() if off.numel() else 1.0
     if scale != 1.0:
         yield Fault(
@@ -152,26 +152,11 @@ def _scale_fault(site: Site, program: str) -> Iterator[Fault]:
         )
 
 
-def is_improper(fn: Any) -> bool:
-    """Whether a distribution is Pyro's `ImproperUniform`."""
-    return isinstance(unwrapped(fn), dist.ImproperUniform)
-
-
 def _is_discrete(support: constraints.Constraint | None) -> bool | None:
     try:
         return None if support is None else support.is_discrete
     except NotImplementedError:
         return None
-
-
-def _same_mask(one: Site, other: Site) -> bool:
-    """Whether the masks of two sites leave as much of each datum out."""
-    if not (has_mask(one) or has_mask(other)):
-        return True
-    return bool(torch.eq(one.counted(), other.counted()).all())
-
-
-# --- auxiliary sites ----------------------------------------------------------------------------------------
 
 
 def check_auxiliary(pair: nn.Module, batch: Fields) -> None:
@@ -183,7 +168,7 @@ def check_auxiliary(pair: nn.Module, batch: Fields) -> None:
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), evaluating(pair):
         fields = {name: field.clone() for name, field in select_fields(pair, batch).items()}
         guide = run_guide(pair, fields)
-        drawn = {name: site for name, site in guide.items() if site.auxiliary and not site.observed and site.in_plate}
+        drawn = {name: site for name, site in latent(guide).items() if site.auxiliary and site.in_plate}
         if drawn:
             _check_function(pair, fields, guide, drawn)
 
@@ -206,7 +191,7 @@ def _check_function(pair: nn.Module, fields: Fields, guide: Sites, drawn: Sites)
     jacobian = _jacobian(codes, list(places.values()))
     _refuse_unused(jacobian, places, masses, codes)
     if jacobian.shape[1] != jacobian.shape[2] or not (log_det := torch.linalg.slogdet(jacobian)[1]).isfinite().all():
-        raise ContractError(_no_function(next(iter(drawn))))
+        raise _no_function(next(iter(drawn)))
     if not torch.allclose(log_det, expected.to(log_det), rtol=CLOSE, atol=CLOSE):
         raise ContractError(
             f"the log_density of site {next(iter(masses))!r} is not minus the log of the Jacobian of its function of "
@@ -216,11 +201,10 @@ def _check_function(pair: nn.Module, fields: Fields, guide: Sites, drawn: Sites)
 
 def _jacobian(codes: list[Tensor], places: list[Tensor]) -> Float[Tensor, "batch codes places"]:
     rows = []
-    for column in [code[:, i] for code in codes for i in range(code.shape[1])]:
-        found = [None] * len(places)
+    for column in [column for code in codes for column in code.unbind(1)]:
+        slopes = [torch.zeros_like(place) for place in places]
         if column.requires_grad:
-            found = torch.autograd.grad(column.sum(), places, retain_graph=True, allow_unused=True)
-        slopes = [torch.zeros_like(p) if g is None else g for p, g in zip(places, found, strict=True)]
+            slopes = torch.autograd.grad(column.sum(), places, retain_graph=True, materialize_grads=True)
         rows.append(torch.cat([slope.reshape(slope.shape[1], -1) for slope in slopes], 1))
     size, width = places[0].shape[1], sum(place[0, 0].numel() for place in places)
     return torch.stack(rows, 1) if rows else places[0].new_zeros(size, 0, width)
@@ -231,14 +215,14 @@ def _refuse_unused(jacobian: Tensor, places: dict[str, Tensor], masses: Sites, c
     widths = [place[0, 0].numel() for place in places.values()]
     for name, part in zip(places, jacobian.split(widths, 2), strict=True):
         if not part.any():
-            raise ContractError(_no_function(name))
+            raise _no_function(name)
     for name, part in zip(masses, jacobian.split([code.shape[1] for code in codes], 1), strict=True):
         if not part.any():
             raise ContractError(f"the guide's site {name!r} is a point mass (Delta), which has no density")
 
 
-def _no_function(name: str) -> str:
-    return (
+def _no_function(name: str) -> ContractError:
+    return ContractError(
         f"the guide's auxiliary site {name!r} leaves the latents without a density: no latent is an invertible "
         "function of it; give them as Delta(f(auxiliary), log_density=minus the log Jacobian), or draw them directly"
     )
@@ -256,9 +240,6 @@ def support_of(site: Site) -> constraints.Constraint:
     return constraints.real if support is None else support
 
 
-# --- data apart ---------------------------------------------------------------------------------------------
-
-
 def check_data_apart(pair: nn.Module, batch: Fields) -> None:
     """Raise `ContractError` where the terms of a datum change with the data beside it or from run to run, under
     `eval()`; names the site and the reason."""
@@ -269,37 +250,32 @@ def check_data_apart(pair: nn.Module, batch: Fields) -> None:
         guide = run_guide(pair, fields)
         values = values_of(guide)
         part = {name: site.value[:, twice] if site.in_plate else site.value for name, site in guide.items()}
-        for program in ("model", "guide"):
+        for program, run in (("model", run_model), ("guide", run_guide_at)):
             try:
-                whole, again = (_scores(program, pair, fields, values) for _ in range(2))
-                alone = _scores(program, pair, some, part)
+                whole, again = (_scores(run(pair, fields, values)) for _ in range(2))
+                alone = _scores(run(pair, some, part))
             except UserError:
                 continue  # a plate of fixed size, which cannot be cut, or a density that is known at its own draws only
             for name, score in whole.items():
                 if not same(score, again[name]):
-                    raise ContractError(_not_alone(pair, program, name, guide, "changes from run to run"))
+                    raise _not_alone(program, name, guide, "changes from run to run", FRESH_NOISE)
                 if not same(alone[name][:, :1], score[:, :1]):
-                    raise ContractError(_not_alone(pair, program, name, guide, "depends on the other data beside it"))
+                    raise _not_alone(program, name, guide, "depends on the other data beside it", _mixes_data(pair))
 
 
-def _scores(program: str, pair: nn.Module, fields: Fields, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The unscaled log-probability of each site in the plate of the data, [1, batch]."""
-    return {name: site.score() for name, site in _at(program, pair, fields, values).items() if site.in_plate}
+def _scores(sites: Sites) -> dict[str, Tensor]:
+    return {name: site.score() for name, site in sites.items() if site.in_plate}
 
 
-def _at(program: str, pair: nn.Module, fields: Fields, values: dict[str, Tensor]) -> Sites:
-    if program == "model":
-        return run_model(pair, fields, values)
-    return run_guide_at(pair, fields, values, way=OWN_DIM)
-
-
-def _not_alone(pair: nn.Module, program: str, name: str, guide: Sites, how: str) -> str:
+def _not_alone(program: str, name: str, guide: Sites, how: str, reason: str) -> ContractError:
     what = "log q(z|x)" if program == "guide" else "log p(z)" if name in guide else "log p(x|z)"
+    return ContractError(f"{what} of a datum {how} under eval(), at site {name!r} of the {program}: {reason}")
+
+
+def _mixes_data(pair: nn.Module) -> str:
+    """Why a datum may depend on those beside it, and what to do."""
     reason = "keep data apart, in the plate"
-    if how.startswith("changes"):
-        reason = "a net draws fresh noise (dropout that is on under eval(), torch.randn); draw it at a sample site"
-    else:
-        for part, module in pair.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-                reason = f"{part!r} is a BatchNorm without running statistics; set track_running_stats=True"
-    return f"{what} of a datum {how} under eval(), at site {name!r} of the {program}: {reason}"
+    for part, module in pair.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            reason = f"{part!r} is a BatchNorm without running statistics; set track_running_stats=True"
+    return reason

@@ -17,23 +17,18 @@ FEW = 512
 """Data at a time where the model has to run to tell what a site observes."""
 
 Support = constraints.Constraint
+COUNTS = constraints.nonnegative_integer
 
 WAYS_OUT = {
     type(constraints.boolean): (
         "a Bernoulli likelihood needs 0 or 1; use binarize='dynamic' or 'static', another likelihood "
         "(continuous_bernoulli, gaussian), or relaxed=True for a loss on grey values that is no likelihood"
     ),
-    constraints.integer_interval: ("this likelihood needs whole levels 0..{upper}; load 8-bit data with scale='raw'"),
-    type(
-        constraints.nonnegative_integer
-    ): "a Poisson likelihood needs counts 0, 1, 2, ...; load counts with scale='raw'",
+    constraints.integer_interval: "this likelihood needs whole levels 0..{upper}; load 8-bit data with scale='raw'",
+    type(COUNTS): "a Poisson likelihood needs counts 0, 1, 2, ...; load counts with scale='raw'",
     type(constraints.unit_interval): "this likelihood needs values in [0, 1]; rescale the data",
     type(constraints.real): "values must be finite numbers",
 }
-
-COUNTS = constraints.nonnegative_integer
-INTERVALS = (constraints.interval, constraints.integer_interval)
-HALF_LINES = (constraints.greater_than, constraints.greater_than_eq)
 
 
 def observed_sites(pair: nn.Module, batch: Mapping[str, Tensor]) -> Sites:
@@ -51,8 +46,8 @@ def is_discrete(pair: nn.Module, batch: Mapping[str, Tensor]) -> bool:
 def check_support(pair: nn.Module, split: Split, relaxed: bool = False) -> None:
     """Raise `DataError` where a value that a site observes is outside the support of its distribution.
 
-    What counts is the value that the site observes. Where that is a field as it is given, the field is read; where it
-    is a function of the fields, the model runs on all data.
+    Where that value is a field as it is given, the field is read; where it is a function of the fields, the model runs
+    on all data.
 
     Args:
         relaxed: let values within [0, 1] pass under a Bernoulli.
@@ -80,18 +75,17 @@ def _check_sites(pair: nn.Module, split: Split, names: list[str], relaxed: bool)
     for start in range(0, split.size, FEW):
         sites = observed_sites(pair, split.take(slice(start, start + FEW)))
         for site in (sites[name] for name in names if name in sites):
-            _check_values(
-                f"site {site.name!r} observes at datum {{row}} a value that", *_observation(site, relaxed), start
-            )
+            where = f"site {site.name!r} observes at datum {{row}} a value that"
+            _check_values(where, _observation(site), _allowed(site.support, relaxed), start)
 
 
-def _observation(site: Site, relaxed: bool) -> tuple[Tensor, Support]:
-    """What a site observes, as far as no mask leaves it out, and what it may be."""
-    values = site.raw
-    if isinstance(site.mask, Tensor) and site.mask.shape == values.shape[: site.mask.dim()] and site.mask.dim() == 1:
-        keep = site.mask.bool().reshape(-1, *[1] * (values.dim() - 1))
-        values = torch.where(keep, values, site.fn().to(values.dtype))
-    return values, _allowed(site.support, relaxed)
+def _observation(site: Site) -> Tensor:
+    """What a site observes; where a mask leaves it out, what the site could observe."""
+    mask, values = site.mask, site.raw
+    if not isinstance(mask, Tensor) or mask.dim() != 1 or mask.shape != values.shape[:1]:
+        return values
+    keep = mask.bool().reshape(-1, *[1] * (values.dim() - 1))
+    return torch.where(keep, values, site.fn().to(values.dtype))
 
 
 def _check_values(where: str, values: Tensor, support: Support, start: int) -> None:
@@ -117,13 +111,15 @@ def _allowed(support: Support, relaxed: bool) -> Support:
 def _is_of_all(base: Support | None) -> bool:
     """Whether a support of single elements does not differ from datum to datum."""
     bounds = [getattr(base, end, 0) for end in ("lower_bound", "upper_bound")]
-    known = (type(constraints.boolean), type(constraints.real), *INTERVALS, *HALF_LINES, type(COUNTS))
+    intervals = (constraints.interval, constraints.integer_interval)
+    half_lines = (constraints.greater_than, constraints.greater_than_eq)
+    known = (type(constraints.boolean), type(constraints.real), type(COUNTS), *intervals, *half_lines)
     return isinstance(base, known) and not any(isinstance(bound, Tensor) for bound in bounds)
 
 
 def _element_constraint(support: Support | None) -> Support | None:
     if isinstance(support, constraints.multinomial):
         return COUNTS  # log_prob takes each datum's own total
-    while isinstance(support, type(constraints.independent(constraints.real, 1))):
+    while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support

@@ -22,7 +22,9 @@ PLATE = "data"
 class Pair(nn.Module):
     """A convenient base class for a pair; any `nn.Module` with `model` and `guide` will do.
 
-    Subclasses define `model` and `guide`, which take the same fields by name. A field that the data lack is a
+    Subclasses define both, which take the same fields [batch, ...] by name. The value of a site is [batch, *event], or
+    [particles, batch, *event] where several particles are drawn and the nets broadcast over them; its log-probability,
+    summed over the event dims, is [batch] in nats. What the two return is not used. A field that the data lack is a
     `DataError` when the pair is used, and a site that breaks the contract a `ContractError` that names it.
 
     Example:
@@ -43,30 +45,11 @@ class Pair(nn.Module):
     """
 
     def model(self, **batch: Tensor) -> Any:
-        """Declare p(z) p(x|z): sample the latents z, and observe the data x with `obs=`.
-
-        What it returns is not used. The log-probability of each site, summed over its event dims, is [batch] in nats.
-
-        Args:
-            batch: named fields, [batch, ...] each. A site's value is [batch, *event], or [particles, batch, *event]
-                where several particles are drawn and the nets broadcast over them.
-
-        Raises:
-            NotImplementedError: the subclass defines none.
-        """
+        """Declare p(z) p(x|z): sample the latents z, and observe the data x with `obs=`."""
         raise NotImplementedError
 
     def guide(self, **batch: Tensor) -> Any:
-        """Declare q(z|x): sample every latent of the model, under its name and with its shape, and no more.
-
-        What it returns is not used. Shapes and units are those of `model`.
-
-        Args:
-            batch: the fields that the model takes, with the same names.
-
-        Raises:
-            NotImplementedError: the subclass defines none.
-        """
+        """Declare q(z|x): sample every latent of the model, under its name and with its shape, and no more."""
         raise NotImplementedError
 
     @contextmanager
@@ -77,14 +60,13 @@ class Pair(nn.Module):
         global parameter store.
         """
         if _PYRO_STACK and not any(isinstance(handler, LocalParameters) for handler in _PYRO_STACK):
-            announce_parameters(self)
+            _announce_parameters(self)
         with pyro.plate(PLATE, size, dim=-1):
             yield
 
 
-def announce_parameters(module: nn.Module) -> None:
-    """Send a `pyro.param` message for each parameter, as `PyroModule` does for its own with module-local parameters:
-    handlers see the parameters, Pyro's parameter store does not."""
+def _announce_parameters(module: nn.Module) -> None:
+    """Send a `pyro.param` message for each parameter, as `PyroModule` does with module-local parameters."""
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             parameter.unconstrained = weakref.ref(parameter)
@@ -138,7 +120,7 @@ def device_of(pair: nn.Module) -> torch.device:
     return next((tensor.device for tensor in (*pair.parameters(), *pair.buffers())), torch.device("cpu"))
 
 
-class Fields(NamedTuple):
+class FieldNames(NamedTuple):
     """The fields that a pair takes: those that it requires, those that it takes where the data have them, or all."""
 
     required: list[str]
@@ -146,7 +128,7 @@ class Fields(NamedTuple):
     every: bool
 
 
-def field_names(pair: nn.Module) -> Fields:
+def field_names(pair: nn.Module) -> FieldNames:
     """The names of the fields that a pair's signature asks for; decorators and Pyro's handlers are looked through.
 
     Raises:
@@ -160,18 +142,17 @@ def field_names(pair: nn.Module) -> Fields:
             )
     if not isinstance(pair, nn.Module):
         raise ContractError(f"{type(pair).__name__} is not a torch.nn.Module; derive it from pyro_vae.Pair")
-    model, guide = _undecorated(pair.model), _undecorated(pair.guide)
-    if inspect.isfunction(model[0]) and inspect.isfunction(guide[0]):
-        return _kept_fields(type(pair).__name__, model, guide)
-    return _fields(type(pair).__name__, model, guide)
+    programs = _undecorated(pair.model), _undecorated(pair.guide)
+    kept = all(inspect.isfunction(function) for function, _ in programs)
+    return (_kept_fields if kept else _fields)(type(pair).__name__, *programs)
 
 
 Program = tuple[Callable[..., Any], int]
 """A function, and how many of its arguments are bound."""
 
 
-def _fields(pair: str, model_program: Program, guide_program: Program) -> Fields:
-    model, guide = _parameters(*model_program), _parameters(*guide_program)
+def _fields(pair: str, *programs: Program) -> FieldNames:
+    model, guide = [_parameters(*program) for program in programs]
     for program, taken in (("model", model), ("guide", guide)):
         if not taken:
             raise ContractError(
@@ -181,7 +162,7 @@ def _fields(pair: str, model_program: Program, guide_program: Program) -> Fields
         raise ContractError(f"model takes {list(model)} but guide takes {list(guide)}; both must take the same fields")
     named = {name: p for name, p in model.items() if p.kind is not p.VAR_KEYWORD}
     required = [name for name, p in named.items() if p.default is p.empty]
-    return Fields(required, [name for name in named if name not in required], every=not named)
+    return FieldNames(required, [name for name in named if name not in required], every=not named)
 
 
 _kept_fields = lru_cache(maxsize=128)(_fields)

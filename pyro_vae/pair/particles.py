@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from pyro_vae.errors import ContractError, ProgramError, UserError
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.pair import LocalParameters, batch_size, evaluating, select_fields
-from pyro_vae.pair.sites import ONE_PLATE, PARTICLES, Layout, Record, Sites, latent
+from pyro_vae.pair.sites import ONE_PLATE, PARTICLES, Layout, Record, Sites, latent, shortened, side_by_side, values_of
 
 Fields = Mapping[str, Tensor]
 Values = Mapping[str, Shaped[Tensor, "particles batch ..."]]
@@ -48,17 +48,6 @@ class Ways(NamedTuple):
         return [1] * particles if self.model == LOOPED else [particles]
 
 
-class Programs(nn.Module):
-    """A pair's programs as one module, so that both can run with other tensors in place of its parameters."""
-
-    def __init__(self, pair: nn.Module):
-        super().__init__()
-        self.pair = pair
-
-    def forward(self, program: str, **fields: Tensor) -> Any:
-        return getattr(self.pair, program)(**fields)
-
-
 @contextmanager
 def validation_off() -> Iterator[None]:
     """Pyro's and torch's checks of arguments off, and as they were afterwards."""
@@ -77,9 +66,11 @@ def run_program(
     particles: int = 1,
     values: Values | None = None,
     way: str = OWN_DIM,
-    **recording: bool,
+    free: bool = False,
+    settle: bool = False,
 ) -> Sites:
-    """The sites of any program that takes the pair's fields, its latents at the given values where they are named.
+    """The sites of any program that takes the pair's fields, its latents at the given values where they are named;
+    `free` and `settle` are those of `Record`.
 
     Raises:
         ContractError: the program breaks the contract of a pair, or raises an error of its own; names the site.
@@ -88,25 +79,19 @@ def run_program(
     layout = Layout(particles, batch_size(fields), way == FOLDED)
     given = {name: layout.fold(value) for name, value in (values or {}).items()}
     plate = pyro.plate(PARTICLES, particles, dim=-2) if layout.draws else nullcontext()
-    record = Record(layout, given, getattr(pair, "data_plate", None), **recording)
-    with validation_off(), LocalParameters(), record, _explained(program, record), plate:
-        program(**{name: layout.repeat(field) for name, field in fields.items()})
-    return record.sites()
-
-
-@contextmanager
-def _explained(program: Callable[..., Any], record: Record) -> Iterator[None]:
-    """An error of the program becomes one line that names the site after which it was raised."""
+    record = Record(layout, given, getattr(pair, "data_plate", None), free, settle)
     try:
-        yield
+        with validation_off(), LocalParameters(), record, plate:
+            program(**{name: layout.repeat(field) for name, field in fields.items()})
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError) as problem:
         if PARTICLES in str(problem):
             raise ContractError(f"a plate of the pair is at dim=-2, where the particles are; {ONE_PLATE}") from problem
         name = getattr(program, "__name__", "program")
-        detail = " ".join(str(problem).split())[:300]
-        raise ProgramError(f"the {name} raised {type(problem).__name__} {record.last}: {detail}") from problem
+        what = f"the {name} raised {type(problem).__name__} {record.last}: {shortened(problem, 300)}"
+        raise ProgramError(what) from problem
+    return record.sites()
 
 
 def run_guide(pair: nn.Module, batch: Fields, particles: int = 1) -> Sites:
@@ -119,9 +104,7 @@ def run_model(pair: nn.Module, batch: Fields, values: Values, particles: int = 1
     return run_program(pair.model, pair, batch, particles, values, ways(pair, batch, particles).model)
 
 
-def run_guide_at(
-    pair: nn.Module, batch: Fields, values: Values, particles: int = 1, frozen: bool = False, way: str | None = None
-) -> Sites:
+def run_guide_at(pair: nn.Module, batch: Fields, values: Values, particles: int = 1, frozen: bool = False) -> Sites:
     """The sites of the guide at given values; a point mass has the value that follows from the other sites.
 
     Args:
@@ -131,7 +114,7 @@ def run_guide_at(
     Raises:
         ContractError: a site has a density at its own draws only.
     """
-    way = way or ways(pair, batch, particles).guide
+    way = ways(pair, batch, particles).guide
     tensors = {f"pair.{name}": parameter.detach() for name, parameter in pair.named_parameters()} if frozen else None
     guide = _program(pair, "guide", tensors)
     try:
@@ -156,6 +139,17 @@ def has_no_inverse(problem: UserError) -> bool:
     return isinstance(problem.__cause__, KeyError | NotImplementedError)
 
 
+class _Programs(nn.Module):
+    """A pair's programs as one module, which `functional_call` can give other tensors."""
+
+    def __init__(self, pair: nn.Module):
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, program: str, **fields: Tensor) -> None:
+        getattr(self.pair, program)(**fields)
+
+
 def _program(pair: nn.Module, name: str, tensors: Mapping[str, Tensor] | None) -> Callable[..., None]:
     """A program with these tensors in place of the pair's parameters. Run it with `settle`: the log-probabilities of a
     distribution that holds modules depend on them as well."""
@@ -165,13 +159,11 @@ def _program(pair: nn.Module, name: str, tensors: Mapping[str, Tensor] | None) -
             getattr(pair, name)(**fields)
             return
         with LocalParameters(stand_ins=True):
-            torch.func.functional_call(Programs(pair), dict(tensors), (name,), fields)
+            torch.func.functional_call(_Programs(pair), dict(tensors), (name,), fields)
 
     program.__name__ = name
     return program
 
-
-# --- which way ----------------------------------------------------------------------------------------------
 
 _SEEN: "weakref.WeakKeyDictionary[nn.Module, dict[tuple, Ways]]" = weakref.WeakKeyDictionary()
 """What was seen of a pair, by its modules and the shape of a datum; gone with the pair."""
@@ -192,19 +184,16 @@ def ways(pair: nn.Module, batch: Fields, particles: int = 2) -> Ways:
     seen = _SEEN.setdefault(pair, {})
     if key not in seen:
         fields = select_fields(pair, batch)
-        with evaluating(pair), torch.no_grad(), torch.random.fork_rng(devices=_devices(fields)):
+        devices = sorted({field.device.index for field in fields.values() if field.is_cuda})
+        with evaluating(pair), torch.no_grad(), torch.random.fork_rng(devices=devices):
             seen[key] = _compare(pair, fields)
     return seen[key]
 
 
-def _devices(fields: Fields) -> list[int]:
-    return sorted({field.device.index for field in fields.values() if field.device.type == "cuda"})
-
-
 def _compare(pair: nn.Module, whole: Fields) -> Ways:
     """The ways of a pair on a few data under moved weights; where that fails, under its own, and then on all data."""
-    rows = torch.arange(TRIED_DATA) % batch_size(whole)
-    few = {name: field[rows.to(field.device)] for name, field in whole.items()}
+    rows = [row % batch_size(whole) for row in range(TRIED_DATA)]
+    few = {name: field[rows] for name, field in whole.items()}
     for trial in (_Trial(pair, few, _moved(pair)), _Trial(pair, few), _Trial(pair, whole, fixed=True)):
         try:
             return trial.ways()
@@ -218,7 +207,6 @@ class _Trial:
     """Compares the ways on some data.
 
     Attributes:
-        fields: those that the pair takes.
         tensors: what stands in place of the pair's parameters; None: nothing.
         fixed: the pair may have a plate of fixed size, which fits the whole batch only.
     """
@@ -233,13 +221,14 @@ class _Trial:
         guides = [self._run("guide", 1) for _ in range(particles)]
         if self._stands_outside(guides[0]):
             return Ways(LOOPED, LOOPED, OUTSIDE)
-        values = {name: torch.cat([guide[name].value for guide in guides]) for name in guides[0]}
-        alone = [{name: value[i : i + 1] for name, value in values.items()} for i in range(particles)]
-        models = [self._run("model", 1, one) for one in alone]
+        drawn = [values_of(guide) for guide in guides]
+        models = [self._run("model", 1, values) for values in drawn]
         if self._stands_outside(latent(models[0])):
             return Ways(LOOPED, LOOPED, OUTSIDE)
-        if self.tensors is not None and (_has_nan(models) or _has_nan(guides)):
+        sites = [site for run in models + guides for site in run.values()]
+        if self.tensors is not None and any(site.density.isnan().any() for site in sites):
             raise ProgramError("the log-probabilities are not numbers under moved weights")
+        values = side_by_side(drawn)
         guide, why_guide = self._chosen("guide", values, guides)
         model, why_model = self._chosen("model", values, models)
         reason = "; ".join(filter(None, [why_guide, why_model])) or "its nets broadcast over them"
@@ -261,7 +250,7 @@ class _Trial:
             except UserError as problem:
                 if name == "guide" and has_no_inverse(problem):
                     return self._by_draws(len(reference))
-                why = why or f"the {name} takes [batch, ...] only: {_short(problem)}"
+                why = why or f"the {name} takes [batch, ...] only: {shortened(problem, 120)}"
                 continue
             different = _difference(found, reference)
             if different is None:
@@ -308,10 +297,6 @@ def _moved(pair: nn.Module) -> dict[str, Tensor]:
     return moved
 
 
-def _has_nan(runs: list[Sites]) -> bool:
-    return any(site.density.isnan().any() for sites in runs for site in sites.values())
-
-
 def _difference(found: Sites, reference: list[Sites]) -> str | None:
     """The first site whose log-probabilities are not those of the reference, particle by particle."""
     if list(found) != list(reference[0]):
@@ -321,7 +306,3 @@ def _difference(found: Sites, reference: list[Sites]) -> str | None:
         if not site.in_plate or not same(site.log_prob(), expected):
             return name
     return None
-
-
-def _short(problem: Exception) -> str:
-    return " ".join(str(problem).split())[:120]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -45,24 +45,19 @@ class Layout(NamedTuple):
         """The particles' dim: [particles] where they have one of their own, else []."""
         return torch.Size([] if self.folded or self.particles == 1 else [self.particles])
 
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """The batch shape of a site in the data's plate."""
-        return (*self.draws, self.rows)
-
     def unfold(self, tensor: Shaped[Tensor, "..."], event_dims: int) -> Shaped[Tensor, "particles batch ..."]:
         """A tensor of the program as [particles, batch, *event]; what all particles share is expanded.
 
         Raises:
             ValueError: its leading dims are not those of a site in the data's plate.
         """
-        lead = tuple(tensor.shape[: tensor.dim() - event_dims])
+        lead, expected = tuple(tensor.shape[: tensor.dim() - event_dims]), (*self.draws, self.rows)
         event = tensor.shape[len(lead) :]
-        if lead == self.lead:
+        if lead == expected:
             return tensor.reshape(self.particles, self.size, *event)
         if lead == (self.size,) and not self.folded:
             return tensor.expand(self.particles, self.size, *event)
-        raise ValueError(f"leading dims {list(lead)} are not {list(self.lead)}")
+        raise ValueError(f"leading dims {list(lead)} are not {list(expected)}")
 
     def fold(self, value: Shaped[Tensor, "particles batch ..."]) -> Shaped[Tensor, "..."]:
         """A value [particles, batch, ...] as the program takes it."""
@@ -72,17 +67,14 @@ class Layout(NamedTuple):
 
     def repeat(self, field: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "rows ..."]:
         """A field as the program takes it."""
-        if not self.folded:
-            return field
-        return field.expand(self.particles, *field.shape).flatten(0, 1)
+        return torch.cat([field] * self.particles) if self.folded else field
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """One sample statement as it ran.
 
     Attributes:
-        name: its name.
         fn: its distribution, expanded over the plates of the program.
         raw: its value as the program had it.
         observed: whether the program observes it, also where `poutine.uncondition` made it draw.
@@ -91,7 +83,6 @@ class Site:
         scale: what multiplies its log-probability; the subsampling scale of the data's plate is divided out.
         mask: what leaves log-probabilities out, or None.
         auxiliary: whether the guide marks it with infer={"is_auxiliary": True}.
-        layout: how the program held the particles.
     """
 
     name: str
@@ -124,8 +115,8 @@ class Site:
         try:
             return self.fn.log_prob(self.raw)
         except Exception as problem:
-            detail = " ".join(str(problem).split())[:300]
-            raise ProgramError(f"{self._misfit()} (log_prob raised {type(problem).__name__}: {detail})") from problem
+            what = f"(log_prob raised {type(problem).__name__}: {shortened(problem, 300)})"
+            raise ProgramError(f"{self._misfit()} {what}") from problem
 
     @property
     def value(self) -> Shaped[Tensor, "particles batch ..."]:
@@ -186,7 +177,7 @@ class Site:
 
     def check_shape(self) -> None:
         """Raise `ContractError` where the value misses a dim, which could broadcast against the particles unnoticed."""
-        self._like_value(self.raw)
+        _ = self.value
 
     def _like_value(self, tensor: Tensor) -> Shaped[Tensor, "particles batch ..."]:
         return self._unfold(tensor, len(self.event_shape)) if self.in_plate else tensor.unsqueeze(0)
@@ -213,6 +204,11 @@ class Site:
 Sites = dict[str, Site]
 
 
+def shortened(problem: Exception, length: int) -> str:
+    """What an error says, in one line of that many characters at most."""
+    return " ".join(str(problem).split())[:length]
+
+
 def elements(fn: Any) -> Any:
     """What `.to_event()` wraps: a distribution whose batch shape holds the event dims that it declared."""
     while isinstance(fn, Independent):
@@ -236,11 +232,6 @@ def is_point_mass(fn: Any) -> bool:
     return isinstance(unwrapped(fn), dist.Delta)
 
 
-def is_factor(fn: Any) -> bool:
-    """Whether it is what `pyro.factor` samples."""
-    return isinstance(unwrapped(fn), dist.Unit)
-
-
 def has_mask(site: Site) -> bool:
     """Whether a mask may leave elements of a site out."""
     found = layers(site.fn)
@@ -252,8 +243,7 @@ def _counted(fn: Any) -> Tensor:
     """Elements that count, of the batch shape of a distribution."""
     known = getattr(fn, "mask", None)
     if isinstance(known, Tensor):  # a likelihood that says which elements it is of
-        per_datum = known.expand(*fn.batch_shape, *fn.event_shape)
-        return per_datum.reshape(*fn.batch_shape, -1).sum(-1).expand(fn.batch_shape)
+        return known.expand(*fn.batch_shape, *fn.event_shape).reshape(*fn.batch_shape, -1).sum(-1)
     if isinstance(fn, Independent):
         inner, dims = _counted(fn.base_dist), fn.reinterpreted_batch_ndims
         return inner.reshape(*inner.shape[: inner.dim() - dims], -1).sum(-1)
@@ -269,23 +259,15 @@ class Record(Messenger):
     """Records the sample sites of a program, giving the named ones the values they are told to have.
 
     Args:
-        layout: how the program holds the particles.
         values: values of latents, as the program takes them.
         data_plate: the name of the data's plate; None: the plate at dim -1 that is as long as the batch.
         free: point masses draw their own value, whatever they are told.
         settle: log-probabilities are taken where the site is drawn.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        values: Mapping[str, Tensor] | None = None,
-        data_plate: str | None = None,
-        free: bool = False,
-        settle: bool = False,
-    ):
+    def __init__(self, layout: Layout, values: Mapping[str, Tensor], data_plate: str | None, free: bool, settle: bool):
         super().__init__()
-        self.layout, self.values, self.data_plate = layout, values or {}, data_plate
+        self.layout, self.values, self.data_plate = layout, values, data_plate
         self.free, self.settle = free, settle
         self.seen: list[tuple[Site, Any]] = []
 
@@ -334,13 +316,17 @@ class Record(Messenger):
         return f"after site {last.name!r} with a value of shape {list(last.raw.shape)}"
 
     def sites(self) -> Sites:
-        """The sites by name.
+        """The sites by name, to be asked for once: that of the data's plate is known now, and its scale divided out.
 
         Raises:
             ContractError: two plates could be the data's.
         """
         plate = self._plate_of_data()
-        return {site.name: _in_plate(site, frame, plate) for site, frame in self.seen}
+        for site, frame in self.seen:
+            site.in_plate = frame is not None and frame.name == plate
+            own = frame.full_size / frame.size if site.in_plate and frame.full_size else 1.0
+            site.scale = _without(site.scale, own)
+        return {site.name: site for site, _ in self.seen}
 
     def _plate_of_data(self) -> str | None:
         if self.data_plate is not None:
@@ -354,16 +340,6 @@ class Record(Messenger):
                 f"be the data's; say which: data_plate = {names[0]!r} as an attribute of the pair"
             )
         return names[0] if names else None
-
-
-def _in_plate(site: Site, frame: Any, plate: str | None) -> Site:
-    """The site, told which plate is the data's; the subsampling scale of that plate is divided out."""
-    in_plate = frame is not None and frame.name == plate
-    own = frame.full_size / frame.size if in_plate and frame.full_size else 1.0
-    placed = replace(site, in_plate=in_plate, scale=_without(site.scale, own))
-    if "density" in vars(site):
-        vars(placed)["density"] = site.density
-    return placed
 
 
 def _without(scale: Any, own: float) -> Any:

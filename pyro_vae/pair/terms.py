@@ -14,16 +14,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import ContractError
 from pyro_vae.pair.checks import check_auxiliary, check_density, check_per_datum, check_sites, prior_before_guide
 from pyro_vae.pair.pair import batch_size, select_fields
-from pyro_vae.pair.particles import (
-    FOLDED,
-    Fields,
-    Values,
-    run_guide,
-    run_guide_at,
-    run_model,
-    run_program,
-    ways,
-)
+from pyro_vae.pair.particles import FOLDED, Fields, Values, run_guide, run_guide_at, run_model, run_program, ways
 from pyro_vae.pair.sites import Site, Sites, is_point_mass, latent, observed, values_of
 
 T = TypeVar("T", bound=tuple)
@@ -94,17 +85,16 @@ def log_terms(
         DataError: a field that the pair needs is missing.
     """
     size = batch_size(select_fields(pair, batch))
-
-    def run(count: int) -> LogTerms:
+    parts = []
+    for count in counts(pair, batch, particles):
         guide = run_guide(pair, batch, count)
-        if not as_loss and any(site.auxiliary and not site.observed for site in guide.values()):
+        if not as_loss and any(site.auxiliary for site in latent(guide).values()):
             check_auxiliary(pair, batch)
         if frozen_guide:
             guide = run_guide_at(pair, batch, values_of(guide), count, frozen=True)
         model = run_model(pair, batch, values_of(guide), count)
-        return reduce_sites(model, guide, count, size, as_loss=as_loss, allow_shared=allow_shared)
-
-    return joined(LogTerms, [run(count) for count in counts(pair, batch, particles)])
+        parts.append(reduce_sites(model, guide, count, size, as_loss=as_loss, allow_shared=allow_shared))
+    return joined(LogTerms, parts)
 
 
 def elbo_terms(
@@ -112,21 +102,18 @@ def elbo_terms(
 ) -> ElboTerms:
     """log p(x|z) at z ~ q(z|x), and KL(q(z|x) || p(z)); arguments and errors are those of `log_terms`."""
     size = batch_size(select_fields(pair, batch))
-
-    def run(count: int) -> ElboTerms:
+    parts = []
+    for count in counts(pair, batch, particles):
         guide, model = run_both(pair, batch, count)
-        return reduce_to_elbo(model, guide, count, size, as_loss=as_loss, allow_shared=allow_shared)
-
-    return joined(ElboTerms, [run(count) for count in counts(pair, batch, particles)])
+        parts.append(reduce_to_elbo(model, guide, count, size, as_loss=as_loss, allow_shared=allow_shared))
+    return joined(ElboTerms, parts)
 
 
 def run_both(pair: nn.Module, batch: Fields, particles: int) -> tuple[Sites, Sites]:
     """The sites of guide and model at the same draws, held alike, so that their distributions can be compared."""
-    way = ways(pair, batch, particles)
-    if way.model == FOLDED:
-        guide = run_program(pair.guide, pair, batch, particles, way=FOLDED)
-    else:
-        guide = run_guide(pair, batch, particles)
+    known = ways(pair, batch, particles)
+    way = FOLDED if known.model == FOLDED else known.guide
+    guide = run_program(pair.guide, pair, batch, particles, way=way)
     return guide, run_model(pair, batch, values_of(guide), particles)
 
 
@@ -157,10 +144,11 @@ def model_terms(
     """log p(x|z) and log p(z) where the latents have these values [particles, batch, *event]; at draws of the model's
     own where there are none."""
     size = batch_size(select_fields(pair, batch))
-    parts = [
-        reduce_model(run_model(pair, batch, here, count), count, size)
-        for here, count in cut(values, counts(pair, batch, particles))
-    ]
+    parts = []
+    for here, count in cut(values, counts(pair, batch, particles)):
+        sums = _Sums(count, size)
+        sums.add_model(run_model(pair, batch, here, count))
+        parts.append((sums.total("log_likelihood"), sums.total("log_prior")))
     return joined(lambda *both: both, parts)
 
 
@@ -209,15 +197,6 @@ def reduce_to_elbo(
     return sums.terms(ElboTerms, "log_likelihood", "kl")
 
 
-def reduce_model(
-    model: Sites, particles: int, size: int
-) -> tuple[Float[Tensor, "particles batch"], Float[Tensor, "particles batch"]]:
-    """log p(x|z) and log p(z) of a model's sites, all of them in the data plate."""
-    sums = _Sums(particles, size)
-    sums.add_model(model)
-    return sums.total("log_likelihood"), sums.total("log_prior")
-
-
 def reduce_guide(guide: Mapping[str, Site], particles: int, size: int) -> Float[Tensor, "particles batch"]:
     """log q(z|x) of a guide's sites, all of them in the data plate; what it observes is no part of it."""
     sums = _Sums(particles, size)
@@ -236,8 +215,8 @@ def _checked_sums(model: Sites, guide: Sites, particles: int, size: int, as_loss
         check_density(model, guide)
     sums = _Sums(particles, size)
     if torch.is_grad_enabled():
-        for site in guide.values():
-            if not site.observed and not getattr(site.fn, "has_rsample", False):
+        for site in latent(guide).values():
+            if not getattr(site.fn, "has_rsample", False):
                 sums.add_score(site)
     return sums
 
