@@ -66,8 +66,8 @@ def evaluate(
 
     Raises:
         UnknownName: no such evaluator, or it has no such option.
-        RunError: fewer than one particle or datum, or no such split.
-        DataError: the data do not fit the pair.
+        RunError: fewer than one particle or datum.
+        DataError: the data do not fit the pair, or have no such split.
         ContractError: the pair breaks the contract, or evaluation changed one of its parameters.
     """
     name = evaluator if isinstance(evaluator, str) else getattr(evaluator, "__name__", type(evaluator).__name__)
