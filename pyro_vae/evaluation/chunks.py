@@ -96,18 +96,17 @@ def stream_terms(
     """
     block.check()
     batch = block.batch()
-    rows = rows_that_fit(batch)
     for count, noise in block.particle_blocks(particles):
         with noise:
             draws = draws_of(block, count)
-        terms = _terms_in_chunks(block.pair, batch, draws, rows, run)
+        terms = _terms_in_chunks(block.pair, batch, draws, run)
         yield terms
         progress(terms.log_guide.numel())
 
 
-def _terms_in_chunks(pair: nn.Module, batch: Named, draws: Draws, rows: int, run: Runner) -> LogTerms:
-    """Log terms [particles, batch] in nats, with at most `rows` data x particles in the model at a time."""
-    count, size = draws.log_guide.shape
+def _terms_in_chunks(pair: nn.Module, batch: Named, draws: Draws, run: Runner) -> LogTerms:
+    """Log terms [particles, batch] in nats, with as many data x particles in the model at a time as fit."""
+    (count, size), rows = draws.log_guide.shape, rows_that_fit(batch)
     particle_step, data_step = even_step(count, max(1, rows // size)), min(size, rows)
     of_data = []
     for start in range(0, size, data_step):
@@ -116,7 +115,8 @@ def _terms_in_chunks(pair: nn.Module, batch: Named, draws: Draws, rows: int, run
         chunks = []
         for first in range(0, count, particle_step):
             some = slice(first, first + particle_step), data
-            values, log_guide = {name: value[some] for name, value in draws.values.items()}, draws.log_guide[some]
+            values = {name: value[some] for name, value in draws.values.items()}
+            log_guide = draws.log_guide[some]
             chunks.append(LogTerms(*run(ModelTerms(pair, *log_guide.shape), fields, values), log_guide))
         of_data.append(joined(LogTerms, chunks)[:3])
     return LogTerms(*[torch.cat(terms, 1) for terms in zip(*of_data, strict=True)])
