@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
+with warnings.catch_warnings(action="ignore"):
     import arviz
 
 IS_ONE = int(arviz.__version__.split(".")[0]) >= 1
@@ -14,8 +13,7 @@ IS_ONE = int(arviz.__version__.split(".")[0]) >= 1
 
 def pareto_k(log_weights: np.ndarray) -> float:
     """ArviZ's Pareto k-hat of the log weights [n] of one datum."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         if IS_ONE:
             from arviz_stats.base import array_stats
 
@@ -25,8 +23,7 @@ def pareto_k(log_weights: np.ndarray) -> float:
 
 def from_groups(groups: dict[str, dict[str, np.ndarray]]) -> Any:
     """InferenceData (0.x) or a DataTree (1.x) of groups of arrays [chain, draw, ...]; `observed_data` has neither."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return arviz.from_dict(groups) if IS_ONE else arviz.from_dict(**groups)
 
 

@@ -5,6 +5,7 @@ processes share the work.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 
@@ -31,14 +32,7 @@ DATA_BLOCK, PARTICLE_BLOCK = 100, 250
 
 
 class Block:
-    """Neighbouring data of a split, as a pair is given them.
-
-    Args:
-        pair: a model and a guide on one module.
-        split: the data.
-        rows: which of the split's.
-        key: what their random numbers follow from.
-    """
+    """Neighbouring data of a split, as a pair is given them; their random numbers follow from the integers `key`."""
 
     def __init__(self, pair: nn.Module, split: Split, rows: slice, *key: int):
         self.pair, self.split, self.rows, self.key = pair, split, rows, key
@@ -48,7 +42,7 @@ class Block:
         """Number of data."""
         return min(self.rows.stop, self.split.size) - self.rows.start
 
-    def seeded(self, *purpose: int) -> "seeded":
+    def seeded(self, *purpose: int) -> AbstractContextManager[None]:
         """A context in which random numbers follow from the block's key and the purpose."""
         return seeded(*self.key, *purpose)
 
@@ -57,7 +51,7 @@ class Block:
         with self.seeded():
             return select_fields(self.pair, self.split.take(self.rows))
 
-    def particle_blocks(self, particles: int) -> Iterator[tuple[int, "seeded"]]:
+    def particle_blocks(self, particles: int) -> Iterator[tuple[int, AbstractContextManager[None]]]:
         """The number of particles of each of their blocks, and the context in which its random numbers are drawn."""
         for index, first in enumerate(range(0, particles, PARTICLE_BLOCK)):
             yield min(PARTICLE_BLOCK, particles - first), self.seeded(index)
@@ -90,15 +84,10 @@ class Block:
         return {site.name: replace(site, raw=value, layout=layout)}
 
     def check(self, of: Sequence[str] = BOTH) -> None:
-        """Raise `ContractError` where the pair has no log-densities of each datum, or its guide's support is not the
-        prior's.
-
-        Args:
-            of: the programs whose densities are asked for.
-        """
+        """Raise `ContractError` where the pair has no log-densities of each datum in the programs that `of` names, or
+        its guide's support is not the prior's."""
         with self.seeded():
-            model = self.model()
-            check_sites(model, self.guide)
+            model = self._model()
             check_per_datum(model, self.guide)
             check_density(model, self.guide, of)
             if "guide" in of:
@@ -109,23 +98,18 @@ class Block:
     def faults(self) -> list[Fault]:
         """Why the terms of the pair are no log-densities."""
         with self.seeded():
-            model = self.model()
-            check_sites(model, self.guide)
-            return density_faults(model, self.guide)
+            return density_faults(self._model(), self.guide)
 
-    def model(self) -> Sites:
-        """The sites of the model at the guide's draw."""
-        return run_model(self.pair, self.batch(), values_of(self.guide))
+    def _model(self) -> Sites:
+        model = run_model(self.pair, self.batch(), values_of(self.guide))
+        check_sites(model, self.guide)
+        return model
 
 
 class Blocks:
-    """The blocks of a split that fall to one of several processes.
+    """The blocks of a split that fall to process `rank` of several, which share them equally, in the data's order.
 
     Args:
-        pair: a model and a guide on one module.
-        split: the data.
-        seed: fixes all random numbers.
-        rank, processes: which of how many equal shares, in the data's order.
         keep: keep the blocks, with what they hold of the guide, for another pass over them.
     """
 
@@ -139,13 +123,13 @@ class Blocks:
 
     def __iter__(self) -> Iterator[Block]:
         for index in self.indices:
-            block = self.kept.get(index) or self._block(index)
+            rows = slice(index * DATA_BLOCK, (index + 1) * DATA_BLOCK)
+            block = self.kept.get(index) or Block(self.pair, self.whole, rows, self.seed, index)
             if self.keep:
                 self.kept[index] = block
             yield block
 
     def __len__(self) -> int:
-        """The number of blocks."""
         return len(self.indices)
 
     @property
@@ -163,20 +147,15 @@ class Blocks:
         """The number of data in these blocks."""
         return max(0, self.split.size)
 
-    def _block(self, index: int) -> Block:
-        return Block(self.pair, self.whole, slice(index * DATA_BLOCK, (index + 1) * DATA_BLOCK), self.seed, index)
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Let torch's global random numbers follow from the given integers, and leave them untouched after."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed_of(*key))
+        yield
 
 
-class seeded:
-    """A context in which torch's global random numbers follow from the given integers, and are untouched after."""
-
-    def __init__(self, *key: int):
-        self.seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
-
-    def __enter__(self) -> None:
-        self.fork = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
-        self.fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *exception: object) -> None:
-        self.fork.__exit__(*exception)
+def seed_of(*key: int) -> int:
+    """One seed for several integers."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1

@@ -1,6 +1,7 @@
 """Log terms in chunks that fit into memory, each as one fused graph: Pyro's handlers ran once, while it was traced."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -20,40 +21,28 @@ TENSORS_PER_ROW = 4
 """About as many tensors of the size of one datum does a model hold for each particle."""
 
 REPAYING_SAMPLES = {"cpu": 5_000_000, "cuda": 1_000_000_000}
-"""Compiling takes about a quarter of a minute and saves microseconds a sample on a CPU, tens of
-nanoseconds on a GPU."""
-
-ChunkFunction = Callable[..., Sequence[Tensor]]
+"""Compiling takes a quarter of a minute, and saves microseconds a sample on a CPU, tens of nanoseconds on a GPU."""
 
 
-class Chunk(nn.Module):
-    """Terms of some particles of some data, each [particles, size], as a function of named tensors."""
+class ModelTerms(nn.Module):
+    """log p(x|z) and log p(z), each [particles, size], of some particles of some data, as a function of named tensors:
+    the batch, and values of the latents; at draws of the model's own where there are none."""
 
     def __init__(self, pair: nn.Module, particles: int, size: int):
         super().__init__()
         self.pair, self.shape = pair, (particles, size)
 
-
-class ModelTerms(Chunk):
-    """(batch, values of the latents) -> log p(x|z) and log p(z)."""
-
     def forward(self, batch: Named, values: Named) -> Sequence[Tensor]:
         return model_terms(self.pair, batch, values, self.shape[0])
 
 
-class PriorTerms(Chunk):
-    """(batch) -> log p(x|z) at draws z of the model's own."""
-
-    def forward(self, batch: Named) -> Sequence[Tensor]:
-        return model_terms(self.pair, batch, {}, self.shape[0])[:1]
+Runner = Callable[[ModelTerms, Named, Named], Sequence[Tensor]]
 
 
 class ChunkEngine:
     """Evaluates chunks by one engine, chosen for the first; chunks of another shape run eagerly.
 
-    Args:
-        name: "eager", "compiled", or "auto", which compiles where enough samples follow.
-        samples: data x particles to come.
+    The name is "eager", "compiled", or "auto", which compiles where enough samples (data x particles) are to come.
     """
 
     def __init__(self, name: str, samples: int):
@@ -61,96 +50,74 @@ class ChunkEngine:
         self.engine: Engine | None = None
         self.shape: tuple[int, int] | None = None
 
-    def __call__(self, chunk: Chunk, *arguments: Named) -> Sequence[Tensor]:
-        """What the chunk gives for these tensors.
-
-        Raises:
-            UnknownName: no engine of this name.
-        """
+    def __call__(self, chunk: ModelTerms, batch: Named, values: Named) -> Sequence[Tensor]:
+        """The terms of a chunk; raises `UnknownName` where no engine has the name."""
         if self.engine is None:
-            self.engine, self.shape = choose_engine(self.name, self._work(chunk, arguments)), chunk.shape
-        return (self.engine.run if chunk.shape == self.shape else chunk)(*arguments)
+            self.engine, self.shape = choose_engine(self.name, self._work(chunk, batch, values)), chunk.shape
+        return (self.engine.run if chunk.shape == self.shape else chunk)(batch, values)
 
     @property
     def summary(self) -> dict[str, str]:
         """Which engine ran, and how the particles were held, for `evaluation.json`."""
         return {"engine": self.engine.description, "way": self.engine.way.line} if self.engine else {}
 
-    def terms_at(self, pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> LogTerms:
-        """Log terms of a batch at draws of its guide."""
-        return LogTerms(*self(ModelTerms(pair, *draws.log_guide.shape), batch, draws.values), draws.log_guide)
-
-    def _work(self, chunk: Chunk, arguments: Sequence[Named]) -> Work:
-        device = next(iter(arguments[0].values())).device
+    def _work(self, chunk: ModelTerms, batch: Named, values: Named) -> Work:
+        device = next(iter(batch.values())).device
         return Work(
             module=chunk,
             device=device,
             eager=chunk,
-            compile=lambda: compile_chunk(chunk, *arguments),
-            results=lambda run: run(*arguments),
+            compile=lambda: compile_chunk(chunk, batch, values),
+            results=lambda run: run(batch, values),
             amount=self.samples,
             repaying=REPAYING_SAMPLES[device.type],
             unit="samples",
-            way=ways(chunk.pair, arguments[0]),
+            way=ways(chunk.pair, batch),
         )
 
 
-def compile_chunk(chunk: Chunk, *arguments: Named) -> ChunkFunction:
+def compile_chunk(chunk: ModelTerms, batch: Named, values: Named) -> Callable[[Named, Named], Sequence[Tensor]]:
     """Trace the chunk once on these tensors and compile the graph for their shapes."""
     tensors = named_tensors(chunk)
-    return partial(compile_function(partial(call_with, chunk), tensors, *arguments), tensors)
-
-
-TermsAt = Callable[[nn.Module, Mapping[str, Tensor], Draws], LogTerms]
-
-
-def terms_at(pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> LogTerms:
-    """Log terms [particles, batch] of a batch, in nats, at draws of its guide."""
-    return LogTerms(*model_terms(pair, batch, draws.values, len(draws.log_guide)), draws.log_guide)
+    return partial(compile_function(partial(call_with, chunk), tensors, batch, values), tensors)
 
 
 def stream_terms(
     block: Block,
     particles: int,
     progress: Callable[[int], None] = lambda samples: None,
-    at: TermsAt = terms_at,
+    run: Runner = operator.call,
 ) -> Iterator[LogTerms]:
     """Log terms [some particles, batch], in nats, of exactly `particles` draws of the guide for every datum of a block.
 
-    They come one block of particles after another, so memory does not grow with their number.
-
-    Args:
-        progress: told the number of data x particles that are done.
-        at: what gives the log terms of a chunk: `terms_at`, or a compiled form of it.
-
-    Raises:
-        ContractError: the pair breaks the contract, or has latents outside the data plate.
+    They come one block of particles after another, so memory does not grow with their number. A chunk's terms are had
+    by calling it, or by a `ChunkEngine`; `progress` is told of data x particles done. Raises `ContractError` where the
+    pair breaks the contract, or has latents outside the data plate.
     """
     block.check()
     batch = block.batch()
-    rows = rows_that_fit(batch)
     for count, noise in block.particle_blocks(particles):
         with noise:
             draws = draws_of(block, count)
-        terms = terms_in_chunks(block.pair, batch, draws, rows, at)
+        terms = _terms_in_chunks(block.pair, batch, draws, run)
         yield terms
         progress(terms.log_guide.numel())
 
 
-def terms_in_chunks(
-    pair: nn.Module, batch: Mapping[str, Tensor], draws: Draws, rows: int, at: TermsAt = terms_at
-) -> LogTerms:
-    """Log terms [particles, batch] in nats, with at most `rows` data x particles in the model at a time."""
-    count, size = draws.log_guide.shape
+def _terms_in_chunks(pair: nn.Module, batch: Named, draws: Draws, run: Runner) -> LogTerms:
+    """Log terms [particles, batch] in nats, with as many data x particles in the model at a time as fit."""
+    (count, size), rows = draws.log_guide.shape, rows_that_fit(batch)
     particle_step, data_step = even_step(count, max(1, rows // size)), min(size, rows)
     of_data = []
     for start in range(0, size, data_step):
         data = slice(start, start + data_step)
         fields = {name: value[data] for name, value in batch.items()}
-        chunks = [
-            at(pair, fields, draws.some(slice(first, first + particle_step), data))
-            for first in range(0, count, particle_step)
-        ]
+        chunks = []
+        for first in range(0, count, particle_step):
+            some = slice(first, first + particle_step), data
+            values = {name: value[some] for name, value in draws.values.items()}
+            log_guide = draws.log_guide[some]
+            chunks.append(LogTerms(*run(ModelTerms(pair, *log_guide.shape), fields, values), log_guide))
         of_data.append(joined(LogTerms, chunks)[:3])
     return LogTerms(*[torch.cat(terms, 1) for terms in zip(*of_data, strict=True)])
 
@@ -160,7 +127,7 @@ def even_step(count: int, most: int) -> int:
     return count if count <= most else max(step for step in range(1, most + 1) if PARTICLE_BLOCK % step == 0)
 
 
-def rows_that_fit(batch: Mapping[str, Tensor]) -> int:
+def rows_that_fit(batch: Named) -> int:
     """Data x particles whose activations take about `CHUNK_BYTES`."""
     value = max(batch.values(), key=lambda field: field[0].numel())
     row = value[0].numel() * value.element_size() * TENSORS_PER_ROW

@@ -25,11 +25,6 @@ class Draws(NamedTuple):
     values: dict[str, Tensor]
     log_guide: Float[Tensor, "particles batch"]
 
-    def some(self, particles: slice, data: slice) -> "Draws":
-        """Some of the particles of some of the data."""
-        values = {name: value[particles, data] for name, value in self.values.items()}
-        return Draws(values, self.log_guide[particles, data])
-
 
 def draws_of(block: Block, particles: int) -> Draws:
     """Fresh draws of the guide for the data of a block."""

@@ -32,9 +32,12 @@ class ELBO(Evaluator):
     shareable = True
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
-        faults = loss_of(next(iter(blocks)))
+        first = next(iter(blocks))
+        faults = first.faults()
+        if not faults or not all(fault.is_loss for fault in faults):
+            first.check()
         found = super().__call__(pair, blocks, particles, progress)
-        warnings = [f"these figures are a loss, not a bound: {fault}" for fault in faults]
+        warnings = [f"these figures are a loss, not a bound: {fault.line}" for fault in faults]
         return replace(found.as_loss(), warnings=warnings) if faults else found
 
     def of_block(self, block: Block, particles: int, progress: Progress) -> PerDatum:
@@ -48,14 +51,6 @@ class ELBO(Evaluator):
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
         return replace(found, summary={name: quantiles(found.per_datum[name]) for name in ("rate", "distortion")})
-
-
-def loss_of(block: Block) -> list[str]:
-    """Why the numbers of a pair are a loss, in words; nothing where they are densities. Errors as for `ELBO`."""
-    faults = block.faults()
-    if not all(fault.is_loss for fault in faults) or not faults:
-        block.check()
-    return [fault.line for fault in faults]
 
 
 def _terms(block: Block, particles: int) -> Iterator[ElboTerms]:

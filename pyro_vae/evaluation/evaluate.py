@@ -17,7 +17,7 @@ from pyro_vae.engine import processes
 from pyro_vae.errors import ContractError, RunError
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
-from pyro_vae.evaluation.evaluator import Evaluator, as_evaluator
+from pyro_vae.evaluation.evaluator import Called, Evaluator
 from pyro_vae.evaluation.result import Estimate, Result
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
@@ -26,10 +26,13 @@ from pyro_vae.pair.sites import side_by_side
 from pyro_vae.runs.folder import keep_result
 from pyro_vae.runs.run import Run, as_run
 
+AnyPair = nn.Module | Run | str | Path
+AnyData = str | Path | Dataset | Split | Tensor | Mapping[str, Tensor]
+
 
 def evaluate(
-    pair: nn.Module | Run | str | Path,
-    data: str | Path | Dataset | Split | Tensor | Mapping[str, Tensor] | None = None,
+    pair: AnyPair,
+    data: AnyData | None = None,
     evaluator: Any = "elbo",
     particles: int = 1,
     limit: int | None = None,
@@ -63,8 +66,8 @@ def evaluate(
 
     Raises:
         UnknownName: no such evaluator, or it has no such option.
-        RunError: fewer than one particle or datum, or no such split.
-        DataError: the data do not fit the pair.
+        RunError: fewer than one particle or datum.
+        DataError: the data do not fit the pair, or have no such split.
         ContractError: the pair breaks the contract, or evaluation changed one of its parameters.
     """
     name = evaluator if isinstance(evaluator, str) else getattr(evaluator, "__name__", type(evaluator).__name__)
@@ -72,24 +75,13 @@ def evaluate(
         evaluator = plugins.build("evaluator", evaluator, options)
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
-    (result,) = evaluate_each(
-        pair,
-        data,
-        {name: evaluator},
-        particles,
-        limit,
-        progress,
-        split=split,
-        seed=seed,
-        relaxed=relaxed,
-        device=device,
-    )
-    return result
+    settings = {"split": split, "seed": seed, "relaxed": relaxed, "device": device}
+    return next(evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings))
 
 
 def evaluate_each(
-    pair: nn.Module | Run | str | Path,
-    data: str | Path | Dataset | Split | Tensor | Mapping[str, Tensor] | None,
+    pair: AnyPair,
+    data: AnyData | None,
     evaluators: Mapping[str, Any],
     particles: int = 1,
     limit: int | None = None,
@@ -124,8 +116,9 @@ def evaluate_each(
     whole = mine if processes.world_size() == 1 else Blocks(pair, chosen, seed, keep=keep)
     for name, evaluator in evaluators.items():
         began = time.perf_counter()
+        evaluator = evaluator if isinstance(evaluator, Evaluator) else Called(evaluator)
         with torch.random.fork_rng(), unchanged(pair):
-            estimate = _estimate(name, as_evaluator(evaluator), whole, mine, particles, progress)
+            estimate = _estimate(name, evaluator, whole, mine, particles, progress)
         result = Result(
             evaluator=name,
             model=type(pair).__name__ if run is None else run.config.get("model", type(pair).__name__),
@@ -162,11 +155,7 @@ def _estimate(name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, part
 
 @contextmanager
 def unchanged(pair: nn.Module) -> Iterator[None]:
-    """Run under `eval()`, and prove that no parameter and no buffer changed.
-
-    Raises:
-        ContractError: one did; names it.
-    """
+    """Run under `eval()`, and raise `ContractError`, which names it, where a parameter or a buffer changed."""
     before = {name: value.detach().clone() for name, value in pair.state_dict().items()}
     with evaluating(pair):
         yield

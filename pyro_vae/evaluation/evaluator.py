@@ -1,7 +1,6 @@
 """What `evaluate` calls: the base class of all evaluators, and how a plain function becomes one."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -28,11 +27,8 @@ class Evaluator:
     shareable = False
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
-        """The figures of all data of the blocks, from `particles` draws for each datum.
-
-        Raises:
-            ContractError: the pair has no such figures.
-        """
+        """The figures of all data of the blocks, from `particles` draws for each; raises `ContractError` where the pair
+        has none."""
         return Estimate(side_by_side([self.of_block(block, particles, progress) for block in blocks]))
 
     def of_block(self, block: Block, particles: int, progress: Progress) -> PerDatum:
@@ -44,20 +40,15 @@ class Evaluator:
         return found
 
 
-def as_evaluator(given: Any) -> Evaluator:
-    """An evaluator as it is; a function, or an object of another class, that is called in the same way, as one."""
-    return given if isinstance(given, Evaluator) else _Called(given)
-
-
-class _Called(Evaluator):
-    """Evaluates by a callable, which may have `needs_gradients` and, where processes may share it, `summarise`."""
+class Called(Evaluator):
+    """Evaluates by a function, or an object of another class, that is called like an evaluator. It may have
+    `needs_gradients` and, where processes may share it, `summarise`."""
 
     def __init__(self, function: Callable[..., Estimate]):
         self.function = function
         self.needs_gradients = getattr(function, "needs_gradients", False)
         self.shareable = hasattr(function, "summarise")
-        if self.shareable:
-            self.summarise = function.summarise
+        self.summarise = getattr(function, "summarise", self.summarise)
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
         return self.function(pair, blocks, particles, progress)

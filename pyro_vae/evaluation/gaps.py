@@ -1,6 +1,6 @@
 """How much of log p(x) the guide gives away: to its family (approximation), and to its encoder (amortisation)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -19,16 +19,12 @@ from pyro_vae.evaluation.result import Estimate, PerDatum, mean_and_error
 from pyro_vae.evaluation.weights import WeightStream, warn_of_k
 from pyro_vae.pair import bounds
 from pyro_vae.pair.pair import batch_size
-from pyro_vae.pair.particles import run_guide
+from pyro_vae.pair.particles import Fields, run_guide
 from pyro_vae.pair.sites import elements
 from pyro_vae.pair.terms import log_terms, reduce_guide
 
 REFINING, EVALUATING = 1, 2
 """What random numbers are for, as the last part of their seeds."""
-
-FEW_PARTICLES = 100
-
-Batch = Mapping[str, Tensor]
 
 
 class Gaps(Evaluator):
@@ -83,12 +79,9 @@ class Gaps(Evaluator):
         per_datum = gaps | {"elbo": elbo, "refined_elbo": refined_elbo, "bound": bound}
         return Estimate(per_datum, summary, _warnings(gaps, figures[f"{better}pareto_k"], particles))
 
-    def refine(self, pair: nn.Module, batch: Batch, tick: Callable[[int], None] = lambda rows: None) -> "Refined":
-        """The pair with the guide that is best for each datum of the batch, as far as the steps reach.
-
-        The gradient is taken through z only (Roeder, Wu & Duvenaud 2017). It has no noise where the guide is the
-        posterior.
-        """
+    def refine(self, pair: nn.Module, batch: Fields, tick: Callable[[int], None]) -> "Refined":
+        """The pair with the guide that is best for each datum of the batch, as far as the steps reach. The gradient is
+        taken through z only, so it has no noise where the guide is the posterior (Roeder, Wu & Duvenaud 2017)."""
         refined = Refined(pair, batch)
         moved = [*refined.shifts, *refined.log_stretches]
         optimizer = torch.optim.Adam(moved, self.lr, eps=self.lr)  # small gradients are followed, not blown up
@@ -107,13 +100,11 @@ class Gaps(Evaluator):
 class Refined(nn.Module):
     """A pair whose guide's normals N(m, s) are N(m + s shift, s exp(log_stretch)) for each datum of one batch.
 
-    Shift and log_stretch [batch, *event] of each site start at zero, where the guide is the pair's own.
-
-    Raises:
-        ContractError: a guide site that is no normal with independent elements.
+    Shift and log_stretch [batch, *event] of each site start at zero, where the guide is the pair's own. Raises
+    `ContractError` for a guide site that is no normal with independent elements.
     """
 
-    def __init__(self, pair: nn.Module, batch: Batch):
+    def __init__(self, pair: nn.Module, batch: Fields):
         super().__init__()
         self.pair, self.model, self.guide = pair, pair.model, _Move(self)(pair.guide)
         with torch.no_grad():
@@ -129,23 +120,21 @@ class Refined(nn.Module):
         self.shifts = nn.ParameterList([torch.zeros_like(site.raw) for site in sites.values()])
         self.log_stretches = nn.ParameterList([torch.zeros_like(site.raw) for site in sites.values()])
 
-    def distribution(self, name: str, fn: Any) -> dist.Distribution:
-        """The distribution of a site, moved."""
-        normal, index = elements(fn), self.place[name]
-        loc = normal.loc + normal.scale * self.shifts[index]
-        return dist.Normal(loc, normal.scale * self.log_stretches[index].exp()).to_event(len(fn.event_shape))
-
 
 class _Move(Messenger):
-    """Replaces the distributions of a guide's sites by a refined pair's."""
+    """Moves the distributions of a guide's sites to a refined pair's."""
 
     def __init__(self, refined: Refined):
         super().__init__()
         self.refined = refined
 
     def _pyro_sample(self, msg: dict) -> None:
-        if msg["name"] in self.refined.place:
-            msg["fn"] = self.refined.distribution(msg["name"], msg["fn"])
+        index = self.refined.place.get(msg["name"])
+        if index is not None:
+            normal, event_dims = elements(msg["fn"]), len(msg["fn"].event_shape)
+            loc = normal.loc + normal.scale * self.refined.shifts[index]
+            scale = normal.scale * self.refined.log_stretches[index].exp()
+            msg["fn"] = dist.Normal(loc, scale).to_event(event_dims)
 
 
 @torch.no_grad()
@@ -159,9 +148,8 @@ def _figures(block: Block, particles: int, tick: Callable[[int], None]) -> PerDa
 
 
 def _warnings(gaps: PerDatum, pareto_k: Float[Tensor, " n"], particles: int) -> list[str]:
-    """Plain sentences where the gaps should not be trusted."""
     found = []
-    if particles < FEW_PARTICLES:
+    if particles < 100:
         found.append(f"the bound that stands for log p has only {particles} particles; use 1000 or more")
     found += warn_of_k(
         pareto_k,

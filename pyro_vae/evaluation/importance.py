@@ -54,14 +54,25 @@ class Importance(Evaluator):
         engine = ChunkEngine(self.engine, blocks.size * particles)
         parts = []
         for block in blocks:
-            found = figures(self.weigh(block, particles, progress, engine), block.rows.start)
-            parts.append(found | {"narrow": self.narrow(block)})
+            stream = self.weigh(block, particles, progress, engine)
+            check_weights(stream.bound(), block.rows.start, "guide draws")
+            found = {
+                "log_likelihood": stream.bound(),
+                "half": stream.bound_of_half(),
+                "jackknife": stream.jackknife(),
+                "monte_carlo_error": stream.monte_carlo_error(),
+                "ess": stream.ess(),
+                "pareto_k": stream.pareto_k(),
+                "exact": stream.exact(),
+                "narrow": self.narrow(block),
+            }
+            parts.append(found)
         return Estimate(side_by_side(parts), engine.summary)
 
     def weigh(self, block: Block, particles: int, progress: Progress, engine: ChunkEngine) -> WeightStream:
         """The weights log p(x, z) - log q(z|x) of a block at draws of the guide."""
         stream = WeightStream(particles, block.size)
-        for terms in stream_terms(block, particles, progress, at=engine.terms_at):
+        for terms in stream_terms(block, particles, progress, engine):
             stream.add(terms.log_weight, *terms[:3])
         return stream
 
@@ -76,34 +87,12 @@ class Importance(Evaluator):
         return found
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
-        return replace(
-            found,
-            summary=found.summary | summary(found.per_datum, particles),
-            warnings=warnings(found.per_datum, particles),
-        )
+        summary = _summary(found.per_datum, particles)
+        warnings = _warnings(found.per_datum, summary["gap_to_half"], particles)
+        return replace(found, summary=found.summary | summary, warnings=warnings)
 
 
-def figures(stream: WeightStream, first: int) -> PerDatum:
-    """All figures of a finished block of data, the first of which is datum `first`.
-
-    Raises:
-        ContractError: every weight of a datum is zero, or one is not a number; names the datum.
-    """
-    bound = stream.bound()
-    check_weights(bound, first, "guide draws")
-    return {
-        "log_likelihood": bound,
-        "half": stream.bound_of_half(),
-        "jackknife": stream.jackknife(),
-        "monte_carlo_error": stream.monte_carlo_error(),
-        "ess": stream.ess(),
-        "pareto_k": stream.pareto_k(),
-        "exact": stream.exact(),
-    }
-
-
-def summary(per_datum: PerDatum, particles: int) -> dict[str, Any]:
-    """Figures over all data, for `evaluation.json`."""
+def _summary(per_datum: PerDatum, particles: int) -> dict[str, Any]:
     k = per_datum["pareto_k"]
     share = unreliable_share(k) if particles >= MIN_FOR_TAIL else None
     return {
@@ -116,8 +105,7 @@ def summary(per_datum: PerDatum, particles: int) -> dict[str, Any]:
     }
 
 
-def warnings(per_datum: PerDatum, particles: int) -> list[str]:
-    """Plain sentences where L_K should not be trusted as an estimate of log p(x)."""
+def _warnings(per_datum: PerDatum, gap_to_half: float, particles: int) -> list[str]:
     found = []
     narrow = per_datum["narrow"].double().mean().item()
     if narrow > 0:
@@ -133,7 +121,6 @@ def warnings(per_datum: PerDatum, particles: int) -> list[str]:
         "for these L_K is a valid lower bound in expectation, but not a reliable estimate of log p(x), and its Monte "
         "Carlo error is understated; use more particles or ais",
     )
-    gap = (per_datum["log_likelihood"] - per_datum["half"]).mean().item()
-    if gap > 0.1:
-        found.append(f"L_K still rises by {gap:.2f} nats from K/2 to K; use more particles")
+    if gap_to_half > 0.1:
+        found.append(f"L_K still rises by {gap_to_half:.2f} nats from K/2 to K; use more particles")
     return found

@@ -1,6 +1,6 @@
 """A trained pair as ArviZ InferenceData, so that ArviZ's plots and statistics apply."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,11 @@ from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.errors import RunError
 from pyro_vae.evaluation.arviz_adapter import from_groups
 from pyro_vae.evaluation.blocks import Block, seeded
-from pyro_vae.evaluation.chunks import terms_at
 from pyro_vae.evaluation.draws import draws_of
 from pyro_vae.pair.generation import sample
 from pyro_vae.pair.particles import run_model
-from pyro_vae.pair.sites import Site, Sites, observed, side_by_side
-from pyro_vae.pair.terms import cut
-
-Groups = dict[str, dict[str, np.ndarray]]
+from pyro_vae.pair.sites import latent, observed, side_by_side, values_of
+from pyro_vae.pair.terms import LogTerms, cut, model_terms
 
 
 def inference_data(
@@ -45,19 +42,22 @@ def inference_data(
         block = Block(pair, split, slice(0, split.size), seed)
         block.check()
         batch, drawn = block.batch(), draws_of(block, draws)
-        terms = terms_at(pair, batch, drawn)
+        terms = LogTerms(*model_terms(pair, batch, drawn.values, draws), drawn.log_guide)
         seen = [
             observed(run_model(pair, batch, values, count))
             for values, count in cut(drawn.values, block.ways.counts(draws))
         ]
-        predicted = [{name: _drawn_again(site) for name, site in sites.items()} for sites in seen]
+        predicted = [
+            {name: site.layout.unfold(site.fn(), len(site.event_shape)) for name, site in sites.items()}
+            for sites in seen
+        ]
         likelihoods = [{name: site.log_prob() for name, site in sites.items()} for sites in seen]
         prior = [sample(pair, batch) for _ in range(draws)]
-    groups: Groups = {
+    groups = {
         "posterior": _arrays(drawn.values),
         "posterior_predictive": _arrays(side_by_side(predicted)),
-        "prior": _arrays(_stack(prior, drawn.values)),
-        "prior_predictive": _arrays(_stack(prior, seen[0])),
+        "prior": _arrays(side_by_side([values_of(latent(sites)) for sites in prior])),
+        "prior_predictive": _arrays(side_by_side([values_of(observed(sites)) for sites in prior])),
         "log_likelihood": _arrays(side_by_side(likelihoods)),
         "sample_stats": _arrays({"log_weight": terms.log_weight}),
         "observed_data": {name: site.value[0].cpu().numpy() for name, site in seen[0].items()},
@@ -65,16 +65,6 @@ def inference_data(
     return from_groups(groups)
 
 
-def _drawn_again(site: Site) -> Tensor:
-    """A fresh draw of a site's distribution, [particles, batch, *event]."""
-    value = site.fn()
-    return site.layout.unfold(value, len(site.event_shape))
-
-
 def _arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """[draws, datum, ...] -> [chain = 1, draws, datum, ...]."""
     return {name: value.unsqueeze(0).cpu().numpy() for name, value in values.items()}
-
-
-def _stack(draws: list[Sites], names: Iterable[str]) -> dict[str, Tensor]:
-    return {name: torch.cat([sites[name].value for sites in draws]) for name in names}

@@ -46,14 +46,10 @@ class Estimate:
 
 @dataclass
 class Result:
-    """An `Estimate` with what was evaluated. All figures are in nats per datum.
+    """An `Estimate` with what was evaluated: names, the number n of data, the particles, and the wall-clock seconds.
 
     Attributes:
-        evaluator, model, data, split: names.
-        n: number of data.
-        particles: draws for each datum.
-        seconds: wall-clock time.
-        estimate: the evaluator's own numbers.
+        estimate: the evaluator's own numbers, in nats per datum.
         bits_per_dim: minus the sum of the log-likelihoods in bits, per observed element of all data, or None.
         bits_per_dim_note: why it is None.
         relaxed: the data are grey values under a Bernoulli, so that no number here is a likelihood.
@@ -72,11 +68,10 @@ class Result:
     relaxed: bool = False
 
     def __getattr__(self, name: str) -> Tensor:
-        estimate = self.__dict__.get("estimate")
-        if estimate is not None and name in estimate.per_datum:
-            return estimate.per_datum[name]
-        known = ", ".join(estimate.per_datum) if estimate is not None else "nothing"
-        raise AttributeError(f"this result has no {name!r} per datum; it has {known}")
+        figures = vars(self)["estimate"].per_datum if "estimate" in vars(self) else {}
+        if name in figures:
+            return figures[name]
+        raise AttributeError(f"this result has no {name!r} per datum; it has {', '.join(figures)}")
 
     @property
     def headline(self) -> Float[Tensor, " n"]:
@@ -86,12 +81,12 @@ class Result:
     @property
     def mean(self) -> float:
         """Mean over data."""
-        return self.headline.double().mean().item()
+        return mean_and_error(self.headline)["mean"]
 
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over data; NaN for one datum."""
-        return standard_error(self.headline)
+        return mean_and_error(self.headline)["standard_error"]
 
     @property
     def warnings(self) -> list[str]:
@@ -100,11 +95,8 @@ class Result:
         return (relaxed if self.relaxed else []) + self.estimate.warnings
 
     def entry(self, per_datum: bool = False) -> dict[str, Any]:
-        """This result as an entry of `evaluation.json`, in which null stands for numbers that are not finite.
-
-        Args:
-            per_datum: also give the figures of every datum.
-        """
+        """This result as an entry of `evaluation.json`, in which null stands for numbers that are not finite; with the
+        figures of every datum if `per_datum`."""
         entry = {
             "evaluator": self.evaluator,
             "model": self.model,
@@ -136,14 +128,11 @@ class Result:
         return "lower bound" if self.quantity in BOUNDED else None
 
 
-def standard_error(values: Float[Tensor, " n"]) -> float:
-    """Standard error of the mean over data; NaN for one datum."""
-    return values.double().std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
 def mean_and_error(values: Float[Tensor, " n"]) -> dict[str, float]:
-    """The mean over data and its standard error, as `evaluation.json` has them."""
-    return {"mean": values.double().mean().item(), "standard_error": standard_error(values)}
+    """The mean over data and its standard error, which is NaN for one datum, as `evaluation.json` has them."""
+    values = values.double()
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return {"mean": values.mean().item(), "standard_error": error}
 
 
 def error_of_mean(errors: Float[Tensor, " n"]) -> float:

@@ -42,11 +42,8 @@ class WeightStream:
         self.rounding = torch.full((size,), EQUAL, dtype=torch.float64)
 
     def add(self, log_weight: Float[Tensor, "particles batch"], *terms: Float[Tensor, "particles batch"]) -> None:
-        """Take the log weights, in nats, of the next particles of every datum of the block.
-
-        Args:
-            terms: what the log weights are sums of; their size tells how far these are rounded.
-        """
+        """Take the log weights, in nats, of the next particles of every datum of the block. The size of the terms that
+        they are sums of tells how far they are rounded."""
         eps = torch.finfo(log_weight.dtype).eps
         for term in terms or (log_weight,):
             self.rounding = torch.maximum(self.rounding, ROUNDINGS * eps * term.detach().abs().amax(0).double().cpu())
@@ -104,16 +101,18 @@ class WeightStream:
         return self.particles * self.bound() - (self.particles - 1) * without_one
 
     def pareto_k(self) -> Float[Tensor, " batch"]:
-        """ArviZ's k-hat of each datum (Vehtari et al. 2024).
+        """ArviZ's k-hat of each datum (Vehtari et al. 2024), NaN for fewer than 25 particles.
 
-        NaN for fewer than 25 particles. -inf where the weights of the tail are all equal: then they are bounded. Only
-        the tail and its cutoff enter the fit, so the weights below are put at zero.
+        It is -inf where the weights of the tail are all equal, and so bounded. Only the tail and the next weight, its
+        cutoff, enter the fit; the weights below are put at zero.
         """
         if self.particles < MIN_FOR_TAIL:
             return torch.full_like(self.log_half, math.nan)
-        tails = self.largest[: self.tail + 1].T.numpy()
         body = np.full(max(0, self.particles - self.tail - 1), -np.inf)
-        ks = [_k_of_tail(tail, body, equal) for tail, equal in zip(tails, self.rounding.tolist(), strict=True)]
+        ks = []
+        for tail, rounding in zip(self.largest[: self.tail + 1].T.numpy(), self.rounding.tolist(), strict=True):
+            equal = tail[0] - tail[-2] < rounding
+            ks.append(-math.inf if equal else pareto_k(np.concatenate([tail, body])))
         return torch.tensor(ks, dtype=torch.float64)
 
     def exact(self) -> Bool[Tensor, " batch"]:
@@ -150,11 +149,3 @@ def _largest(log_weight: Float[Tensor, "particles batch"], count: int) -> Float[
         return log_weight
     columns = np.ascontiguousarray(log_weight.T.numpy())
     return torch.from_numpy(np.partition(columns, -count, axis=1)[:, -count:].copy()).T
-
-
-def _k_of_tail(tail: np.ndarray, body: np.ndarray, equal: float) -> float:
-    """k-hat from the log weights of the tail in falling order, followed by the next one as its cutoff; -inf where those
-    of the tail differ by less than `equal`."""
-    if tail[0] - tail[-2] < equal:
-        return -math.inf
-    return pareto_k(np.concatenate([tail, body]))

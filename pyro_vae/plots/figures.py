@@ -26,21 +26,17 @@ from pyro_vae.errors import RunError
 from pyro_vae.files import write_whole
 from pyro_vae.pair.generation import center, decode, observed, picture_site, reconstruct, sample
 from pyro_vae.pair.pair import device_of, evaluating, select_fields
-from pyro_vae.pair.particles import run_guide
+from pyro_vae.pair.particles import Fields, run_guide
 from pyro_vae.pair.sites import Site
 from pyro_vae.plots.mosaic import BLUE, DPI, Limits, as_array, bar_outlines, is_image, limits_of, mosaic, value_range
 
-SEED = 0
-CHUNK = 512
 ORANGE, INK = "#d9772b", "#333333"
-LOSS_COLUMNS = ("epoch", "loss", "valid_loss", "valid_rate", "valid_distortion")
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure whole or not at all; the file's suffix says in which format (.png, .pdf, .svg, ...).
 
-    Raises:
-        RunError: a format that matplotlib does not know, or a folder that cannot be written.
+    Raises `RunError` for a format that matplotlib does not know, or a folder that cannot be written.
     """
     path = Path(path)
     form, known = path.suffix.removeprefix(".").lower(), figure.canvas.get_supported_filetypes()
@@ -55,11 +51,8 @@ def save_images(values: Float[Tensor, "n ..."], path: Path, columns: int | None 
 
 
 def image_grid(values: Float[Tensor, "n ..."], columns: int | None = None) -> Figure:
-    """Data row by row in a grid without margins, about square where `columns` is not given.
-
-    Args:
-        values: images [n, c, h, w] or [n, h, w], each pixel a whole number of dots; or vectors [n, d].
-    """
+    """Images [n, c, h, w] or [n, h, w], each pixel a whole number of dots, or vectors [n, d], row by row in a grid
+    without margins; it is about square where `columns` is not given."""
     columns = min(columns or _square(len(values)), len(values))
     return mosaic(values, columns, value_range(values), left=0, bottom=0, top=0, right=0, largest=math.inf)[0]
 
@@ -67,32 +60,27 @@ def image_grid(values: Float[Tensor, "n ..."], columns: int | None = None) -> Fi
 def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Training and validation loss of each epoch, and rate and distortion beside, in nats per datum.
 
-    The first tenth of the epochs does not decide the vertical range, so that it does not squash the others.
-
-    Args:
-        history: rows with `epoch`, `loss`, `valid_loss`, `valid_rate` and `valid_distortion`.
-
-    Raises:
-        RunError: no epoch.
+    The rows have `epoch`, `loss`, `valid_loss`, `valid_rate` and `valid_distortion`; `RunError` is raised where there
+    are none. The first tenth of the epochs does not decide the vertical range, so that it does not squash the others.
     """
     if not history:
         raise RunError("no epoch has been trained, so there are no curves to draw")
     figure = Figure(figsize=(9, 3.8), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(1.6, 1))
-    column = {name: np.array([float(row[name]) for row in history]) for name in LOSS_COLUMNS}
-    epoch = column["epoch"]
+    names = ("epoch", "loss", "valid_loss", "valid_rate", "valid_distortion")
+    epoch, training, validation, rate, distortion = (np.array([float(row[name]) for row in history]) for name in names)
     loss = figure.add_subplot(grid[:, 0])
-    _curve(loss, epoch, column["loss"], INK, "training loss")
-    _curve(loss, epoch, column["valid_loss"], BLUE, "validation loss (−ELBO)")
-    _mark_best(loss, epoch, column["valid_loss"])
-    loss.set_ylim(_settled_range(column["loss"], column["valid_loss"]))
+    _curve(loss, epoch, training, INK, "training loss")
+    _curve(loss, epoch, validation, BLUE, "validation loss (−ELBO)")
+    _mark_best(loss, epoch, validation)
+    loss.set_ylim(_settled_range(training, validation))
     loss.set(xlabel="epoch", ylabel="loss (nats per datum)")
     loss.legend(frameon=False)
-    parts = {"valid_rate": "rate: KL(q(z|x) ‖ p(z))", "valid_distortion": "distortion: −E log p(x|z)"}
-    for row, (name, title) in enumerate(parts.items()):
+    parts = {"rate: KL(q(z|x) ‖ p(z))": rate, "distortion: −E log p(x|z)": distortion}
+    for row, (title, part) in enumerate(parts.items()):
         axes = figure.add_subplot(grid[row, 1], sharex=loss)
-        _curve(axes, epoch, column[name], BLUE, title)
-        axes.set_ylim(_settled_range(column[name]))
+        _curve(axes, epoch, part, BLUE, title)
+        axes.set_ylim(_settled_range(part))
         axes.set_title(f"validation {title}", fontsize="medium")
         axes.set_ylabel("nats per datum")
         axes.tick_params(labelbottom=row == 1)
@@ -131,7 +119,7 @@ def _interleave(
     return torch.cat([row for pair in zip(*rows, strict=True) for row in pair])
 
 
-def samples(pair: nn.Module, fields: Mapping[str, Tensor], n: int = 64) -> Figure:
+def samples(pair: nn.Module, fields: Fields, n: int = 64) -> Figure:
     """Means of p(x|z) at `n` draws z ~ p(z), in a square grid.
 
     Args:
@@ -149,7 +137,7 @@ def samples(pair: nn.Module, fields: Mapping[str, Tensor], n: int = 64) -> Figur
     return figure
 
 
-def manifold(pair: nn.Module, fields: Mapping[str, Tensor], side: int = 20) -> Figure | None:
+def manifold(pair: nn.Module, fields: Fields, side: int = 20) -> Figure | None:
     """Means of p(x|z) over the plane of z, at standard-normal quantiles from 0.025 to 0.975 on each axis.
 
     None unless the guide has a single latent site, of event shape (2,), whose support holds the grid.
@@ -182,20 +170,15 @@ def manifold(pair: nn.Module, fields: Mapping[str, Tensor], side: int = 20) -> F
 
 
 def posterior_means(pair: nn.Module, split: Split, limit: int = 5000) -> Figure | None:
-    """The guide's mean of each datum in the plane of z, coloured by the field `label` where the split has it.
-
-    None unless the guide has a single latent site, of event shape (2,).
-
-    Args:
-        limit: at most so many data, spread over the split.
-    """
+    """The guide's mean of at most `limit` data, spread over the split, in the plane of z; coloured by the field `label`
+    where the split has it. None unless the guide has a single latent site, of event shape (2,)."""
     with undisturbed(pair) as device:
         split = split.to(device)
         latent = planar_site(pair, split.head(1).take(slice(None)))
         if latent is None:
             return None
         means, labels = [], []
-        for positions in _spread(split.size, limit).to(device).split(CHUNK):
+        for positions in _spread(split.size, limit).to(device).split(512):
             batch = split.take(positions)
             means.append(as_array(center(run_guide(pair, batch)[latent.name])))
             labels.append(as_array(batch["label"]) if "label" in batch else None)
@@ -210,7 +193,7 @@ def posterior_means(pair: nn.Module, split: Split, limit: int = 5000) -> Figure 
     return figure
 
 
-def planar_site(pair: nn.Module, fields: Mapping[str, Tensor]) -> Site | None:
+def planar_site(pair: nn.Module, fields: Fields) -> Site | None:
     """The guide's latent site where it is the only one, one a datum, and two-dimensional; else None."""
     with torch.no_grad():
         sites = list(run_guide(pair, fields).values())
@@ -220,15 +203,13 @@ def planar_site(pair: nn.Module, fields: Mapping[str, Tensor]) -> Site | None:
 
 @contextmanager
 def undisturbed(pair: nn.Module) -> Iterator[torch.device]:
-    """Run under `eval()`, without gradients and at a fixed seed; yields the pair's device.
-
-    Afterwards the pair's modes and the generators are as they were.
-    """
+    """Run under `eval()`, without gradients and at a fixed seed, and yield the pair's device. The pair's modes and the
+    generators are afterwards as they were."""
     device = device_of(pair)
     cuda = [device.index or 0] if device.type == "cuda" else []
     with evaluating(pair), torch.random.fork_rng(devices=cuda), torch.no_grad():
         for generator in [torch.default_generator, *[torch.cuda.default_generators[i] for i in cuda]]:
-            generator.manual_seed(SEED)
+            generator.manual_seed(0)
         yield device
 
 
@@ -294,9 +275,7 @@ def _spread(size: int, n: int) -> Int[Tensor, " n"]:
     return torch.arange(min(n, size)) * size // min(n, size)
 
 
-def _rows(
-    pair: nn.Module, fields: Mapping[str, Tensor], positions: Int[Tensor, " n"], device: torch.device
-) -> dict[str, Tensor]:
+def _rows(pair: nn.Module, fields: Fields, positions: Int[Tensor, " n"], device: torch.device) -> dict[str, Tensor]:
     """The fields that a pair takes at these positions, counted round, on a device."""
     chosen = select_fields(pair, fields)
     return {name: value[positions.to(value.device) % len(value)].to(device) for name, value in chosen.items()}

@@ -46,19 +46,23 @@ def mosaic(
         colors: of the bars of each vector.
         gap_shade: the grey between images, from 0 (black) to 1 (white).
     """
-    rows = -(-len(values) // columns)
-    width = min(8.0, max(3.0, 0.8 * columns))
-    if is_image(values.shape[1:]):
-        picture = tiles(values, columns, limits, gap_shade)
+    rows, width = -(-len(values) // columns), min(8.0, max(3.0, 0.8 * columns))
+    picture = tiles(values, columns, limits, gap_shade) if is_image(values.shape[1:]) else None
+    if picture is not None:
         zoom = max(1, round(width * DPI / picture.shape[1]))
         width = min(zoom * picture.shape[1] / DPI, largest)
-        figure, axes = _bare_axes(width, width * picture.shape[0] / picture.shape[1], left, bottom, top, right)
-        half = [0.5 / (side + 1) for side in values.shape[-2:]] if len(values) > 1 else [0.0, 0.0]
-        extent = (-half[1], columns + half[1], rows + half[0], -half[0])
-        axes.imshow(picture, extent=extent, aspect="auto")
+        height = width * picture.shape[0] / picture.shape[1]
     else:
-        bottom = 3 * MARGIN if note else bottom
-        figure, axes = _bare_axes(width, 0.7 * width * rows / columns, left, bottom, top, right)
+        height, bottom = 0.7 * width * rows / columns, 3 * MARGIN if note else bottom
+    across, upward = width + left + right, height + bottom + top
+    figure = Figure(figsize=(across, upward), dpi=DPI)
+    axes = figure.add_axes((left / across, bottom / upward, width / across, height / upward), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    if picture is not None:
+        half = [0.5 / (side + 1) for side in values.shape[-2:]] if len(values) > 1 else [0.0, 0.0]
+        axes.imshow(picture, extent=(-half[1], columns + half[1], rows + half[0], -half[0]), aspect="auto")
+    else:
         _draw_bars(axes, values, columns, limits, colors or [BLUE] * len(values))
         axes.set(xlim=(-0.02, columns + 0.02), ylim=(rows + 0.02, -0.02))
         if note:
@@ -67,28 +71,12 @@ def mosaic(
     return figure, axes
 
 
-def _bare_axes(
-    width: float, height: float, left: float, bottom: float, top: float, right: float
-) -> tuple[Figure, Axes]:
-    """A figure with axes of this size in inches, which have neither ticks nor spines."""
-    across, upward = width + left + right, height + bottom + top
-    figure = Figure(figsize=(across, upward), dpi=DPI)
-    axes = figure.add_axes((left / across, bottom / upward, width / across, height / upward), xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    return figure, axes
-
-
 def tiles(
     values: Float[Tensor, "n ..."], columns: int, limits: Limits, gap_shade: float = 1.0
 ) -> Float[np.ndarray, "height width 3"]:
-    """Images row by row, one dot apart, with their limits mapped to [0, 1] and NaN to white.
+    """Images [n, ..., height, width] row by row, one dot apart, with their limits mapped to [0, 1] and NaN to white.
 
     Of images that have neither one nor three channels the first is shown.
-
-    Args:
-        values: [n, ..., height, width].
-        gap_shade: the grey between the images, from 0 (black) to 1 (white).
     """
     from torchvision.utils import make_grid  # torchvision takes seconds to import
 

@@ -1,6 +1,6 @@
 """A picture of what single latent units do to the mean of p(x|z)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_vae.pair.generation import center, decode, model_at, picture_site
 from pyro_vae.pair.pair import select_fields
-from pyro_vae.pair.particles import run_guide
+from pyro_vae.pair.particles import Fields, run_guide
 from pyro_vae.pair.sites import Site
 from pyro_vae.plots.mosaic import DPI, Limits, is_image, limits_of, tiles
 
@@ -24,21 +24,16 @@ class Unit(NamedTuple):
     index: int
     values: Float[Tensor, " columns"]
 
-    @property
-    def name(self) -> str:
-        return f"{self.site}[{self.index}]"
 
-
-def traversals(pair: nn.Module, datum: Mapping[str, Tensor], units: Sequence[Unit]) -> Figure | None:
-    """Means of p(x|z) where one unit at a time leaves the guide's mean of a datum; a row of pictures for each unit.
+def traversals(pair: nn.Module, datum: Fields, units: Sequence[Unit]) -> Figure | None:
+    """Means of p(x|z) where one unit at a time leaves the guide's mean of a datum, whose fields are [1, ...]; a row of
+    pictures for each unit.
 
     Sites whose prior depends on the moved one follow it, at their prior means. Units whose values are outside their
     support (discrete ones, elements of a simplex) are left out; None where no unit remains.
-
-    Args:
-        datum: fields [1, ...] of the datum to start from.
     """
-    rows = {unit.name: site for unit in units if (site := _row(pair, datum, unit)) is not None}
+    sites = {f"{unit.site}[{unit.index}]": _row(pair, datum, unit) for unit in units}
+    rows = {name: site for name, site in sites.items() if site is not None}
     if not rows:
         return None
     means = torch.stack([center(site) for site in rows.values()]).float().cpu()
@@ -47,7 +42,7 @@ def traversals(pair: nn.Module, datum: Mapping[str, Tensor], units: Sequence[Uni
     return _pictures(means, list(rows), limits_of(next(iter(rows.values())), means.flatten(0, 1)))
 
 
-def _row(pair: nn.Module, datum: Mapping[str, Tensor], unit: Unit) -> Site | None:
+def _row(pair: nn.Module, datum: Fields, unit: Unit) -> Site | None:
     """The site to show, [1, columns, *event], at each value of a unit; None where these are outside the support."""
     columns = len(unit.values)
     fields = {name: value.expand(columns, *value.shape[1:]) for name, value in select_fields(pair, datum).items()}

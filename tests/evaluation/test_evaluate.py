@@ -87,7 +87,7 @@ def test_data_come_as_a_tensor_a_mapping_a_split_or_one_of_a_dataset(vae):
         assert torch.equal(evaluate(vae, form).elbo, expected)
     assert evaluate(vae, data).data == "named" and evaluate(vae, x).data == "data"
     assert evaluate(vae, data, split="train").n == 9 and evaluate(vae, data, split="valid").n == 8
-    with pytest.raises(RunError, match="no split 'tset'; there are train, valid and test"):
+    with pytest.raises(DataError, match="no split 'tset'; there are train, valid, test"):
         evaluate(vae, data, split="tset")
 
 

@@ -1,8 +1,8 @@
 """Annealed importance sampling of log p(x), from below and, on simulated data, from above."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError, RunError, UnknownName
 from pyro_vae.evaluation.ais.annealing import HMC, Noise, Tick, anneal, moves_of, sigmoid_path, tune
-from pyro_vae.evaluation.ais.bridge import STARTS, PairBridge, Values, draw_starts
-from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
+from pyro_vae.evaluation.ais.bridge import STARTS, PairBridge, Values
+from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks, seed_of
 from pyro_vae.evaluation.chunks import rows_that_fit
 from pyro_vae.evaluation.evaluator import Evaluator, Progress, ticker
-from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, quantiles, standard_error
+from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, mean_and_error, quantiles
 from pyro_vae.evaluation.weights import WeightStream, check_weights
 from pyro_vae.pair.generation import sample
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import latent, observed, side_by_side, values_of
 
-MAX_CHAINS = 16
 PILOTS = 4
 """Chains that only tune the step sizes."""
 
@@ -85,83 +84,71 @@ class AIS(Evaluator):
         moves = moves_of(self.distributions, chains, PILOTS)
         if self.bidirectional:
             moves += moves_of(self.distributions, 2 * chains, PILOTS)
-        parts = []
-        for chunk in _chunks(blocks, chains):
+        parts, all_blocks = [], list(blocks)
+        at_once = max(1, rows_that_fit(all_blocks[0].batch()) // (DATA_BLOCK * chains))
+        for first in range(0, len(all_blocks), at_once):
+            chunk = all_blocks[first : first + at_once]
             samples = sum(block.size for block in chunk) * particles
-            parts.append(self._evaluate(pair, chunk, chains, ticker(progress, samples, moves)))
+            parts.append(self._evaluate(chunk, chains, ticker(progress, samples, moves)))
         per_datum = {name: value.double().cpu() for name, value in side_by_side(parts).items()}
         check_weights(per_datum["log_likelihood"], blocks.first, "chains start")
         return Estimate(per_datum)
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
-        chains = self._chains(particles)
-        summary = self._summary(found.per_datum, chains)
-        return replace(found, summary=summary, warnings=_warnings(found.per_datum, summary, chains))
-
-    def _chains(self, particles: int) -> int:
-        return self.chains or min(particles, MAX_CHAINS)
-
-    def _evaluate(self, pair: nn.Module, blocks: Sequence[Block], chains: int, tick: Tick) -> PerDatum:
-        forward = self._run(pair, blocks, chains, tick)
-        weights = _weigh(forward.log_weight)
-        found = {
-            "log_likelihood": weights.bound(),
-            "monte_carlo_error": weights.monte_carlo_error(),
-            "ess": weights.ess(),
-            "acceptance": forward.acceptance,
-        }
-        return found | (self._sandwich(pair, blocks, chains, tick) if self.bidirectional else {})
-
-    def _sandwich(self, pair: nn.Module, blocks: Sequence[Block], chains: int, tick: Tick) -> PerDatum:
-        """Bounds on log p(x) of data drawn from the model in place of those of the blocks."""
-        drawn, latents = zip(*[simulated(block) for block in blocks], strict=True)
-        forward = self._run(pair, drawn, chains, tick)
-        bridge = forward.hmc.bridge
-        truth = bridge.places(side_by_side(latents, dim=1))
-        ends, betas = bridge.at(truth.expand(chains, -1, -1)), sigmoid_path(self.distributions)
-        reverse, _ = anneal(forward.hmc, ends, betas.flip(0), forward.steps.flip(0), tick)
-        return {"simulated_lower": _weigh(forward.log_weight).bound(), "simulated_upper": -_weigh(reverse).bound()}
-
-    def _run(self, pair: nn.Module, blocks: Sequence[Block], chains: int, tick: Tick) -> "Forward":
-        """Tune the steps, then anneal from the start to the posterior, all blocks at once."""
-        batch = side_by_side([block.batch() for block in blocks])
-        bridge = PairBridge(pair, batch, self.start, max(1, rows_that_fit(batch) // chains))
-        starts = [_starts(block, self.start, SPREAD_DRAWS + chains) for block in blocks]
-        places = bridge.places(side_by_side(starts, dim=1))
-        spread = places[:SPREAD_DRAWS].std(0).clamp(min=1e-6)
-        noise = Noise([block.seeded(MOVES).seed for block in blocks], [block.size for block in blocks], places)
-        hmc, betas = HMC(bridge, spread, self.leapfrog, noise), sigmoid_path(self.distributions)
-        steps = tune(hmc, bridge.at(places[:PILOTS]), betas, tick)
-        return Forward(hmc, steps, *anneal(hmc, bridge.at(places[SPREAD_DRAWS:]), betas, steps, tick))
-
-    def _summary(self, per_datum: PerDatum, chains: int) -> dict[str, Any]:
+        figures, chains = found.per_datum, self._chains(particles)
         summary = {
             "distributions": self.distributions,
             "chains": chains,
             "start": self.start,
-            "monte_carlo_error": error_of_mean(per_datum["monte_carlo_error"]),
-            "ess": quantiles(per_datum["ess"]),
-            "acceptance": quantiles(per_datum["acceptance"]),
+            "monte_carlo_error": error_of_mean(figures["monte_carlo_error"]),
+            "ess": quantiles(figures["ess"]),
+            "acceptance": quantiles(figures["acceptance"]),
         }
-        return summary | (_bounds(per_datum) if self.bidirectional else {})
+        if self.bidirectional:
+            summary["bidirectional"] = _bounds(figures)
+        return replace(found, summary=summary, warnings=_warnings(figures, summary, chains))
 
+    def _chains(self, particles: int) -> int:
+        return self.chains or min(particles, 16)
 
-class Forward(NamedTuple):
-    """Chains that went from the start to the posterior, and what moved them."""
+    def _evaluate(self, blocks: Sequence[Block], chains: int, tick: Tick) -> PerDatum:
+        _, _, log_weight, acceptance = self._run(blocks, chains, tick)
+        weights = _weigh(log_weight)
+        found = {
+            "log_likelihood": weights.bound(),
+            "monte_carlo_error": weights.monte_carlo_error(),
+            "ess": weights.ess(),
+            "acceptance": acceptance,
+        }
+        return found | (self._sandwich(blocks, chains, tick) if self.bidirectional else {})
 
-    hmc: HMC
-    steps: Float[Tensor, "moves batch"]
-    log_weight: Float[Tensor, "chains batch"]
-    acceptance: Float[Tensor, " batch"]
+    def _sandwich(self, blocks: Sequence[Block], chains: int, tick: Tick) -> PerDatum:
+        """Bounds on log p(x) of data drawn from the model in place of those of the blocks."""
+        drawn, latents = zip(*[simulated(block) for block in blocks], strict=True)
+        hmc, steps, log_weight, _ = self._run(drawn, chains, tick)
+        truth = hmc.bridge.places(side_by_side(latents, dim=1))
+        ends, betas = hmc.bridge.at(truth.expand(chains, -1, -1)), sigmoid_path(self.distributions)
+        reverse, _ = anneal(hmc, ends, betas.flip(0), steps.flip(0), tick)
+        return {"simulated_lower": _weigh(log_weight).bound(), "simulated_upper": -_weigh(reverse).bound()}
+
+    def _run(self, blocks: Sequence[Block], chains: int, tick: Tick) -> tuple[HMC, Tensor, Tensor, Tensor]:
+        """Tune the steps, then anneal from the start to the posterior, all blocks at once; also gives what moved the
+        chains: their HMC and its steps [moves, batch]."""
+        batch = side_by_side([block.batch() for block in blocks])
+        bridge = PairBridge(blocks[0].pair, batch, self.start, max(1, rows_that_fit(batch) // chains))
+        starts = [_starts(block, self.start, SPREAD_DRAWS + chains) for block in blocks]
+        places = bridge.places(side_by_side(starts, dim=1))
+        spread = places[:SPREAD_DRAWS].std(0).clamp(min=1e-6)
+        noise = Noise([seed_of(*block.key, MOVES) for block in blocks], [block.size for block in blocks], places)
+        hmc, betas = HMC(bridge, spread, self.leapfrog, noise), sigmoid_path(self.distributions)
+        steps = tune(hmc, bridge.at(places[:PILOTS]), betas, tick)
+        return hmc, steps, *anneal(hmc, bridge.at(places[SPREAD_DRAWS:]), betas, steps, tick)
 
 
 def simulated(block: Block) -> tuple[Block, Values]:
     """Data drawn from the model in place of those of a block, and the latents [1, batch, *event] behind them.
 
-    What the model conditions on stays.
-
-    Raises:
-        ContractError: a site observes something that is no field as it is given.
+    What the model conditions on stays. Raises `ContractError` where a site observes no field as it is given.
     """
     pair, batch = block.pair, block.batch()
     with block.seeded(SIMULATION):
@@ -179,22 +166,12 @@ def simulated(block: Block) -> tuple[Block, Values]:
     return Block(pair, Split(fields), slice(0, block.size), *block.key, SIMULATION), values_of(latent(drawn))
 
 
-def _chunks(blocks: Blocks, chains: int) -> Iterator[list[Block]]:
-    """As many blocks at a time as fit into memory side by side."""
-    chunk: list[Block] = []
-    for block in blocks:
-        chunk.append(block)
-        if (len(chunk) + 1) * DATA_BLOCK * chains > rows_that_fit(chunk[0].batch()):
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
 def _starts(block: Block, start: str, count: int) -> Values:
-    """Values [count, batch, *event] drawn from the start."""
+    """Values [count, batch, *event] drawn from the start, one at a time: memory for one particle is enough."""
+    pair, batch = block.pair, block.batch()
     with block.seeded(PLACES):
-        return draw_starts(block.pair, block.batch(), start, count)
+        draws = (run_guide(pair, batch) if start == "guide" else run_model(pair, batch, {}) for _ in range(count))
+        return side_by_side([values_of(latent(draw)) for draw in draws])
 
 
 def _weigh(log_weight: Float[Tensor, "chains batch"]) -> WeightStream:
@@ -205,13 +182,12 @@ def _weigh(log_weight: Float[Tensor, "chains batch"]) -> WeightStream:
 
 def _bounds(per_datum: PerDatum) -> dict[str, Any]:
     lower, upper = per_datum["simulated_lower"], per_datum["simulated_upper"]
-    gap = upper - lower
-    means = {"lower": lower.mean().item(), "upper": upper.mean().item(), "gap": gap.mean().item()}
-    return {"bidirectional": {"on": "simulated", **means, "gap_standard_error": standard_error(gap)}}
+    gap, error = mean_and_error(upper - lower).values()
+    means = {"lower": lower.mean().item(), "upper": upper.mean().item(), "gap": gap}
+    return {"on": "simulated", **means, "gap_standard_error": error}
 
 
 def _warnings(per_datum: PerDatum, summary: Mapping[str, Any], chains: int) -> list[str]:
-    """Plain sentences where the figures should not be trusted."""
     found = []
     if chains == 1:
         found.append("a single chain tells nothing of its Monte Carlo error; use 16 particles")

@@ -1,50 +1,22 @@
-"""Annealed importance sampling between two densities by Hamiltonian Monte Carlo, for many data and chains at once.
+"""Annealed importance sampling along a bridge by Hamiltonian Monte Carlo, for many data and chains at once."""
 
-Knows no pair: a `Bridge` gives the two log densities at places in R^dim, for each chain of each datum.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from pyro_vae.evaluation.ais.bridge import PairBridge, PerChain, State
 
 TARGET_ACCEPTANCE = 0.65
 WARMUP_MOVES, GAIN = 40, 0.5
 JITTER = 0.2
 """Step sizes are scaled by a uniform number this close to 1, so that no trajectory is a period of the target."""
 
-Places = Float[Tensor, "chains batch dim"]
-PerChain = Float[Tensor, "chains batch"]
 Betas = Float[Tensor, " points"]
 Tick = Callable[[int], None]
-
-
-class State(NamedTuple):
-    """Where the chains are, and the log densities of both ends of the bridge there, in nats."""
-
-    place: Places
-    start: PerChain
-    end: PerChain
-
-    def log_density(self, beta: float) -> PerChain:
-        """start^(1-beta) end^beta."""
-        return (1 - beta) * self.start + beta * self.end
-
-
-class Bridge(Protocol):
-    """Two densities and the geometric path between them."""
-
-    def at(self, place: Places) -> State:
-        """Both log densities."""
-        ...
-
-    def slope(self, place: Places, beta: float) -> Places:
-        """The gradient of the log density at `beta`."""
-        ...
 
 
 class Noise:
@@ -55,25 +27,18 @@ class Noise:
         self.sizes = sizes
         self.kind = {"dtype": like.dtype, "device": like.device}
 
-    def normal(self, chains: int, dim: int) -> Places:
+    def draw(self, numbers: Callable[..., Tensor], chains: int, *dim: int) -> Float[Tensor, "chains batch *dim"]:
+        """What `numbers`, torch.rand or torch.randn, gives for each datum."""
         blocks = zip(self.generators, self.sizes, strict=True)
-        return torch.cat([torch.randn(chains, n, dim, generator=g, **self.kind) for g, n in blocks], 1)
-
-    def uniform(self, chains: int) -> PerChain:
-        blocks = zip(self.generators, self.sizes, strict=True)
-        return torch.cat([torch.rand(chains, n, generator=g, **self.kind) for g, n in blocks], 1)
+        return torch.cat([numbers(chains, n, *dim, generator=g, **self.kind) for g, n in blocks], 1)
 
 
 @dataclass(frozen=True)
 class HMC:
-    """Hamiltonian Monte Carlo along a bridge (Neal 2011).
+    """Hamiltonian Monte Carlo along a bridge (Neal 2011), so many leapfrog steps a move. The momenta are scaled by the
+    inverse of `spread`, the rough scale of each coordinate."""
 
-    Attributes:
-        spread: rough scale of each coordinate [batch, dim]; the momenta are scaled by its inverse.
-        leapfrog: leapfrog steps of a move.
-    """
-
-    bridge: Bridge
+    bridge: PairBridge
     spread: Float[Tensor, "batch dim"]
     leapfrog: int
     noise: Noise
@@ -81,9 +46,9 @@ class HMC:
     def move(self, state: State, beta: float, step: Float[Tensor, " batch"]) -> tuple[State, PerChain]:
         """One move that leaves the density at `beta` as it is, and its acceptance probability."""
         chains, _, dim = state.place.shape
-        size = step * (1 + JITTER * (2 * self.noise.uniform(chains) - 1))
+        size = step * (1 + JITTER * (2 * self.noise.draw(torch.rand, chains) - 1))
         stride = size.unsqueeze(-1) * self.spread
-        momentum = self.noise.normal(chains, dim)
+        momentum = self.noise.draw(torch.randn, chains, dim)
         energy = state.log_density(beta) - 0.5 * momentum.square().sum(-1)
         place = state.place + 0.5 * stride * momentum
         for left in reversed(range(self.leapfrog)):
@@ -91,8 +56,9 @@ class HMC:
             place = place + (1.0 if left else 0.5) * stride * momentum
         proposal = self.bridge.at(place)
         log_ratio = proposal.log_density(beta) - 0.5 * momentum.square().sum(-1) - energy
-        accepted = self.noise.uniform(chains).log() < log_ratio  # false where the ratio is not a number
-        chosen = State(*(torch.where(_like(accepted, new), new, old) for new, old in zip(proposal, state, strict=True)))
+        accepted = self.noise.draw(torch.rand, chains).log() < log_ratio  # false where the ratio is not a number
+        masks = (accepted.unsqueeze(-1), accepted, accepted)
+        chosen = State(*map(torch.where, masks, proposal, state))
         return chosen, log_ratio.nan_to_num(-torch.inf, neginf=-torch.inf).clamp(max=0).exp()
 
 
@@ -107,7 +73,7 @@ def anneal(
     """
     log_weight = torch.zeros_like(state.start, dtype=torch.float64)
     accepted = torch.zeros_like(state.start)
-    for (now, then), step in _path(betas, steps):
+    for (now, then), step in zip(pairwise(betas.tolist()), [*steps, None], strict=True):
         log_weight += (then - now) * (state.end.double() - state.start.double())
         if step is not None:
             state, probability = hmc.move(state, then, step)
@@ -146,12 +112,3 @@ def sigmoid_path(distributions: int) -> Betas:
     """`distributions` + 1 points from 0 to 1 along a sigmoid from -4 to 4, dense at both ends (Wu et al. 2017)."""
     raw = torch.sigmoid(torch.linspace(-4.0, 4.0, distributions + 1, dtype=torch.float64))
     return (raw - raw[0]) / (raw[-1] - raw[0])
-
-
-def _path(betas: Betas, steps: Tensor) -> Iterator[tuple[tuple[float, float], Tensor | None]]:
-    """Neighbours on the path, and the step size of the move after each; None after the last."""
-    yield from zip(pairwise(betas.tolist()), [*steps, None], strict=True)
-
-
-def _like(mask: PerChain, tensor: Tensor) -> Tensor:
-    return mask if tensor.dim() == mask.dim() else mask.unsqueeze(-1)

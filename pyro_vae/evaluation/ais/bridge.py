@@ -1,35 +1,45 @@
 """The path from a pair's guide, or prior, to its posterior, in unconstrained coordinates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyro_vae.errors import ContractError
-from pyro_vae.evaluation.ais.annealing import PerChain, Places, State
 from pyro_vae.pair.checks import check_density, check_per_datum, check_sites, check_supports, support_of
 from pyro_vae.pair.pair import batch_size
-from pyro_vae.pair.particles import OWN_DIM, run_guide, run_guide_at, run_model, ways
+from pyro_vae.pair.particles import OWN_DIM, Fields, run_guide, run_guide_at, run_model, ways
 from pyro_vae.pair.sites import Layout, Sites, is_point_mass, latent, values_of
 from pyro_vae.pair.terms import guide_terms, model_terms
 
-Batch = Mapping[str, Tensor]
+Places = Float[Tensor, "chains batch dim"]
+PerChain = Float[Tensor, "chains batch"]
 Values = dict[str, Tensor]
-Density = Callable[[Values, int, PerChain], PerChain]
+
+STARTS = ("guide", "prior")
+
+
+class State(NamedTuple):
+    """Where the chains are, and the log densities of both ends of the bridge there, in nats."""
+
+    place: Places
+    start: PerChain
+    end: PerChain
+
+    def log_density(self, beta: float) -> PerChain:
+        """start^(1-beta) end^beta."""
+        return (1 - beta) * self.start + beta * self.end
 
 
 class PairBridge:
-    """log start and log p(x, z) of a batch, each with the log Jacobian of the coordinates, [chains, batch] in nats.
+    """log start and log p(x, z) of a batch, each with the log Jacobian of the coordinates, [chains, batch] in nats; so
+    many data as `step` says are worked on at once."""
 
-    Args:
-        batch: the fields that the pair takes.
-        start: a name in `STARTS`.
-        step: data in a chunk, which are worked on at once.
-    """
-
-    def __init__(self, pair: nn.Module, batch: Batch, start: str, step: int):
+    def __init__(self, pair: nn.Module, batch: Fields, start: str, step: int):
         self.step = step
         self.chunks = [_Chunk(pair, fields, start) for fields in _split(batch, step, 0)]
 
@@ -39,11 +49,13 @@ class PairBridge:
         return torch.cat([chunk.coordinates.places(here) for chunk, here in parts], 1)
 
     def at(self, place: Places) -> State:
+        """Both log densities."""
         ends = [chunk.ends(here) for chunk, here in zip(self.chunks, place.split(self.step, 1), strict=True)]
         start, end = (torch.cat(parts, 1) for parts in zip(*ends, strict=True))
         return State(place, start, end)
 
     def slope(self, place: Places, beta: float) -> Places:
+        """The gradient of the log density at `beta`."""
         slopes = []
         for chunk, here in zip(self.chunks, place.split(self.step, 1), strict=True):
             with torch.enable_grad():
@@ -53,7 +65,7 @@ class PairBridge:
         return torch.cat(slopes, 1)
 
 
-def _split(tensors: Mapping[str, Tensor], step: int, dim: int) -> list[dict[str, Tensor]]:
+def _split(tensors: Fields, step: int, dim: int) -> list[dict[str, Tensor]]:
     """Tensors by name in chunks of so many along a dim."""
     parts = zip(*[tensor.split(step, dim) for tensor in tensors.values()], strict=True)
     return [dict(zip(tensors, part, strict=True)) for part in parts]
@@ -62,29 +74,21 @@ def _split(tensors: Mapping[str, Tensor], step: int, dim: int) -> list[dict[str,
 class _Chunk:
     """The bridge of data that are worked on at once."""
 
-    def __init__(self, pair: nn.Module, batch: Batch, start: str):
+    def __init__(self, pair: nn.Module, batch: Fields, start: str):
         self.pair, self.batch = pair, batch
         self.coordinates = coordinates_of(pair, batch)
-        self.log_start = STARTS[start].density(pair, batch)
+        self.log_guide = _guide_density(pair, batch) if start == "guide" else None
 
     def ends(self, place: Places) -> tuple[PerChain, PerChain]:
         chains = len(place)
         values, log_stretch = self.coordinates.values(place)
         log_likelihood, log_prior = model_terms(self.pair, self.batch, values, chains)
-        log_start = self.log_start(values, chains, log_prior)
+        log_start = self.log_guide(values, chains) if self.log_guide else log_prior
         return log_start + log_stretch, log_likelihood + log_prior + log_stretch
 
 
-class Start(NamedTuple):
-    """Where chains come from. `draw(pair, batch)` gives the sites of a fresh draw; `density(pair, batch)` gives the log
-    density, as a function of values, the number of chains, and log p(z) of the values."""
-
-    draw: Callable[[nn.Module, Batch], Sites]
-    density: Callable[[nn.Module, Batch], Density]
-
-
-def _guide_density(pair: nn.Module, batch: Batch) -> Density:
-    """log q(z|x); the encoder runs only once where the guide has one site."""
+def _guide_density(pair: nn.Module, batch: Fields) -> Callable[[Values, int], PerChain]:
+    """log q(z|x) of values and a number of chains; the encoder runs only once where the guide has one site."""
     sites = run_guide(pair, batch)
     model = run_model(pair, batch, values_of(sites))
     for name, site in sites.items():
@@ -95,40 +99,19 @@ def _guide_density(pair: nn.Module, batch: Batch) -> Density:
     check_density(model, sites)
     check_supports(model, sites)
     run_guide_at(pair, batch, values_of(sites))
+    if len(sites) != 1 or ways(pair, batch).guide != OWN_DIM:
+        return partial(guide_terms, pair, batch)
+    ((name, site),) = sites.items()
 
-    def of_any(values: Values, chains: int, log_prior: PerChain) -> PerChain:
-        return guide_terms(pair, batch, values, chains)
-
-    def of_one(values: Values, chains: int, log_prior: PerChain) -> PerChain:
-        ((name, site),) = sites.items()
+    def of_one(values: Values, chains: int) -> PerChain:
         layout = Layout(chains, batch_size(batch))
         return layout.unfold(site.fn.log_prob(layout.fold(values[name])), 0)
 
-    return of_one if len(sites) == 1 and ways(pair, batch).guide == OWN_DIM else of_any
+    return of_one
 
 
-def _prior_density(pair: nn.Module, batch: Batch) -> Density:
-    return lambda values, chains, log_prior: log_prior
-
-
-STARTS = {
-    "guide": Start(run_guide, _guide_density),
-    "prior": Start(lambda pair, batch: run_model(pair, batch, {}), _prior_density),
-}
-
-
-def draw_starts(pair: nn.Module, batch: Batch, start: str, count: int) -> Values:
-    """Values [count, batch, *event] drawn from the start, one at a time: memory for one particle is enough."""
-    draws = [STARTS[start].draw(pair, batch) for _ in range(count)]
-    return {name: torch.cat([draw[name].value for draw in draws]) for name in latent_sites(pair, batch)}
-
-
-def latent_sites(pair: nn.Module, batch: Batch) -> Sites:
-    """The latent sites of the model at one draw of the guide.
-
-    Raises:
-        ContractError: the pair breaks the contract, its model has no density, or a latent is discrete; names it.
-    """
+def latent_sites(pair: nn.Module, batch: Fields) -> Sites:
+    """The latent sites of the model at one draw of the guide; raises `ContractError` where they cannot be annealed."""
     guide = run_guide(pair, batch)
     model = run_model(pair, batch, values_of(guide))
     check_sites(model, guide)
@@ -168,12 +151,8 @@ class Coordinates:
         return values, log_stretch
 
 
-def coordinates_of(pair: nn.Module, batch: Batch) -> Coordinates:
-    """The coordinates of a batch's latents.
-
-    Raises:
-        ContractError: the support of a latent depends on another latent.
-    """
+def coordinates_of(pair: nn.Module, batch: Fields) -> Coordinates:
+    """The coordinates of a batch's latents; raises `ContractError` where a support depends on another latent."""
     first, second = latent_sites(pair, batch), latent_sites(pair, batch)
     coordinates, others = Coordinates(first), Coordinates(second)
     places = coordinates.places(values_of(first))

@@ -1,6 +1,7 @@
 """What draws of the guide tell of the latents of each datum: KL and mean of each unit, log densities of the draws."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,8 @@ from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.chunks import rows_that_fit
 from pyro_vae.pair.checks import prior_before_guide
 from pyro_vae.pair.pair import batch_size
-from pyro_vae.pair.sites import Site, Sites, elements, is_point_mass, side_by_side
+from pyro_vae.pair.particles import Fields
+from pyro_vae.pair.sites import Site, Sites, elements, is_point_mass, side_by_side, values_of
 from pyro_vae.pair.terms import counts, reduce_sites, run_both
 
 
@@ -54,65 +56,52 @@ class Codes:
         return {name: (mean.var(0) - self.noise[name].mean(0)).clamp(min=0) for name, mean in self.mean.items()}
 
 
-def codes_of(
-    pair: nn.Module, batch: Mapping[str, Tensor], particles: int, kept: int, tick: Callable[[int], None]
-) -> Codes:
-    """The codes of a batch, from `particles` draws, `kept` of which stay.
+def codes_of(pair: nn.Module, batch: Fields, particles: int, kept: int, tick: Callable[[int], None]) -> Codes:
+    """The codes of a batch, from `particles` draws, `kept` of which stay; `tick` is told of data x particles done.
 
     Where the guide has one site and its KL a closed form, draws beyond those kept would tell nothing and are not made.
-
-    Args:
-        tick: told the number of data x particles that are done.
-
-    Raises:
-        ContractError: the pair breaks the contract, or the guide has a site that the model lacks.
+    Raises `ContractError` where the pair breaks the contract, or the guide has a site that the model lacks.
     """
-    size = batch_size(batch)
-    tally, step = _Tally(size, kept), max(1, rows_that_fit(batch) // size)
-    while tally.seen < particles and not (tally.closed and tally.seen >= kept):
-        ahead = kept - tally.seen if tally.seen < kept else particles - tally.seen
+    size, seen, closed = batch_size(batch), 0, False
+    step = max(1, rows_that_fit(batch) // size)
+    kl: dict[str, _Moments] = defaultdict(_Moments)
+    mean: dict[str, _Moments] = defaultdict(_Moments)
+    values, log_guide, log_prior = [], [], []
+    while seen < particles and not (closed and seen >= kept):
+        ahead = kept - seen if seen < kept else particles - seen
         for count in counts(pair, batch, min(step, ahead)):
             guide, model = run_both(pair, batch, count)
-            tally.add(guide, model, count)
+            terms = reduce_sites(model, guide, count, size)
+            closed = _add(guide, model, kl, mean)
+            if seen < kept:
+                values.append(values_of(guide))
+                log_guide.append(terms.log_guide.double().cpu())
+                log_prior.append(terms.log_prior.double().cpu())
+            seen += count
             tick(count * size)
-    tick((particles - tally.seen) * size)
-    return tally.codes()
+    tick((particles - seen) * size)
+    return Codes(
+        kl={name: moments.mean() for name, moments in kl.items()},
+        mean={name: moments.mean() for name, moments in mean.items()},
+        noise={name: moments.noise() for name, moments in mean.items()},
+        values=side_by_side(values),
+        log_guide=torch.cat(log_guide),
+        log_prior=torch.cat(log_prior),
+    )
 
 
-class _Tally:
-    """Running sums over draws of a batch of `size` data."""
-
-    def __init__(self, size: int, kept: int):
-        self.size, self.kept, self.seen, self.closed = size, kept, 0, False
-        self.kl: dict[str, _Moments] = {}
-        self.mean: dict[str, _Moments] = {}
-        self.draws: list[tuple[dict[str, Tensor], Tensor, Tensor]] = []
-
-    def add(self, guide: Sites, model: Sites, count: int) -> None:
-        terms = reduce_sites(model, guide, count, self.size)
-        lead, closed, settled = (count, self.size), len(guide) == 1, prior_before_guide(model, guide)
-        for name, site in guide.items():
-            if site.auxiliary:
-                raise ContractError(f"the guide's own site {name!r} leaves the latents without a density q(z|x)")
-            kl, known = unit_kl(site, model[name], settled[name])
-            closed = closed and known
-            self.kl.setdefault(name, _Moments()).add(kl.reshape(*lead, -1))
-            self.mean.setdefault(name, _Moments()).add(site.mean().reshape(*lead, -1))
-        if self.seen < self.kept:
-            values = {name: site.value for name, site in guide.items()}
-            self.draws.append((values, terms.log_guide.double().cpu(), terms.log_prior.double().cpu()))
-        self.seen, self.closed = self.seen + count, closed
-
-    def codes(self) -> Codes:
-        values, log_guide, log_prior = zip(*self.draws, strict=True)
-        return Codes(
-            kl={name: moments.mean() for name, moments in self.kl.items()},
-            mean={name: moments.mean() for name, moments in self.mean.items()},
-            noise={name: moments.noise() for name, moments in self.mean.items()},
-            values={name: torch.cat([value[name] for value in values]) for name in values[0]},
-            log_guide=torch.cat(log_guide),
-            log_prior=torch.cat(log_prior),
-        )
+def _add(guide: Sites, model: Sites, kl: dict[str, "_Moments"], mean: dict[str, "_Moments"]) -> bool:
+    """Take the KL and the mean of each site; whether there is one site, whose KL has a closed form."""
+    closed, settled = len(guide) == 1, prior_before_guide(model, guide)
+    for name, site in guide.items():
+        if site.auxiliary:
+            raise ContractError(f"the guide's own site {name!r} leaves the latents without a density q(z|x)")
+        divergence, known = unit_kl(site, model[name], settled[name])
+        closed = closed and known
+        means = site.mean()
+        kl[name].add(divergence)
+        mean[name].add(means.reshape(*means.shape[:2], -1))
+    return closed
 
 
 class _Moments:
@@ -139,10 +128,8 @@ def unit_kl(guide: Site, model: Site, settled: bool) -> tuple[Float[Tensor, "par
     """KL(q || p) in nats of each unit of a site, and whether this is the closed form.
 
     Where no closed form is known it is log q - log p at the draw. Where guide or prior does not factorise over units,
-    it is one number for the site.
-
-    Args:
-        settled: whether the prior depends on nothing that the guide draws after the site; else no closed form holds.
+    it is one number for the site. No closed form holds unless the prior is `settled`: it depends on nothing that the
+    guide draws after the site.
     """
     q, p, units = elements(guide.fn), elements(model.fn), len(guide.event_shape)
     if q.event_shape or p.event_shape:

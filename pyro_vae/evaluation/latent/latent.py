@@ -1,7 +1,6 @@
 """What the latents carry: active units, the KL of each dimension, their information about x, and what they do to it."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from pyro_vae.evaluation.evaluator import Evaluator, Progress, ticker
 from pyro_vae.evaluation.latent.aggregate import log_aggregate
 from pyro_vae.evaluation.latent.codes import Codes, codes_of
 from pyro_vae.evaluation.result import Estimate, PerDatum, mean_and_error
+from pyro_vae.pair.particles import Fields, Values
 
 ACTIVE = 0.01
 """A unit is active where the variance over data of its posterior mean is above this (Burda et al. 2016)."""
@@ -67,12 +67,16 @@ class Latent(Evaluator):
         variances = codes.variances()
         first = {name: value[:1] for name, value in next(iter(blocks)).batch().items()}
         figures = _figures(pair, first, variances, codes.values)
-        return Estimate(per_datum, _summary(per_datum, codes, variances), _warnings(per_datum), figures)
+        ceiling, warnings = math.log(size), []
+        if ceiling > 0 and per_datum["mutual_information"].mean().item() > ceiling - 0.5:
+            warnings = [
+                f"the mutual information is at its ceiling, log n = {ceiling:.2f} nats: with more data it would be "
+                "larger, and the marginal KL smaller"
+            ]
+        return Estimate(per_datum, _summary(per_datum, codes, variances), warnings, figures)
 
 
-def _figures(
-    pair: nn.Module, datum: Mapping[str, Tensor], variances: Variances, draws: Mapping[str, Tensor]
-) -> dict[str, Any]:
+def _figures(pair: nn.Module, datum: Fields, variances: Variances, draws: Values) -> dict[str, Any]:
     """Traversals from a datum, most active units first, each over the middle 98% of its draws."""
     from pyro_vae.plots.traversals import Unit, traversals  # matplotlib takes long to import
 
@@ -102,20 +106,10 @@ def _summary(per_datum: PerDatum, codes: Codes, variances: Variances) -> dict[st
     return summary
 
 
-def _by_unit(figures: Mapping[str, Tensor], variances: Variances) -> dict[str, float]:
+def _by_unit(figures: Variances, variances: Variances) -> dict[str, float]:
     """Figures by the names of units; a figure for all units of a site by the site's name."""
     named = {}
     for site, values in figures.items():
         whole = len(values) != len(variances[site])
         named |= {site if whole else f"{site}[{index}]": value for index, value in enumerate(values.tolist())}
     return named
-
-
-def _warnings(per_datum: PerDatum) -> list[str]:
-    ceiling = math.log(len(per_datum["rate"]))
-    if ceiling > 0 and per_datum["mutual_information"].mean().item() > ceiling - 0.5:
-        return [
-            f"the mutual information is at its ceiling, log n = {ceiling:.2f} nats: with more data it would be larger, "
-            "and the marginal KL smaller"
-        ]
-    return []
