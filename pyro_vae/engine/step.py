@@ -25,10 +25,9 @@ Batch = dict[str, Tensor]
 
 
 class Loss(nn.Module):
-    """An objective of a pair as a module: (batch, beta) -> loss in nats per datum.
+    """An `Objective` of a pair as a module: (batch, beta) -> loss in nats per datum.
 
     Args:
-        objective: an `Objective`.
         autocast: the context to compute it in, for mixed precision.
         tolerance: relative difference of two ways to compute it that its precision explains.
     """
@@ -53,16 +52,13 @@ class Loss(nn.Module):
 
 
 class EagerStep:
-    """(batch, beta) -> loss, its gradients left at the parameters."""
+    """(batch, beta) -> loss, its gradients left at the parameters; both are multiplied by `weight`."""
 
     def __init__(self, loss: nn.Module):
         self.loss = loss
         self.parameters = list(loss.parameters())
 
-    def __call__(self, batch: Batch, beta: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        return self._backward(batch, beta)
-
-    def _backward(self, batch: Batch, beta: Float[Tensor, ""], weight: float = 1.0) -> Float[Tensor, ""]:
+    def __call__(self, batch: Batch, beta: Float[Tensor, ""], weight: float = 1.0) -> Float[Tensor, ""]:
         for parameter in self.parameters:
             parameter.grad = None
         loss = weight * self.loss(batch, beta)
@@ -83,7 +79,7 @@ class SharedStep(EagerStep):
         size = batch_size(batch)
         mine = len(range(size)[rank::world])
         share = {name: value[rank::world] for name, value in batch.items()} if mine else batch
-        return processes.mean(self._backward(share, beta, mine * world / size))
+        return processes.mean(super().__call__(share, beta, mine * world / size))
 
 
 class CompiledStep:
@@ -142,8 +138,8 @@ def choose_step(
     Raises:
         UnknownName: no engine of this name.
     """
-    eager = shared or EagerStep(loss)
-    device, traceable = next(iter(example.values())).device, loss.objective.traceable
+    eager, device = shared or EagerStep(loss), _one(example).device
+    untraceable = "" if loss.objective.traceable else "this objective cannot be traced"
     work = Work(
         module=loss,
         device=device,
@@ -153,7 +149,7 @@ def choose_step(
         amount=steps,
         repaying=REPAYING_STEPS if device.type == "cpu" else 0,
         unit="steps",
-        obstacle="several processes" if shared else "" if traceable else "this objective cannot be traced",
+        obstacle="several processes" if shared else untraceable,
         way=ways(loss.pair, example, loss.particles) if loss.particles > 1 else None,
         tolerance=loss.tolerance,
     )
