@@ -85,15 +85,14 @@ class SharedStep(EagerStep):
 class CompiledStep:
     """The same by one graph for batches like the example; a batch of another shape runs eagerly.
 
-    Raises:
-        Exception: the loss cannot be traced.
+    It raises where the loss cannot be traced.
     """
 
     def __init__(self, loss: Loss, example: Mapping[str, Tensor]):
         ways(loss.pair, example, loss.particles)  # compared before the trace, which reads no values
         self.eager = EagerStep(loss)
         self.layout = {name: _layout(value) for name, value in example.items()}
-        self.trained = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
+        self.trained = {name: parameter for name, parameter in loss.named_parameters() if parameter.requires_grad}
         self.tensors = named_tensors(loss)
         self.reached: list[nn.Parameter] = []
         self.graph = compile_function(self._loss_and_gradients, self.tensors, example, {"beta": _one(example)})
@@ -103,8 +102,7 @@ class CompiledStep:
         leaves = {name: tensors[name].detach().requires_grad_() for name in self.trained}
         loss = call_with(self.eager.loss, {**tensors, **leaves}, batch, scalars["beta"])
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        parameters = dict(self.eager.loss.named_parameters())
-        found = {parameters[name]: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
+        found = {p: g for p, g in zip(self.trained.values(), gradients, strict=True) if g is not None}
         self.reached = list(found)
         return [loss.detach(), *found.values()]
 

@@ -1,16 +1,14 @@
 """Where a number that is not finite comes from: the parameter or site of the pair."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_vae.errors import DivergenceError
+from pyro_vae.objectives.objective import Batch
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import values_of
-
-Batch = Mapping[str, Tensor]
 
 
 def divergence(what: str, pair: nn.Module, batch: Batch, checkpoint: Path | None) -> DivergenceError:

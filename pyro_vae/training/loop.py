@@ -148,12 +148,7 @@ class Trainer:
         self.notes = [self.engine.line, *(f"a loss, not a bound: {fault.line}" for fault in faults)]
 
     def fit(self, progress: bool) -> Run:
-        """Run the remaining epochs, saving as they pass.
-
-        Raises:
-            RunError: the folder cannot be written.
-            DivergenceError: a loss is not finite; names the epoch, step and site. The last checkpoint is kept.
-        """
+        """Run the remaining epochs, saving as they pass; raises as `pyro_vae.train` does."""
         self.folder.begin(self.config)
         settings = self.settings
         total = settings.epochs * self.steps_per_epoch
@@ -236,15 +231,14 @@ class Trainer:
             self.best = {"epoch": self.epoch, "elbo": -row["valid_loss"], "pair": state}
 
     def _out_of_patience(self) -> bool:
-        patience = self.settings.patience
-        return patience is not None and self.epoch - self.best["epoch"] >= patience
+        return self.settings.patience is not None and self.epoch - self.best["epoch"] >= self.settings.patience
 
     def _capture(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, copied."""
         state = {
             "format": 1,
             "epoch": self.epoch,
-            "history": list(self.history),
+            "history": self.history,
             "pair": self.pair.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -256,11 +250,7 @@ class Trainer:
         return copy.deepcopy(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Continue from a captured state.
-
-        Raises:
-            RunError: it was captured from another model.
-        """
+        """Continue from a captured state; raises `RunError` where it is of another model."""
         try:
             self.pair.load_state_dict(state["pair"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -281,7 +271,6 @@ class Trainer:
 
     def _write(self, state: dict[str, Any]) -> None:
         self.saved_at = time.monotonic()
-        state["history"] = self.history[: state["epoch"]]
         best = {**self.best, **self.record} if self.best["pair"] is not None else None
         self.folder.save({**state, "best": self.best, **self.record}, best)
 
