@@ -3,30 +3,20 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
-from pyro_vae.errors import RunError, UnknownName
+from pyro_vae.engine import processes
+from pyro_vae.errors import RunError, find
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
-
-class Precision(NamedTuple):
-    """A precision: Fabric's name for it, and the relative difference that it explains between two ways to compute."""
-
-    fabric: str
-    tolerance: float
-
-
-PRECISIONS = {
-    "32-true": Precision("32-true", 1e-5),
-    "tf32": Precision("32-true", 2e-3),
-    "bf16-mixed": Precision("bf16-mixed", 2e-2),
-}
+TOLERANCES = {"32-true": 1e-5, "tf32": 2e-3, "bf16-mixed": 2e-2}
+"""The precisions, and the relative difference that each explains between two ways to compute."""
 
 
 def find_device(name: str) -> str:
@@ -46,26 +36,11 @@ def find_device(name: str) -> str:
     return name
 
 
-def find_precision(name: str, device: str) -> Precision:
-    """The precision of this name.
-
-    Raises:
-        UnknownName: there is none.
-        RunError: the device does not have it.
-    """
-    if name not in PRECISIONS:
-        raise UnknownName("precision", name, PRECISIONS)
-    if name == "tf32" and not find_device(device).startswith("cuda"):
-        raise RunError("precision 'tf32' is one of NVIDIA's GPUs; on a CPU use 32-true or bf16-mixed")
-    return PRECISIONS[name]
-
-
 @contextmanager
 def matrix_products(precision: str) -> Iterator[None]:
     """Matrix products of float32 in this precision; torch's own setting is as it was afterwards."""
     before = torch.get_float32_matmul_precision()
-    if precision == "tf32":
-        torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
     try:
         yield
     finally:
@@ -78,27 +53,35 @@ def cuda_devices(device: torch.device) -> list[int]:
 
 
 def launch(device: str, precision: str = "32-true") -> "Fabric":
-    """Fabric on the asked-for device; started by `torchrun`, one process of several."""
-    chosen = find_precision(precision, device).fabric
-    fabric_type = import_fabric()
-    device = find_device(device)
+    """Fabric on the asked-for device; started by `torchrun`, one process of several.
+
+    Raises:
+        UnknownName: no such precision.
+        RunError: no such device, or it does not have this precision.
+    """
+    find("precision", precision, TOLERANCES)
+    accelerator = find_device(device)
+    if precision == "tf32" and not accelerator.startswith("cuda"):
+        raise RunError("precision 'tf32' is one of NVIDIA's GPUs; on a CPU use 32-true or bf16-mixed")
+    fabric_type = _import_fabric()
     try:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        started = processes.started()
+        on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         fabric = fabric_type(
-            accelerator=device,
-            devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-            num_nodes=max(1, processes // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
-            strategy="ddp" if processes > 1 else "auto",
-            precision=chosen,
+            accelerator=accelerator,
+            devices=on_this_machine,
+            num_nodes=max(1, started // on_this_machine),
+            strategy="ddp" if started > 1 else "auto",
+            precision="32-true" if precision == "tf32" else precision,
         )
     except (ValueError, RuntimeError) as problem:
-        raise RunError(f"cannot use device {device!r} with precision {precision!r}: {problem}") from problem
-    if processes > 1:
+        raise RunError(f"cannot use device {accelerator!r} with precision {precision!r}: {problem}") from problem
+    if started > 1:
         fabric.launch()
     return fabric
 
 
-def import_fabric() -> type["Fabric"]:
+def _import_fabric() -> type["Fabric"]:
     """Lightning's Fabric, imported where it is needed, because it takes seconds.
 
     Its import sets a variable by which torch looks for a GPU's driver at every step of Adam, a fifth of a millisecond

@@ -25,10 +25,9 @@ Batch = dict[str, Tensor]
 
 
 class Loss(nn.Module):
-    """An objective of a pair as a module: (batch, beta) -> loss in nats per datum.
+    """An `Objective` of a pair as a module: (batch, beta) -> loss in nats per datum.
 
     Args:
-        objective: an `Objective`.
         autocast: the context to compute it in, for mixed precision.
         tolerance: relative difference of two ways to compute it that its precision explains.
     """
@@ -53,16 +52,13 @@ class Loss(nn.Module):
 
 
 class EagerStep:
-    """(batch, beta) -> loss, its gradients left at the parameters."""
+    """(batch, beta) -> loss, its gradients left at the parameters; both are multiplied by `weight`."""
 
     def __init__(self, loss: nn.Module):
         self.loss = loss
         self.parameters = list(loss.parameters())
 
-    def __call__(self, batch: Batch, beta: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        return self._backward(batch, beta)
-
-    def _backward(self, batch: Batch, beta: Float[Tensor, ""], weight: float = 1.0) -> Float[Tensor, ""]:
+    def __call__(self, batch: Batch, beta: Float[Tensor, ""], weight: float = 1.0) -> Float[Tensor, ""]:
         for parameter in self.parameters:
             parameter.grad = None
         loss = weight * self.loss(batch, beta)
@@ -83,21 +79,20 @@ class SharedStep(EagerStep):
         size = batch_size(batch)
         mine = len(range(size)[rank::world])
         share = {name: value[rank::world] for name, value in batch.items()} if mine else batch
-        return processes.mean(self._backward(share, beta, mine * world / size))
+        return processes.mean(super().__call__(share, beta, mine * world / size))
 
 
 class CompiledStep:
     """The same by one graph for batches like the example; a batch of another shape runs eagerly.
 
-    Raises:
-        Exception: the loss cannot be traced.
+    It raises where the loss cannot be traced.
     """
 
     def __init__(self, loss: Loss, example: Mapping[str, Tensor]):
         ways(loss.pair, example, loss.particles)  # compared before the trace, which reads no values
         self.eager = EagerStep(loss)
         self.layout = {name: _layout(value) for name, value in example.items()}
-        self.trained = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
+        self.trained = {name: parameter for name, parameter in loss.named_parameters() if parameter.requires_grad}
         self.tensors = named_tensors(loss)
         self.reached: list[nn.Parameter] = []
         self.graph = compile_function(self._loss_and_gradients, self.tensors, example, {"beta": _one(example)})
@@ -107,8 +102,7 @@ class CompiledStep:
         leaves = {name: tensors[name].detach().requires_grad_() for name in self.trained}
         loss = call_with(self.eager.loss, {**tensors, **leaves}, batch, scalars["beta"])
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        parameters = dict(self.eager.loss.named_parameters())
-        found = {parameters[name]: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
+        found = {p: g for p, g in zip(self.trained.values(), gradients, strict=True) if g is not None}
         self.reached = list(found)
         return [loss.detach(), *found.values()]
 
@@ -142,8 +136,8 @@ def choose_step(
     Raises:
         UnknownName: no engine of this name.
     """
-    eager = shared or EagerStep(loss)
-    device, traceable = next(iter(example.values())).device, loss.objective.traceable
+    eager, device = shared or EagerStep(loss), _one(example).device
+    untraceable = "" if loss.objective.traceable else "this objective cannot be traced"
     work = Work(
         module=loss,
         device=device,
@@ -153,7 +147,7 @@ def choose_step(
         amount=steps,
         repaying=REPAYING_STEPS if device.type == "cpu" else 0,
         unit="steps",
-        obstacle="several processes" if shared else "" if traceable else "this objective cannot be traced",
+        obstacle="several processes" if shared else untraceable,
         way=ways(loss.pair, example, loss.particles) if loss.particles > 1 else None,
         tolerance=loss.tolerance,
     )

@@ -18,9 +18,7 @@ def compile_function(function: Function, *arguments: Named) -> Function:
     """The same function of named tensors, compiled for the shapes of these arguments.
 
     It is traced on tensors that have these shapes but no values. A later call may pass more names, which are not read.
-
-    Raises:
-        Exception: whatever torch raises where the function reads a value on the host, or does what no graph can.
+    What torch raises, where the function reads a value on the host or does what no graph can, is raised.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae.errors import ContractError, UnknownName
+from pyro_vae.errors import ContractError, find
 from pyro_vae.objectives.objective import Batch, Beta, Estimate, MinusBound, require_reparameterised, without_value
 from pyro_vae.pair import bounds
 from pyro_vae.pair.pair import batch_size, select_fields
@@ -37,8 +37,7 @@ class Renyi(MinusBound):
     """
 
     def __init__(self, alpha: float = 0.5, gradient: str = "pathwise"):
-        if gradient not in ESTIMATORS:
-            raise UnknownName("gradient estimator", gradient, ESTIMATORS)
+        find("gradient estimator", gradient, ESTIMATORS)
         if alpha >= 1:
             raise ContractError(f"alpha must be below 1, not {alpha}; at 1 the bound is the ELBO: use trace_elbo")
         self.alpha, self.gradient = alpha, gradient
@@ -81,9 +80,8 @@ def doubly_reparameterised(pair: nn.Module, batch: Batch, particles: int, beta: 
     runs = counts(pair, batch, particles)
     guides = [run_guide(pair, batch, count) for count in runs]
     with torch.no_grad():
-        first = [
-            _reduce(pair, batch, count, guide, values_of(guide)) for count, guide in zip(runs, guides, strict=True)
-        ]
+        drawn = zip(runs, guides, strict=True)
+        first = [_reduce(pair, batch, count, guide, values_of(guide)) for count, guide in drawn]
         log_weight = _log_weight(joined(LogTerms, first), beta)
         bound = bounds.renyi(log_weight, alpha)
         normalised = bounds.normalised_weights((1 - alpha) * log_weight)
@@ -112,8 +110,7 @@ def vimco(pair: nn.Module, batch: Batch, particles: int, beta: Beta, alpha: floa
         others = (log_weight.sum(0) - log_weight) / (particles - 1)
         own = torch.eye(particles, dtype=torch.bool, device=log_weight.device).unsqueeze(-1)
         replaced = torch.where(own, others.unsqueeze(0), log_weight.unsqueeze(0))
-        baseline = bounds.renyi(replaced.transpose(0, 1), alpha)
-        signal = bound - baseline
+        signal = bound - bounds.renyi(replaced.transpose(0, 1), alpha)
     return bound + without_value((draws.score * signal).sum(0)), draws
 
 

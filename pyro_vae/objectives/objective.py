@@ -19,8 +19,7 @@ Estimate = tuple[Float[Tensor, " batch"], Terms]
 
 
 class Objective(ABC):
-    """What training minimises: a loss of a pair on a batch, in nats per datum, whose gradient is the estimator that the
-    objective's name promises.
+    """What training minimises: a loss of a pair on a batch, whose gradient is the estimator that its name promises.
 
     Attributes:
         traceable: the loss reads no tensor's value on the host, so that the compiled engine can take it.
@@ -52,7 +51,7 @@ class Objective(ABC):
     def identity(self) -> dict[str, Any]:
         """What tells it from other objectives: its name, and the numbers and words that its constructor takes, as far
         as they are kept as attributes."""
-        return _identity(self)
+        return identity_of(self)
 
     def state_dict(self) -> dict:
         """What the objective has learnt, for a checkpoint."""
@@ -63,15 +62,15 @@ class Objective(ABC):
         return None
 
 
-def _identity(objective: Any) -> dict[str, Any]:
+def identity_of(objective: Callable[..., Any]) -> dict[str, Any]:
+    """See `Objective.identity`."""
     values = {name: getattr(objective, name, None) for name in inspect.signature(type(objective).__init__).parameters}
     options = {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
     return {"objective": getattr(objective, "__name__", type(objective).__name__), **options}
 
 
 class OfCallable(Objective):
-    """A function, or any other callable with an objective's signature; what it has of an objective's attributes and
-    methods is taken over."""
+    """A callable with an objective's signature; what it has of an objective's attributes and methods is taken over."""
 
     def __init__(self, function: Callable[..., Float[Tensor, ""]]):
         self.function = function
@@ -82,7 +81,7 @@ class OfCallable(Objective):
         return self.function(*args, **kwargs)
 
     def identity(self) -> dict[str, Any]:
-        return _identity(self.function)
+        return identity_of(self.function)
 
     def state_dict(self) -> dict:
         return getattr(self.function, "state_dict", dict)()
@@ -122,7 +121,7 @@ def shared_loss(terms: Terms, beta: Beta, data_size: int | None) -> Tensor | flo
 
 
 def without_value(term: Tensor) -> Tensor:
-    """A term that adds its gradient and no value."""
+    """The term with value 0 and its own gradient."""
     return term - term.detach()
 
 

@@ -55,16 +55,14 @@ class RunFolder:
         self.replace = overwrite and not resume
 
     def begin(self, config: Mapping[str, Any] | None) -> None:
-        """Make the folder, take away what a run that is to be replaced left there, and write the settings.
-
-        Raises:
-            RunError: the folder cannot be written.
-        """
+        """Make the folder, take away what a run that is to be replaced left there, and write the settings; raises
+        `RunError` where the folder cannot be written."""
         if not self._writes:
             return
+        pictures = (self.path / FIGURES).glob("*.png") if (self.path / LAST).exists() else ()  # may be a user's own
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for path in _files_of_a_run(self.path) if self.replace else ():
+            for path in (*(self.path / name for name in RUN_FILES), *pictures) if self.replace else ():
                 path.unlink(missing_ok=True)
         except OSError as problem:
             raise RunError(f"cannot write {self.path}: {problem.strerror}") from problem
@@ -72,33 +70,22 @@ class RunFolder:
             files.write_text(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
     def save(self, last: dict[str, Any], best: dict[str, Any] | None) -> None:
-        """Write the state to go on from with its history, and the best epoch's, where there has been one."""
+        """Write the state to go on from, the best epoch's where there has been one, and the history, a row an epoch."""
         if not self._writes:
             return
         files.save(self.path / LAST, last)
         if best is not None:
             files.save(self.path / BEST, best)
-        files.write_text(self.path / METRICS, metrics_csv(last["history"]))
+        text, history = io.StringIO(), last["history"]
+        if history:
+            writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(history)
+        files.write_text(self.path / METRICS, text.getvalue())
 
     @property
     def _writes(self) -> bool:
         return self.path is not None and processes.rank() == 0
-
-
-def _files_of_a_run(folder: Path) -> list[Path]:
-    """What runs write to their folder; pictures count only where there is a checkpoint beside them."""
-    figures = (folder / FIGURES).glob("*.png") if (folder / LAST).exists() else ()
-    return [*(folder / name for name in RUN_FILES), *figures]
-
-
-def metrics_csv(history: list[dict[str, float]]) -> str:
-    """The history as CSV, a row an epoch."""
-    text = io.StringIO()
-    if history:
-        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-    return text.getvalue()
 
 
 def keep_result(folder: Path, entry: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:

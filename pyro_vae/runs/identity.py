@@ -53,12 +53,16 @@ def identity(pair: nn.Module, data: Dataset, objective: Objective, settings: Map
         "drawn anew": data.undrawn is not None,
         **_fingerprint("training", data.train),
         **_fingerprint("validation", data.valid),
-        **{f"module {name}": _in_a_line(module) for name, module in pair.named_modules() if name},
+        **{
+            f"module {name}": f"{type(module).__name__}({' '.join(module.extra_repr().split())})"
+            for name, module in pair.named_modules()
+            if name
+        },
     }
 
 
 def _fingerprint(name: str, split: Split) -> dict[str, str]:
-    """Size, shape and dtype of each field as it is stored, and a hash of a few rows that are spread over the split."""
+    """Size, shape and dtype of each stored field, and a hash of a few rows that are spread over the split."""
     step = -(-split.size // ROWS_COMPARED)
     rows = [split.between(start, start + 1) for start in range(0, split.size, step)]
     told = {}
@@ -68,7 +72,3 @@ def _fingerprint(name: str, split: Split) -> dict[str, str]:
         dtype = str(values.dtype).removeprefix("torch.")
         told[f"{name} {field}"] = f"{split.size} of {dtype} {list(values.shape[1:])}, {digest}"
     return told
-
-
-def _in_a_line(module: nn.Module) -> str:
-    return f"{type(module).__name__}({' '.join(module.extra_repr().split())})"

@@ -61,12 +61,7 @@ class Run:
 
     def data_like(self, data: Any = None) -> Any:
         """The run's own data for None; another data set or file by name, scaled and binarised as these; any other data
-        as they are.
-
-        Raises:
-            RunError: the run has no settings.
-            DataError: the data are not there, or of another shape than the run was trained on.
-        """
+        as they are. Raises as `data` does."""
         if not isinstance(data, str | Path | None):
             return data
         return self.data if data in (None, self.config.get("data")) else self._load(str(data))
@@ -75,7 +70,7 @@ class Run:
         """A split of `data_like(data)`, by name; data that are no `Dataset` are one split.
 
         Raises:
-            RunError: no such split.
+            DataError: no such split.
         """
         return choose_split(self.data_like(data), name)
 
@@ -85,22 +80,16 @@ class Run:
         presented = {key: self.config[key] for key in PRESENTATION}
         if name is None:
             name = self.config["data"]
-            presented |= {key: self.config[key] for key in _options_of(name) if key in self.config}
+            registered = name in plugins.names("dataset")
+            options = inspect.signature(plugins.load("dataset", name)).parameters if registered else ()
+            presented |= {key: self.config[key] for key in options if key in self.config}
         data = load_data(name, **presented)
         for field_name, (shape, _) in field_shapes(self.pair, data.test).items():
             trained = list(self.fields[field_name][0])
             if shape != trained:
-                raise DataError(
-                    f"{data.name}: {field_name} has shape {shape} a datum, but the run was trained on {trained}"
-                )
+                what = f"{data.name}: {field_name} has shape {shape} a datum"
+                raise DataError(f"{what}, but the run was trained on {trained}")
         return data
-
-
-def _options_of(data: str) -> set[str]:
-    """The options of a registered data set that a run's settings hold; a file has none."""
-    if data not in plugins.names("dataset"):
-        return set()
-    return set(inspect.signature(plugins.load("dataset", data)).parameters) - {"seed"}
 
 
 def as_run(run: "Run | str | Path", device: str = "auto") -> Run:

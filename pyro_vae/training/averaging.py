@@ -10,11 +10,8 @@ from torch import nn
 class Average:
     """Exponential moving average of a pair's parameters, from those of its first update; its buffers are the pair's.
 
-    As `torch.optim.swa_utils.AveragedModel`, which asks the device a question at every step.
-
-    Args:
-        pair: whose weights to average.
-        decay: weight of the past at each step, in [0, 1).
+    As `torch.optim.swa_utils.AveragedModel`, which asks the device a question at every step. `decay`, in [0, 1), is the
+    weight of the past at each step.
     """
 
     def __init__(self, pair: nn.Module, decay: float):
@@ -25,7 +22,6 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now."""
         torch._foreach_lerp_(self.averaged, self.latest, 1 - self.decay if self.started else 1.0)
         self.started = True
         for kept, buffer in self.buffers:

@@ -1,59 +1,21 @@
-"""Where a number that is not finite comes from: the step, and the parameter or site of the pair."""
+"""Where a number that is not finite comes from: the parameter or site of the pair."""
 
-from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NoReturn
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from pyro_vae.data import Split
 from pyro_vae.errors import DivergenceError
-from pyro_vae.pair.pair import evaluating
+from pyro_vae.objectives.objective import Batch
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import values_of
 
-Batch = Mapping[str, Tensor]
-Step = tuple[Batch, Callable[[], Float[Tensor, ""]], Callable[[], None]]
-"""A batch, what finds its loss and leaves gradients, and what updates the weights by them."""
 
-
-def explain_divergence(
-    epoch: int, steps: Iterable[Step], pair: nn.Module, kept: nn.Module, valid: Split, checkpoint: Path | None
-) -> NoReturn:
-    """Look at every step of an epoch that is run once more, and say where it breaks.
-
-    Args:
-        epoch: its number, from 1.
-        steps: its steps, each taken when it is asked for.
-        pair: the pair that is trained.
-        kept: the pair that is validated, which holds the average of the weights where there is one.
-        valid: what it is validated on.
-        checkpoint: the last good one, or None.
-
-    Raises:
-        DivergenceError: always; names the epoch, the step, and the parameter or site.
-    """
-
-    def fail(what: str, pair: nn.Module, batch: Batch) -> NoReturn:
-        cause = not_finite(pair, batch) or "a gradient or the objective itself"
-        saved = f"; the last good checkpoint is {checkpoint}" if checkpoint else ""
-        raise DivergenceError(f"{what}: {cause}; try a smaller lr, or clip{saved}")
-
-    for number, (batch, find_loss, update) in enumerate(steps, start=1):
-        rng = torch.get_rng_state()
-        if not find_loss().isfinite():
-            torch.set_rng_state(rng)
-            fail(f"the loss is not finite at epoch {epoch}, step {number}", pair, batch)
-        update()
-        if not weights_are_finite(pair):
-            fail(f"the weights are not finite after epoch {epoch}, step {number}", pair, batch)
-    with evaluating(kept):
-        for batch in valid.batches(1024):
-            if not_finite(kept, batch):
-                fail(f"the validation loss is not finite after epoch {epoch}", kept, batch)
-    fail(f"the loss was not finite in epoch {epoch}", pair, batch)
+def divergence(what: str, pair: nn.Module, batch: Batch, checkpoint: Path | None) -> DivergenceError:
+    """The error that says what happened, which parameter or site of the pair is at fault, and what is saved."""
+    cause = not_finite(pair, batch) or "a gradient or the objective itself"
+    saved = f"; the last good checkpoint is {checkpoint}" if checkpoint else ""
+    return DivergenceError(f"{what}: {cause}; try a smaller lr, or clip{saved}")
 
 
 def not_finite(pair: nn.Module, batch: Batch) -> str | None:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -16,9 +15,9 @@ from tqdm import tqdm
 
 from pyro_vae.data import Dataset, Split
 from pyro_vae.engine.cuda_graph import CapturedStep
-from pyro_vae.engine.devices import PRECISIONS, cuda_devices
+from pyro_vae.engine.devices import TOLERANCES, cuda_devices
 from pyro_vae.engine.step import Loss, SharedStep, choose_step
-from pyro_vae.errors import RunError
+from pyro_vae.errors import RunError, find
 from pyro_vae.objectives.objective import Objective, shared_loss
 from pyro_vae.pair import bounds
 from pyro_vae.pair.checks import check_auxiliary, density_faults
@@ -30,14 +29,15 @@ from pyro_vae.pair.terms import elbo_terms
 from pyro_vae.runs.folder import LAST, RunFolder
 from pyro_vae.runs.run import Run
 from pyro_vae.training.averaging import Average
-from pyro_vae.training.divergence import Step, explain_divergence, weights_are_finite
-from pyro_vae.training.schedules import find_schedule, ramp
+from pyro_vae.training.divergence import divergence, not_finite, weights_are_finite
+from pyro_vae.training.schedules import SCHEDULES, ramp
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 SAVE_EVERY_SECONDS = 20.0
 VALIDATION_SEED = 20
+VALIDATION_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Settings:
                 raise RunError(f"{name} must not be negative, but is {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise RunError(f"ema is a decay in [0, 1), not {self.ema}")
-        find_schedule(self.schedule)
+        find("schedule", self.schedule, SCHEDULES)
 
 
 class Trainer:
@@ -82,10 +82,7 @@ class Trainer:
     Args:
         fabric: the device, and the processes that share the work.
         pair: trained in place.
-        data: what it is trained and validated on.
-        objective: what is minimised.
-        settings: how.
-        folder: where the run is written to.
+        folder: where the run is written to; None writes nothing.
         record: what the checkpoints keep beside the weights; see `pyro_vae.train`.
 
     Raises:
@@ -113,14 +110,15 @@ class Trainer:
         pair.to(fabric.device).train()
         self.train_split = data.train.to(fabric.device)
         self.valid_split = data.valid.to(fabric.device)
-        tolerance = PRECISIONS[settings.precision].tolerance
+        tolerance = TOLERANCES[settings.precision]
         self.loss = Loss(pair, objective, settings.particles, data.train.size, fabric.autocast, tolerance)
         on_gpu = fabric.device.type == "cuda"
         self.rate = torch.tensor(settings.lr, device=fabric.device) if on_gpu else settings.lr
         self.optimizer = torch.optim.Adam(pair.parameters(), lr=self.rate, fused=True, capturable=on_gpu)
         self.average = Average(pair, settings.ema) if settings.ema else None
+        self.kept = self.average.module if self.average else pair  # the weights that count
         self.order = torch.Generator(device=fabric.device).manual_seed(settings.seed)
-        self.schedule = find_schedule(settings.schedule)
+        self.schedule = SCHEDULES[settings.schedule]
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"epoch": 0, "elbo": -math.inf, "pair": None}
@@ -136,36 +134,21 @@ class Trainer:
         steps = (self.settings.epochs - self.epoch) * self.steps_per_epoch
         with torch.random.fork_rng(devices=cuda_devices(self.fabric.device)):
             example = select_fields(self.pair, self.train_split.take(slice(0, self.settings.batch_size)))
-            self._try_loss(example)
-            faults = self._density_faults(example)
+            with torch.no_grad(), evaluating(self.pair):
+                trial = copy.deepcopy(self.objective)
+                trial(self.pair, example, self.settings.particles, self.beta, self.train_split.size)
+                check_auxiliary(self.pair, example)
+                guide = run_guide(self.pair, example)
+                faults = density_faults(run_model(self.pair, example, values_of(guide)), guide)
             shared = SharedStep(self.fabric.setup_module(self.loss)) if self.fabric.world_size > 1 else None
             self.engine = choose_step(self.settings.engine, self.loss, example, steps, shared)
         captured = self.engine.name == "compiled" and self.fabric.device.type == "cuda"
         self.advance: Callable[[dict[str, Tensor]], Tensor] = CapturedStep(self._advance) if captured else self._advance
         self.is_loss = bool(faults) or self.settings.relaxed
-        self.notes = [self.engine.line, *(f"a loss, not a bound: {fault}" for fault in faults)]
-
-    @torch.no_grad()
-    def _density_faults(self, example: dict[str, Tensor]) -> list[str]:
-        """Why the pair's numbers are no densities; empty where they are."""
-        check_auxiliary(self.pair, example)
-        with evaluating(self.pair):
-            guide = run_guide(self.pair, example)
-            return [fault.line for fault in density_faults(run_model(self.pair, example, values_of(guide)), guide)]
-
-    @torch.no_grad()
-    def _try_loss(self, example: dict[str, Tensor]) -> None:
-        trial = Loss(self.pair, copy.deepcopy(self.objective), self.settings.particles, self.data.train.size)
-        with evaluating(self.pair):
-            trial(example, self.beta)
+        self.notes = [self.engine.line, *(f"a loss, not a bound: {fault.line}" for fault in faults)]
 
     def fit(self, progress: bool) -> Run:
-        """Run the remaining epochs, saving as they pass.
-
-        Raises:
-            RunError: the folder cannot be written.
-            DivergenceError: a loss is not finite; names the epoch, step and site. The last checkpoint is kept.
-        """
+        """Run the remaining epochs, saving as they pass; raises as `pyro_vae.train` does."""
         self.folder.begin(self.config)
         settings = self.settings
         total = settings.epochs * self.steps_per_epoch
@@ -200,13 +183,16 @@ class Trainer:
         loss = torch.stack(losses)
         if not (loss.isfinite().all() and weights_are_finite(self.pair)):
             self._explain_divergence(start)
-        row = {"epoch": self.epoch + 1, "loss": loss.mean().item(), **self._validate()}
+        row = {"epoch": self.epoch + 1, "loss": loss.mean().item()}
+        row |= elbo_parts(self.kept, self.valid_split, self.train_split.size)
+        if self.is_loss:
+            del row["valid_elbo"]
         if math.isnan(row["valid_loss"]):
             self._explain_divergence(start)
         row |= {"lr": float(self.rate), "beta": self.beta.item()}
         return row | {"seconds": time.perf_counter() - began}
 
-    def _batches(self) -> Any:
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
         for batch in self.train_split.batches(self.settings.batch_size, self.order):
             yield select_fields(self.pair, batch)
 
@@ -239,35 +225,20 @@ class Trainer:
             group["lr"] = self.rate
         self.beta.fill_(settings.beta * ramp(done, settings.kl_warmup * per_epoch))
 
-    @property
-    def _kept(self) -> nn.Module:
-        """The weights that count: the moving average where there is one."""
-        return self.pair if self.average is None else self.average.module
-
-    @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        """The loss of the validation data and its two parts, in nats per datum, at draws that every epoch shares; the
-        ELBO, where the pair has densities."""
-        row = elbo_parts(self._kept, self.valid_split, self.train_split.size, cuda_devices(self.fabric.device))
-        if self.is_loss:
-            del row["valid_elbo"]
-        return row
-
     def _keep_best(self, row: dict[str, float]) -> None:
         if -row["valid_loss"] > self.best["elbo"] or self.best["pair"] is None:
-            state = {name: value.detach().clone() for name, value in self._kept.state_dict().items()}
+            state = {name: value.detach().clone() for name, value in self.kept.state_dict().items()}
             self.best = {"epoch": self.epoch, "elbo": -row["valid_loss"], "pair": state}
 
     def _out_of_patience(self) -> bool:
-        patience = self.settings.patience
-        return patience is not None and self.epoch - self.best["epoch"] >= patience
+        return self.settings.patience is not None and self.epoch - self.best["epoch"] >= self.settings.patience
 
     def _capture(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, copied."""
         state = {
             "format": 1,
             "epoch": self.epoch,
-            "history": list(self.history),
+            "history": self.history,
             "pair": self.pair.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -279,11 +250,7 @@ class Trainer:
         return copy.deepcopy(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Continue from a captured state.
-
-        Raises:
-            RunError: it was captured from another model.
-        """
+        """Continue from a captured state; raises `RunError` where it is of another model."""
         try:
             self.pair.load_state_dict(state["pair"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -304,21 +271,31 @@ class Trainer:
 
     def _write(self, state: dict[str, Any]) -> None:
         self.saved_at = time.monotonic()
-        state["history"] = self.history[: state["epoch"]]
         best = {**self.best, **self.record} if self.best["pair"] is not None else None
         self.folder.save({**state, "best": self.best, **self.record}, best)
 
     def _explain_divergence(self, start: dict[str, Any]) -> NoReturn:
-        """Go back to the start of the epoch, save it, and run the epoch once more under watch."""
+        """Go back to the start of the epoch, save it, run it once more, and look at every step."""
         self._restore(start)
         self._write(start)
         checkpoint = self.folder.path / LAST if self.folder.path else None
-        explain_divergence(self.epoch + 1, self._watched_steps(), self.pair, self._kept, self.valid_split, checkpoint)
-
-    def _watched_steps(self) -> Iterator[Step]:
+        epoch = self.epoch + 1
         for step, batch in enumerate(self._batches()):
             self._set_rates(step)
-            yield batch, partial(self.engine.run, batch, self.beta), self._update
+            rng = torch.get_rng_state()
+            where = f"epoch {epoch}, step {step + 1}"
+            if not self.engine.run(batch, self.beta).isfinite():
+                torch.set_rng_state(rng)
+                raise divergence(f"the loss is not finite at {where}", self.pair, batch, checkpoint)
+            self._update()
+            if not weights_are_finite(self.pair):
+                raise divergence(f"the weights are not finite after {where}", self.pair, batch, checkpoint)
+        with evaluating(self.kept):
+            for batch in self.valid_split.batches(VALIDATION_BATCH):
+                if not_finite(self.kept, batch):
+                    what = f"the validation loss is not finite after epoch {epoch}"
+                    raise divergence(what, self.kept, batch, checkpoint)
+        raise divergence(f"the loss was not finite in epoch {epoch}", self.pair, batch, checkpoint)
 
     def _finished(self) -> Run:
         """The run, its pair holding the best weights and on the device that it was trained on."""
@@ -336,12 +313,13 @@ class Trainer:
         )
 
 
-def elbo_parts(pair: nn.Module, split: Split, data_size: int, cuda: list[int]) -> dict[str, float]:
-    """ELBO, rate and distortion of a split in nats per datum, one particle each, at a fixed seed."""
+@torch.no_grad()
+def elbo_parts(pair: nn.Module, split: Split, data_size: int) -> dict[str, float]:
+    """ELBO, rate and distortion of a split in nats per datum, one particle each, at draws that every epoch shares."""
     sums = torch.zeros(2, dtype=torch.float64)
-    with evaluating(pair), torch.random.fork_rng(devices=cuda):
+    with evaluating(pair), torch.random.fork_rng(devices=cuda_devices(split.device)):
         torch.manual_seed(VALIDATION_SEED)
-        for batch in split.batches(1024):
+        for batch in split.batches(VALIDATION_BATCH):
             terms = elbo_terms(pair, batch, as_loss=True, allow_shared=True)
             rate = bounds.rate(terms) + shared_loss(terms, 1.0, data_size)
             sums += torch.stack([rate.sum(), bounds.distortion(terms).sum()]).double().cpu()

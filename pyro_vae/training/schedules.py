@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable
 
-from pyro_vae.errors import find
-
 
 def constant(progress: float) -> float:
     """1 throughout."""
@@ -27,11 +25,7 @@ def burda_steps(progress: float) -> float:
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine, "burda_steps": burda_steps}
-
-
-def find_schedule(name: str) -> Callable[[float], float]:
-    """The factor of the learning rate as a function of progress in [0, 1]."""
-    return find("schedule", name, SCHEDULES)
+"""The factor of the learning rate as a function of progress in [0, 1]."""
 
 
 def ramp(step: int, steps: int) -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae import plugins
 from pyro_vae.command_line import main as cli
 
 STORED = Path(__file__).parent / "stored"
@@ -25,7 +26,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_stored_run_is_read_and_evaluated_to_the_figures_of_then(name, folder):
     run = pv.load_run(name)
-    assert run.config["model"] == name and len(run.history) == run.config["epochs"]
+    assert run.config["model"] == plugins.current_name("model", name) and len(run.history) == run.config["epochs"]
     elbo, reconstruction = json.loads((folder / name / "evaluation.json").read_text())
     again = pv.evaluate(run.pair, run.data, "reconstruction", progress=False)
     assert again.mean == pytest.approx(reconstruction["nats"]["mean"], rel=1e-5)
@@ -37,10 +38,10 @@ def test_a_stored_run_is_read_and_evaluated_to_the_figures_of_then(name, folder)
 def test_a_stored_run_is_evaluated_reported_and_resumed_by_command(name, folder):
     assert cli.main(f"evaluate {name} --with importance --particles 5 --quiet".split()) == 0
     assert cli.main(f"report {name}".split()) == 0
+    before = pv.load_run(name)
     assert (folder / name / "figures" / "reconstructions.png").exists()
     report = (folder / name / "report.md").read_text()
-    assert report.startswith(f"# {name} on ") and "Test `importance`" in report
-    before = pv.load_run(name)
+    assert report.startswith(f"# {before.config['model']} on ") and "Test `importance`" in report
     epochs = before.config["epochs"] + 1
     assert cli.main(f"train --resume --out {name} --epochs {epochs} --quiet".split()) == 0
     resumed = pv.load_run(name)

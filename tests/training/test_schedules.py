@@ -7,11 +7,12 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.errors import UnknownName
-from pyro_vae.training.schedules import SCHEDULES, cosine, find_schedule, ramp
+from pyro_vae.training.loop import Settings
+from pyro_vae.training.schedules import SCHEDULES, burda_steps, constant, cosine, ramp
 
 
 def test_constant_is_one():
-    assert {find_schedule("constant")(p) for p in (0.0, 0.5, 1.0)} == {1.0}
+    assert {constant(p) for p in (0.0, 0.5, 1.0)} == {1.0}
 
 
 def test_cosine_falls_from_one_to_nothing_and_stays_there():
@@ -22,16 +23,15 @@ def test_cosine_falls_from_one_to_nothing_and_stays_there():
 
 def test_burdas_steps_hold_each_rate_for_three_times_as_long_as_the_last():
     """3^i epochs at 10^(-i/7), i = 0..7: 3,280 epochs in all (Burda et al. 2016, section 5)."""
-    schedule = find_schedule("burda_steps")
-    rates = [schedule(epoch / 3280) for epoch in range(3280)]
+    rates = [burda_steps(epoch / 3280) for epoch in range(3280)]
     expected = [10 ** (-i / 7) for i in range(8) for _ in range(3**i)]
     assert len(expected) == 3280 and rates == pytest.approx(expected)
-    assert schedule(1.0) == pytest.approx(0.1)
+    assert burda_steps(1.0) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_no_schedule_leaves_the_unit_interval_or_rises(name):
-    values = [find_schedule(name)(p / 100) for p in range(101)]
+    values = [SCHEDULES[name](p / 100) for p in range(101)]
     assert all(0.0 <= v <= 1.0 for v in values) and values == sorted(values, reverse=True)
     assert values[0] == 1.0
 
@@ -51,7 +51,7 @@ def test_an_old_name_trains_as_the_new_one_and_is_told():
 
 def test_an_unknown_schedule_lists_the_nearest_first():
     with pytest.raises(UnknownName, match="unknown schedule 'cosin'; known: cosine"):
-        find_schedule("cosin")
+        Settings(epochs=1, batch_size=1, lr=1.0, schedule="cosin")
 
 
 def test_a_ramp_is_linear_and_ends_at_one():

@@ -414,7 +414,7 @@ def test_the_run_holds_the_weights_of_its_best_epoch():
     run = train(small_vae(), data, epochs=8, lr=0.1, **QUIET)
     elbos = [row["valid_elbo"] for row in run.history]
     assert run.best_epoch == 1 + int(np.argmax(elbos)) < 8
-    again = loop.elbo_parts(run.pair, data.valid, data.train.size, cuda=[])
+    again = loop.elbo_parts(run.pair, data.valid, data.train.size)
     assert again["valid_elbo"] == pytest.approx(max(elbos), rel=1e-6)
     assert not run.pair.training
 
