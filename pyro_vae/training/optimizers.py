@@ -34,8 +34,8 @@ def make_optimizer(
 
     Args:
         optimizer: a name in `torch.optim` in any case ("adam", "adamw", "sgd", ...); a function from parameters to an
-            optimizer, which has learning rates of its own; or an object of `pyro.optim`, of which the torch class and the
-            options are taken, since it keeps its state in Pyro's parameter store.
+            optimizer, which has learning rates of its own; or an object of `pyro.optim`, of which the torch class and
+            the options are taken, since it keeps its state in Pyro's parameter store.
         lr: the learning rate where the optimizer has none of its own; a tensor on a GPU, where steps are captured.
         options: further options of a named optimizer (`weight_decay`, `momentum`, ...).
 

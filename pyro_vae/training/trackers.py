@@ -3,12 +3,15 @@
 Each stands on the library of its name, which an extra installs: `pip install 'pyro-vae[tensorboard]'`.
 """
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pyro_vae import plugins
 from pyro_vae.errors import RunError
 
 Row = Mapping[str, float]
@@ -25,18 +28,21 @@ class Tracker(ABC):
     def __init__(self, folder: Path, name: str):
         self.folder, self.name = folder, name
 
-    def settings(self, settings: Mapping[str, Any]) -> None:
-        """The settings of the run, plain values by name."""
-
     @abstractmethod
     def epoch(self, row: Row) -> None:
         """A row of the history: numbers by name, losses and bounds in nats per datum."""
 
-    def figure(self, name: str, figure: Any) -> None:
-        """A matplotlib figure of the finished run."""
-
+    @abstractmethod
     def finish(self) -> None:
         """The run is over: write out what is held back."""
+
+    def settings(self, settings: Mapping[str, Any]) -> None:
+        """The settings of the run, plain values by name; a tracker that keeps none passes them over."""
+        return None
+
+    def figure(self, name: str, figure: Any) -> None:
+        """A matplotlib figure of the finished run; a tracker that keeps none passes it over."""
+        return None
 
 
 class Csv(Tracker):
@@ -103,16 +109,16 @@ class WandB(Tracker):
 
 
 class MLflow(Tracker):
-    """MLflow: in `FOLDER/mlruns`, or where `MLFLOW_TRACKING_URI` says."""
+    """MLflow: in `FOLDER/mlflow.db`, or where `MLFLOW_TRACKING_URI` says."""
 
     def __init__(self, folder: Path, name: str):
         super().__init__(folder, name)
         client = required("mlflow", "mlflow").tracking.MlflowClient
-        import os
-
-        self.client = client(os.environ.get("MLFLOW_TRACKING_URI", (folder / "mlruns").absolute().as_uri()))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.client = client(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.absolute() / 'mlflow.db'}"))
         known = self.client.get_experiment_by_name("pyro_vae")
-        experiment = known.experiment_id if known else self.client.create_experiment("pyro_vae")
+        pictures = (folder / "mlflow").absolute().as_uri()
+        experiment = known.experiment_id if known else self.client.create_experiment("pyro_vae", pictures)
         self.run = self.client.create_run(experiment, run_name=name).info.run_id
 
     def settings(self, settings: Mapping[str, Any]) -> None:
@@ -140,3 +146,30 @@ def required(module: str, extra: str) -> Any:
         return import_module(module)
     except ImportError as reason:
         raise RunError(f"tracking needs {extra}: pip install 'pyro-vae[{extra}]' ({reason})") from reason
+
+
+@contextmanager
+def tracking(
+    names: Sequence[str], folder: str | Path | None, settings: Mapping[str, Any]
+) -> Iterator[Callable[[Row], None]]:
+    """Trackers by name for the length of a run: yields what tells them of an epoch.
+
+    Raises:
+        UnknownName: no such tracker.
+        RunError: there is no folder, or the library of a tracker is not installed.
+    """
+    if names and folder is None:
+        raise RunError(f"tracking by {', '.join(names)} writes files: say out=DIR")
+    trackers = [plugins.load("tracker", name)(Path(folder) / "tracking", Path(folder).name) for name in names]
+    for tracker in trackers:
+        tracker.settings(settings)
+
+    def tell(row: Row) -> None:
+        for tracker in trackers:
+            tracker.epoch(row)
+
+    try:
+        yield tell
+    finally:
+        for tracker in trackers:
+            tracker.finish()
