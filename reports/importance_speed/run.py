@@ -1,6 +1,6 @@
 """How fast and in how much memory the importance-weighted bound is had, beside pythae and a loop by hand.
 
-OMP_NUM_THREADS=2 GOMP_SPINCOUNT=1000 python reports/importance_speed/run.py
+OMP_NUM_THREADS=2 python reports/importance_speed/run.py
 
 pythae comes with `pip install '.[bench]'`; without it its rows are left out. Weights and images are random: speed does
 not depend on them.
