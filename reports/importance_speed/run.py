@@ -162,8 +162,7 @@ def main() -> None:
     missing = "" if HAS_PYTHAE else "pythae is not installed and left out (`pip install '.[bench]'`). "
     text += f"""
 784-200-200-50 (`burda` preset), the same weights for all, in one run of {time.perf_counter() - began:.0f} s. {missing}
-`GOMP_SPINCOUNT` keeps threads that wait from taking the cores of those that work. `OMP_NUM_THREADS` is the number of
-cores.
+`OMP_NUM_THREADS` is the number of cores.
 
 """
     text += speed_section(rates, firsts, settings, options) + growth_section(found, options)
