@@ -17,6 +17,7 @@ GROUPS = {
     "dataset": "pyro_vae.datasets",
     "objective": "pyro_vae.objectives",
     "evaluator": "pyro_vae.evaluators",
+    "tracker": "pyro_vae.trackers",
 }
 
 RENAMED = {("model", "iwae"): "burda", ("schedule", "iwae"): "burda_steps"}

@@ -28,7 +28,7 @@ ROOMS = [
     ["pair"],
     ["data"],
     ["parts"],
-    ["plugins", "files", "errors"],
+    ["plugins", "files", "errors", "late"],
 ]
 """The rooms from the top down; what stands side by side may import each other."""
 

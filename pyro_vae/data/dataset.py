@@ -1,16 +1,17 @@
 """A data set: three splits, and the facts about them that a model's constructor may ask for."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.data.files.arrays import check_finite, to_tensor
+from pyro_vae.data.forms import named_arrays
 from pyro_vae.data.split import Batch, Split, Step
 from pyro_vae.errors import DataError
 
@@ -69,21 +70,24 @@ class Dataset:
         return facts
 
 
-def as_split(data: Any) -> Split:
-    """Data in memory as a split: a tensor or array becomes the field `x`, a mapping its fields.
+def as_split(data: Any, fields: Sequence[str] | None = None) -> Split:
+    """Data in memory as a split; see `named_arrays` for the forms that they may have. A Split is returned as it is.
 
-    A Split is returned as it is. Nothing is scaled. Tensors keep their dtype; floats in NumPy arrays become
-    torch's default dtype. A `numpy.memmap` is never read whole.
+    Nothing is scaled. Tensors keep their dtype; floats in NumPy arrays become torch's default dtype. A `numpy.memmap`
+    is never read whole.
+
+    Args:
+        fields: what the members of an item that is a tuple are called.
 
     Raises:
         DataError: not data, fields of differing lengths, no rows, or a value that is not finite.
     """
     if isinstance(data, Split):
         return data
-    named = data if isinstance(data, Mapping) else {"x": data}
-    fields = {str(name): _tensor(str(name), value) for name, value in named.items()}
+    named = named_arrays(data, fields)
+    stored = {name: value if isinstance(value, Tensor) else to_tensor(value, name) for name, value in named.items()}
     mapped = any(isinstance(value, np.memmap) for value in named.values())
-    split = Split(fields, resident=not mapped)
+    split = Split(stored, resident=not mapped)
     for name, field in split.fields.items():
         check_finite(field, name)
     return split.then(_in_default_dtype) if mapped else split
@@ -100,15 +104,6 @@ def choose_split(data: Any, name: str) -> Split:
     if name not in data.splits:
         raise DataError(f"no split {name!r}; there are {', '.join(data.splits)}")
     return data.splits[name]
-
-
-def _tensor(name: str, value: Any) -> Shaped[Tensor, "n ..."]:
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray):
-        return to_tensor(value, name)
-    kind = type(value).__name__
-    raise DataError(f"{name} is a {kind}; give a tensor, an array, a mapping of them, or one split of a Dataset")
 
 
 def _in_default_dtype(batch: Batch) -> Batch:

@@ -1,6 +1,6 @@
 """Do the data fit the pair? Observed values are checked against the support of their distribution."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch.distributions import constraints
 
 from pyro_vae.data import Split
 from pyro_vae.errors import DataError
-from pyro_vae.pair.pair import evaluating, select_fields
+from pyro_vae.pair.pair import batch_size, evaluating, select_fields
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import Site, Sites, observed, values_of
 
@@ -25,7 +25,7 @@ WAYS_OUT = {
         "(continuous_bernoulli, gaussian), or relaxed=True for a loss on grey values that is no likelihood"
     ),
     constraints.integer_interval: "this likelihood needs whole levels 0..{upper}; load 8-bit data with scale='raw'",
-    type(COUNTS): "a Poisson likelihood needs counts 0, 1, 2, ...; load counts with scale='raw'",
+    type(COUNTS): "this likelihood needs counts 0, 1, 2, ...; load counts with scale='raw'",
     type(constraints.unit_interval): "this likelihood needs values in [0, 1]; rescale the data",
     type(constraints.real): "values must be finite numbers",
 }
@@ -66,17 +66,25 @@ def check_support(pair: nn.Module, split: Split, relaxed: bool = False) -> None:
 
 
 def _check_field(split: Split, field: str, support: Support) -> None:
-    for start in range(0, split.size, CHUNK):
-        values = split.take(slice(start, start + CHUNK))[field]
+    for start, batch in _in_order(split, CHUNK):
+        values = batch[field]
         _check_values(f"{field}[{{row}}]", values, support, start)
 
 
 def _check_sites(pair: nn.Module, split: Split, names: list[str], relaxed: bool) -> None:
-    for start in range(0, split.size, FEW):
-        sites = observed_sites(pair, split.take(slice(start, start + FEW)))
+    for start, batch in _in_order(split, FEW):
+        sites = observed_sites(pair, batch)
         for site in (sites[name] for name in names if name in sites):
             where = f"site {site.name!r} observes at datum {{row}} a value that"
             _check_values(where, _observation(site), _allowed(site.support, relaxed), start)
+
+
+def _in_order(split: Split, size: int) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+    """Batches of all data, and which datum is the first of each."""
+    first = 0
+    for batch in split.batches(size):
+        yield first, batch
+        first += batch_size(batch)
 
 
 def _observation(site: Site) -> Tensor:

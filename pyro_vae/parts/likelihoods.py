@@ -189,6 +189,46 @@ class Poisson(Likelihood):
         return x.log1p()
 
 
+class NegativeBinomial(Likelihood):
+    """Counts x in {0, 1, ...} that scatter more than a Poisson's: the mean m is the exponential of the decoder's
+    output, the variance m + m^2 / r with a learned r for each element (as Lopez et al. 2018 have it for genes)."""
+
+    def __init__(self, data_shape: Sequence[int]):
+        super().__init__(data_shape)
+        self.log_r = nn.Parameter(torch.zeros(tuple(data_shape)))
+
+    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
+        (log_mean,) = self.split(features)
+        counts = dist.NegativeBinomial(self.log_r.exp(), logits=log_mean - self.log_r, validate_args=False)
+        return counts.to_event(self.event_dims)
+
+    def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return mean.clamp(min=1e-2).log()
+
+    def encoder_input(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return x.log1p()
+
+
+class ZeroInflatedNegativeBinomial(NegativeBinomial):
+    """The same with further zeros, whose log odds come from a second output of the decoder (Lopez et al. 2018)."""
+
+    channels = 2
+    START = -3.0
+
+    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
+        log_mean, gate_logits = self.split(features)
+        counts = dist.ZeroInflatedNegativeBinomial(
+            self.log_r.exp(),
+            logits=log_mean - self.log_r,
+            gate_logits=gate_logits + self.START,
+            validate_args=False,
+        )
+        return counts.to_event(self.event_dims)
+
+    def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return super().inverse_mean(mean) + math.log1p(math.exp(self.START))
+
+
 LIKELIHOODS = {
     "bernoulli": Bernoulli,
     "continuous_bernoulli": ContinuousBernoulli,
@@ -199,4 +239,6 @@ LIKELIHOODS = {
     "categorical": Categorical,
     "discretized_logistic": DiscretizedLogistic,
     "poisson": Poisson,
+    "negative_binomial": NegativeBinomial,
+    "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
 }

@@ -93,9 +93,14 @@ def stored_pair(folder: Path, best: Mapping[str, Any], pair: nn.Module | None = 
         if "options" not in best:
             raise RunError(f"{folder} holds a pair that no plugin built; give it: load_run(folder, pair=...)")
         pair = build_model(*(best[part] for part in RECORD))
+    load_weights(pair, best, folder)
+    return pair.eval()
+
+
+def load_weights(pair: nn.Module, checkpoint: Mapping[str, Any], folder: Path) -> None:
+    """Read a checkpoint's weights into a pair; raises `RunError` where they are of another model."""
     try:
-        pair.load_state_dict(best["pair"])
+        pair.load_state_dict(checkpoint["pair"])
     except (RuntimeError, KeyError) as reason:
         detail = str(reason).splitlines()[-1].strip()
         raise RunError(f"{folder} is the run of another model than {type(pair).__name__}: {detail}") from reason
-    return pair.eval()

@@ -10,6 +10,7 @@ from torch import nn
 
 from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split
+from pyro_vae.data.stream import Stream
 from pyro_vae.errors import RunError
 from pyro_vae.objectives.objective import Objective
 
@@ -63,6 +64,8 @@ def identity(pair: nn.Module, data: Dataset, objective: Objective, settings: Map
 
 def _fingerprint(name: str, split: Split) -> dict[str, str]:
     """Size, shape and dtype of each stored field, and a hash of a few rows that are spread over the split."""
+    if isinstance(split, Stream):
+        return {name: f"{split.size} of a DataLoader"}
     step = -(-split.size // ROWS_COMPARED)
     rows = [split.between(start, start + 1) for start in range(0, split.size, step)]
     told = {}

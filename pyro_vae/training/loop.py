@@ -4,8 +4,8 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae.data import Dataset, Split
+from pyro_vae.data.stream import Stream
 from pyro_vae.engine.cuda_graph import CapturedStep
 from pyro_vae.engine.devices import TOLERANCES, cuda_devices
 from pyro_vae.engine.step import Loss, SharedStep, choose_step
@@ -22,7 +23,7 @@ from pyro_vae.objectives.objective import Objective, shared_loss
 from pyro_vae.pair import bounds
 from pyro_vae.pair.checks import check_auxiliary, density_faults
 from pyro_vae.pair.generation import field_shapes
-from pyro_vae.pair.pair import evaluating, select_fields
+from pyro_vae.pair.pair import batch_size, evaluating, select_fields
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import values_of
 from pyro_vae.pair.terms import elbo_terms
@@ -30,7 +31,9 @@ from pyro_vae.runs.folder import LAST, RunFolder
 from pyro_vae.runs.run import Run
 from pyro_vae.training.averaging import Average
 from pyro_vae.training.divergence import divergence, not_finite, weights_are_finite
-from pyro_vae.training.schedules import SCHEDULES, ramp
+from pyro_vae.training.gradients import Gradients
+from pyro_vae.training.optimizers import make_optimizer
+from pyro_vae.training.schedules import SCHEDULES, TORCHS, Scheduler, constant, cyclical, is_torchs, ramp
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 SAVE_EVERY_SECONDS = 20.0
 VALIDATION_SEED = 20
 VALIDATION_BATCH = 1024
+
+DIRECTIONS = {"valid_elbo": "max"}
+"""Columns of which more is better; of any other, less is."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,15 @@ class Settings:
     epochs: int
     batch_size: int
     lr: float
+    optimizer: str = "adam"
     schedule: str = "constant"
     lr_warmup: int = 0
     beta: float = 1.0
     kl_warmup: int = 0
+    kl_cycles: int = 0
+    accumulate: int = 1
     clip: float | None = None
+    monitor: str = "valid_loss"
     patience: int | None = None
     ema: float = 0.0
     seed: int = 0
@@ -61,16 +71,32 @@ class Settings:
     relaxed: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "particles", "clip", "patience"):
+        for name in ("epochs", "batch_size", "lr", "accumulate", "particles", "clip", "patience"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise RunError(f"{name} must be positive, not {value}")
-        for name in ("beta", "lr_warmup", "kl_warmup"):
+        for name in ("beta", "lr_warmup", "kl_warmup", "kl_cycles"):
             if not getattr(self, name) >= 0:
                 raise RunError(f"{name} must not be negative, but is {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise RunError(f"ema is a decay in [0, 1), not {self.ema}")
-        find("schedule", self.schedule, SCHEDULES)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What of a training a user may give as an object of their own.
+
+    Attributes:
+        optimizer: see `make_optimizer`; `optimizer_options` are those of a named one.
+        schedule: a name, or a function from an optimizer to a scheduler of torch's; `schedule_options` likewise.
+        on_epoch: are given each row of the history; training stops where one returns True.
+    """
+
+    optimizer: Any = "adam"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Any = "constant"
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    on_epoch: Sequence[Callable[[dict[str, float]], Any] | None] = ()
 
 
 class Trainer:
@@ -82,6 +108,7 @@ class Trainer:
     Args:
         fabric: the device, and the processes that share the work.
         pair: trained in place.
+        chosen: optimizer, schedule and callbacks.
         folder: where the run is written to; None writes nothing.
         record: what the checkpoints keep beside the weights; see `pyro_vae.train`.
 
@@ -99,9 +126,11 @@ class Trainer:
         objective: Objective,
         settings: Settings,
         *,
+        chosen: Chosen = Chosen(),
         folder: RunFolder | None = None,
         record: Mapping[str, Any] | None = None,
     ):
+        self.chosen = chosen
         self.fabric, self.pair, self.data, self.objective, self.settings = fabric, pair, data, objective, settings
         self.folder, record = folder or RunFolder(), dict(record or {})
         self.config = record.pop("config", None)
@@ -113,12 +142,25 @@ class Trainer:
         tolerance = TOLERANCES[settings.precision]
         self.loss = Loss(pair, objective, settings.particles, data.train.size, fabric.autocast, tolerance)
         on_gpu = fabric.device.type == "cuda"
-        self.rate = torch.tensor(settings.lr, device=fabric.device) if on_gpu else settings.lr
-        self.optimizer = torch.optim.Adam(pair.parameters(), lr=self.rate, fused=True, capturable=on_gpu)
+        lr = torch.tensor(settings.lr, device=fabric.device) if on_gpu else settings.lr
+        parameters = list(pair.parameters())  # those that require no gradient get none, so no optimizer moves them
+        self.optimizer, self.shortcomings = make_optimizer(chosen.optimizer, parameters, lr, chosen.optimizer_options)
+        self.groups = self.optimizer.param_groups
+        self.first_rates = [float(group["lr"]) for group in self.groups]
+        self.scheduler: Scheduler | None = None
+        self.schedule: Callable[[float], float] = constant
+        if is_torchs(chosen.schedule):
+            if settings.lr_warmup:
+                raise RunError(
+                    "lr_warmup goes with the schedules that change the rate every step; use torch's LinearLR"
+                )
+            self.scheduler = Scheduler(chosen.schedule, self.optimizer, chosen.schedule_options)
+        else:
+            self.schedule = find("schedule", chosen.schedule, {**SCHEDULES, **TORCHS})
+        self.gradients = Gradients(parameters)
         self.average = Average(pair, settings.ema) if settings.ema else None
         self.kept = self.average.module if self.average else pair  # the weights that count
         self.order = torch.Generator(device=fabric.device).manual_seed(settings.seed)
-        self.schedule = SCHEDULES[settings.schedule]
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"epoch": 0, "elbo": -math.inf, "pair": None}
@@ -142,10 +184,17 @@ class Trainer:
                 faults = density_faults(run_model(self.pair, example, values_of(guide)), guide)
             shared = SharedStep(self.fabric.setup_module(self.loss)) if self.fabric.world_size > 1 else None
             self.engine = choose_step(self.settings.engine, self.loss, example, steps, shared)
-        captured = self.engine.name == "compiled" and self.fabric.device.type == "cuda"
+        whole = self.settings.accumulate == 1 and self.optimizer.defaults.get("capturable", False)
+        captured = self.engine.name == "compiled" and self.fabric.device.type == "cuda" and whole
         self.advance: Callable[[dict[str, Tensor]], Tensor] = CapturedStep(self._advance) if captured else self._advance
         self.is_loss = bool(faults) or self.settings.relaxed
-        self.notes = [self.engine.line, *(f"a loss, not a bound: {fault.line}" for fault in faults)]
+        self.notes = [self.engine.line, *(f"a loss, not a bound: {fault.line}" for fault in faults), *self.shortcomings]
+        if isinstance(self.data.train, Stream):
+            self.notes.append("the data come from a DataLoader in an order of its own: a stopped run resumes inexactly")
+        fixed = [name for name, parameter in self.pair.named_parameters() if not parameter.requires_grad]
+        if fixed:
+            listed = ", ".join(fixed[:3]) + (", ..." if len(fixed) > 3 else "")
+            self.notes.append(f"parameters that stay as they are, since they require no gradient: {listed}")
 
     def fit(self, progress: bool) -> Run:
         """Run the remaining epochs, saving as they pass; raises as `pyro_vae.train` does."""
@@ -169,10 +218,20 @@ class Trainer:
                 self.epoch += 1
                 bar.set_postfix(loss=f"{row['loss']:.2f}", valid=f"{row['valid_loss']:.2f}")
                 self._keep_best(row)
+                if self._told_to_stop(row):
+                    break
                 if time.monotonic() - self.saved_at > SAVE_EVERY_SECONDS:
                     self._write(self._capture())
         self._write(self._capture())
         return self._finished()
+
+    def _told_to_stop(self, row: dict[str, float]) -> bool:
+        """What the user's callback says of an epoch; where it raises, the run is saved first."""
+        try:
+            return any([call(dict(row)) is True for call in self.chosen.on_epoch if call is not None])
+        except BaseException:
+            self._write(self._capture())
+            raise
 
     def _run_epoch(self, bar: tqdm, start: dict[str, Any]) -> dict[str, float]:
         began = time.perf_counter()
@@ -189,7 +248,9 @@ class Trainer:
             del row["valid_elbo"]
         if math.isnan(row["valid_loss"]):
             self._explain_divergence(start)
-        row |= {"lr": float(self.rate), "beta": self.beta.item()}
+        row |= {"lr": float(self.groups[0]["lr"]), "beta": self.beta.item()}
+        if self.scheduler is not None:
+            self.scheduler.step(row["valid_loss"])
         return row | {"seconds": time.perf_counter() - began}
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
@@ -200,10 +261,16 @@ class Trainer:
         """One pass over the training data, a step each time: losses in nats per datum, still on the device."""
         for step, batch in enumerate(self._batches()):
             self._set_rates(step)
+            self.last_of_pass = step + 1 == self.steps_per_epoch
             yield self.advance(batch)
 
     def _advance(self, batch: dict[str, Tensor]) -> Tensor:
         loss = self.engine.run(batch, self.beta)
+        if self.settings.accumulate > 1:
+            self.gradients.add(batch_size(batch))
+            if self.gradients.batches < self.settings.accumulate and not self.last_of_pass:
+                return loss
+            self.gradients.hand_over()
         self._update()
         return loss
 
@@ -219,16 +286,29 @@ class Trainer:
         settings, per_epoch = self.settings, self.steps_per_epoch
         done = self.epoch * per_epoch + step
         factor = ramp(done, settings.lr_warmup * per_epoch) * self.schedule(done / (settings.epochs * per_epoch))
-        lr = settings.lr * factor
-        self.rate = self.rate.fill_(lr) if isinstance(self.rate, Tensor) else lr
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
-        self.beta.fill_(settings.beta * ramp(done, settings.kl_warmup * per_epoch))
+        if factor != 1.0 or self.groups[0].get("scheduled"):  # else the optimizer may have a decay of its own
+            for group, first in zip(self.groups, self.first_rates, strict=True):
+                group["scheduled"] = True
+                group["lr"] = group["lr"].fill_(first * factor) if isinstance(group["lr"], Tensor) else first * factor
+        progress = done / (settings.epochs * per_epoch)
+        weight = ramp(done, settings.kl_warmup * per_epoch) * cyclical(progress, settings.kl_cycles)
+        self.beta.fill_(settings.beta * weight)
 
     def _keep_best(self, row: dict[str, float]) -> None:
-        if -row["valid_loss"] > self.best["elbo"] or self.best["pair"] is None:
+        score = self._score(row)
+        if score > self.best["elbo"] or self.best["pair"] is None:
             state = {name: value.detach().clone() for name, value in self.kept.state_dict().items()}
-            self.best = {"epoch": self.epoch, "elbo": -row["valid_loss"], "pair": state}
+            self.best = {"epoch": self.epoch, "elbo": score, "pair": state}
+
+    def _score(self, row: dict[str, float]) -> float:
+        """The figure that is watched, with the sign by which larger is better.
+
+        Raises:
+            RunError: no such column.
+        """
+        name, _, direction = self.settings.monitor.partition(":")
+        value = find("column to monitor", name, row)
+        return value if (direction or DIRECTIONS.get(name, "min")) == "max" else -value
 
     def _out_of_patience(self) -> bool:
         return self.settings.patience is not None and self.epoch - self.best["epoch"] >= self.settings.patience
@@ -242,6 +322,7 @@ class Trainer:
             "pair": self.pair.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.scheduler.state_dict(),
             "objective": self.objective.state_dict(),
             "order": self.order.get_state(),
             "rng": torch.get_rng_state(),
@@ -254,6 +335,8 @@ class Trainer:
         try:
             self.pair.load_state_dict(state["pair"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.scheduler.load_state_dict(state["scheduler"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as problem:

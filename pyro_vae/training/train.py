@@ -1,25 +1,32 @@
 """Training: what is asked for is checked, then the loop runs."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
-from pyro_vae import plugins
+from pyro_vae import files, plugins
 from pyro_vae.data import Dataset, Split, as_split
 from pyro_vae.data.partition import partition, tenth
+from pyro_vae.data.stream import Stream
 from pyro_vae.engine.denormals import flushed
 from pyro_vae.engine.devices import cuda_devices, launch, matrix_products
 from pyro_vae.errors import DataError, RunError
 from pyro_vae.objectives.objective import as_objective
 from pyro_vae.pair.data_fit import check_support
-from pyro_vae.runs.folder import RunFolder
+from pyro_vae.runs.build import load_weights
+from pyro_vae.runs.folder import BEST, RunFolder
 from pyro_vae.runs.identity import check_same_run, identity
 from pyro_vae.runs.run import Run
-from pyro_vae.training.loop import Settings, Trainer
+from pyro_vae.training.loop import Chosen, Settings, Trainer
+from pyro_vae.training.optimizers import MakeOptimizer
+from pyro_vae.training.trackers import tracking
 
 
 def train(
@@ -36,27 +43,40 @@ def train(
     out: str | Path | None = None,
     progress: bool = True,
     *,
-    schedule: str = "constant",
+    optimizer: str | MakeOptimizer | Any = "adam",
+    optimizer_options: Mapping[str, Any] | None = None,
+    schedule: str | Callable[[Optimizer], LRScheduler] = "constant",
+    schedule_options: Mapping[str, Any] | None = None,
     lr_warmup: int = 0,
     beta: float = 1.0,
     kl_warmup: int = 0,
+    kl_cycles: int = 0,
+    accumulate: int = 1,
     clip: float | None = None,
+    valid: Any = None,
+    fields: Sequence[str] | None = None,
+    monitor: str = "valid_loss",
     patience: int | None = None,
     ema: float = 0.0,
     precision: str = "32-true",
     relaxed: bool = False,
+    on_epoch: Callable[[dict[str, float]], Any] | None = None,
+    track: Sequence[str] = (),
+    start: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     record: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Train a pair by stochastic variational inference with Adam.
+    """Train a pair by stochastic variational inference.
 
     Args:
         pair: a model and a guide on one module; trained in place.
-        data: a `Dataset`, or training data alone (a tensor is the field `x`), of which a tenth is then held out.
+        data: a `Dataset`, or training data alone, of which a tenth is then held out: a tensor or array, which is the
+            field `x`; a mapping of them; a pandas DataFrame; a scipy sparse matrix; an AnnData; a torch `Dataset`; or a
+            `DataLoader`, which is read anew at each pass and needs `valid`.
         epochs: passes over the training data.
         batch_size: data a step.
-        lr: Adam's learning rate, before the schedule.
+        lr: the learning rate, before the schedule.
         objective: a registered objective's name, or an `Objective`, or a function with its signature.
         particles: draws of the guide for each datum and step.
         engine: "eager", "compiled", or "auto".
@@ -64,16 +84,31 @@ def train(
         seed: fixes the run, bit for bit on the CPU.
         out: folder to write checkpoints and metrics to; None writes nothing.
         progress: the engine and a progress bar on stderr.
-        schedule: of the learning rate: "constant", "cosine", or "burda_steps" (Burda et al. 2016).
+        optimizer: a name in `torch.optim` ("adam", "adamw", "sgd", ...); a function from parameters to an optimizer,
+            whose learning rates are its own; or an object of `pyro.optim`. Parameters that require no gradient stay as
+            they are.
+        optimizer_options: further options of a named optimizer, such as `{"weight_decay": 0.01}`.
+        schedule: of the learning rate: "constant", "cosine", or "burda_steps" (Burda et al. 2016), which change it
+            every step; a name in `torch.optim.lr_scheduler`, or a function from an optimizer to a scheduler of torch's,
+            which step every epoch.
+        schedule_options: options of a schedule of torch's, such as `{"step_size": 10}`.
         lr_warmup: epochs over which the learning rate rises linearly.
         beta: weight of the KL.
         kl_warmup: epochs over which that weight rises linearly from 0.
+        kl_cycles: how often the weight of the KL rises from 0 in the course of training (Fu et al. 2019).
+        accumulate: batches whose gradients make up one step.
         clip: largest norm of the gradient.
-        patience: stop after this many epochs without a smaller validation loss.
+        valid: validation data of your own, in any form that `data` may have.
+        fields: what the members of an item of the data are called where it is a tuple: ("x", "label").
+        monitor: the column of metrics.csv whose best epoch is kept; NAME:max where more is better.
+        patience: stop after this many epochs without a better value of it.
         ema: decay a step of a moving average of the weights, which is then what is validated and kept.
         precision: "32-true" (weights and data as they are), "bf16-mixed" (Fabric's mixed precision), or "tf32" (matrix
             products of NVIDIA's GPUs).
         relaxed: allow grey values under a Bernoulli; the numbers are then a loss, not a likelihood.
+        on_epoch: is given each epoch's row of the history; training stops where it returns True.
+        track: trackers that are told of each epoch: "csv", "tensorboard", "wandb", "mlflow". They need `out`.
+        start: a run folder whose weights are where training starts from.
         resume: continue the run in `out` exactly where it was saved. It is the stored run: `epochs`, `patience`,
             `device`, `engine` and `progress` may differ, and what defines the pair, the data, the objective and the
             optimisation may not.
@@ -92,10 +127,27 @@ def train(
     """
     schedule = plugins.current_name("schedule", schedule, warn=True)
     settings = Settings(
-        epochs, batch_size, lr, schedule, lr_warmup, beta, kl_warmup, clip, patience, ema, seed, particles, engine,
-        precision, relaxed,
-    )  # fmt: skip
-    dataset = as_dataset(data, seed)
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        optimizer=_name_of(optimizer),
+        schedule=_name_of(schedule),
+        lr_warmup=lr_warmup,
+        beta=beta,
+        kl_warmup=kl_warmup,
+        kl_cycles=kl_cycles,
+        accumulate=accumulate,
+        clip=clip,
+        monitor=monitor,
+        patience=patience,
+        ema=ema,
+        seed=seed,
+        particles=particles,
+        engine=engine,
+        precision=precision,
+        relaxed=relaxed,
+    )
+    dataset = as_dataset(data, seed, valid, fields)
     if batch_size > dataset.train.size:
         raise DataError(
             f"batch_size is {batch_size} but there are {dataset.train.size} training data; use a smaller batch_size"
@@ -108,11 +160,20 @@ def train(
     for split in (dataset.train, dataset.valid):
         check_support(pair.cpu(), split, relaxed)
     folder = RunFolder(out, resume, overwrite)
-    same = identity(pair, dataset, objective, {**(record or {}).get("options", {}), **asdict(settings)})
+    options = {**(optimizer_options or {}), **(schedule_options or {})}
+    own = {**(record or {}).get("options", {}), **asdict(settings), **options}
+    same = identity(pair, dataset, objective, own)
     check_same_run(out, (folder.stored or {}).get("identity", {}), same)
     with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision), flushed():
+        if start is not None and not resume:
+            load_weights(pair, files.load(Path(start) / BEST), Path(start))
         kept = {**(record or {}), "identity": same}
-        return Trainer(fabric, pair, dataset, objective, settings, folder=folder, record=kept).fit(progress)
+        callbacks = [on_epoch]
+        chosen = Chosen(optimizer, optimizer_options or {}, schedule, schedule_options or {}, callbacks)
+        trainer = Trainer(fabric, pair, dataset, objective, settings, chosen=chosen, folder=folder, record=kept)
+        with tracking(track, out, asdict(settings)) as tell:
+            callbacks.append(tell)
+            return trainer.fit(progress)
 
 
 def _refuse_a_lone_datum(pair: nn.Module, size: int, batch_size: int) -> None:
@@ -125,11 +186,30 @@ def _refuse_a_lone_datum(pair: nn.Module, size: int, batch_size: int) -> None:
         )
 
 
-def as_dataset(data: Any, seed: int) -> Dataset:
-    """A `Dataset` as it is; anything else is training data, of which a seeded tenth becomes the validation split."""
+def _name_of(choice: Any) -> str:
+    """What a run's record calls an optimizer or a schedule that may be an object."""
+    return choice if isinstance(choice, str) else getattr(choice, "__name__", type(choice).__name__)
+
+
+def as_dataset(data: Any, seed: int, valid: Any = None, fields: Sequence[str] | None = None) -> Dataset:
+    """A `Dataset` as it is; anything else is training data, of which a seeded tenth is held out unless validation data
+    are given.
+
+    Raises:
+        DataError: a `DataLoader` without validation data, since its rows cannot be told apart.
+    """
+    held_out = None if valid is None else _training_split(valid, fields)
     if isinstance(data, Dataset):
-        return data
-    whole = as_split(data)
+        return data if held_out is None else replace(data, valid=held_out)
+    whole = _training_split(data, fields)
+    if held_out is not None:
+        return Dataset(name="data", train=whole, valid=held_out, test=held_out)
+    if isinstance(whole, Stream):
+        raise DataError("a DataLoader has no rows that could be held out; give validation data: valid=")
     parts = partition(whole.size, (tenth(whole.size),), seed)
-    train, valid = (Split(whole.fields, whole.transform, rows, whole.resident) for rows in parts)
-    return Dataset(name="data", train=train, valid=valid, test=valid)
+    train, rest = (Split(whole.fields, whole.transform, rows, whole.resident) for rows in parts)
+    return Dataset(name="data", train=train, valid=rest, test=rest)
+
+
+def _training_split(data: Any, fields: Sequence[str] | None) -> Split:
+    return Stream(data, fields) if isinstance(data, DataLoader) else as_split(data, fields)

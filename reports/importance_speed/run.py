@@ -1,6 +1,6 @@
 """How fast and in how much memory the importance-weighted bound is had, beside pythae and a loop by hand.
 
-OMP_NUM_THREADS=2 GOMP_SPINCOUNT=1000 python reports/importance_speed/run.py
+OMP_NUM_THREADS=2 python reports/importance_speed/run.py
 
 pythae comes with `pip install '.[bench]'`; without it its rows are left out. Weights and images are random: speed does
 not depend on them.
@@ -162,8 +162,7 @@ def main() -> None:
     missing = "" if HAS_PYTHAE else "pythae is not installed and left out (`pip install '.[bench]'`). "
     text += f"""
 784-200-200-50 (`burda` preset), the same weights for all, in one run of {time.perf_counter() - began:.0f} s. {missing}
-`GOMP_SPINCOUNT` keeps threads that wait from taking the cores of those that work. `OMP_NUM_THREADS` is the number of
-cores.
+`OMP_NUM_THREADS` is the number of cores.
 
 """
     text += speed_section(rates, firsts, settings, options) + growth_section(found, options)

@@ -1,6 +1,6 @@
 """What a pair costs, beside whatever a user might pick instead: training, evaluation, memory, growth.
 
-OMP_NUM_THREADS=2 GOMP_SPINCOUNT=1000 python reports/throughput/run.py [--quick]
+OMP_NUM_THREADS=2 python reports/throughput/run.py [--quick]
 
 pythae comes with `pip install '.[bench]'`; without it its rows are left out by name. With PYRO_VAE_DATA, the folder of
 MNIST, the effect of mixed precision on L_5000 is measured as well. A GPU, where there is one, has its own tables.

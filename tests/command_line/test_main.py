@@ -469,7 +469,7 @@ MISTAKES = {
     ),
     "negative_counts": (
         "train --data signed.npy --binarize none --likelihood poisson --batch_size 9 --out new",
-        "Poisson likelihood needs counts",
+        "this likelihood needs counts",
     ),
     "binarizing_counts": ("train --data signed.npy --out new", "binarizing needs values in [0, 1]"),
     "large_batch": ("train --data few.npy --out new", "batch_size is 128 but there are 24 training data"),

@@ -14,6 +14,7 @@ from pyro_vae.parts.likelihoods import LIKELIHOODS
 
 SHAPE = (2, 3)
 CONTINUOUS = ["gaussian", "gaussian_learned", "gaussian_per_dimension", "gaussian_net"]
+SCATTERED = ["negative_binomial", "zero_inflated_negative_binomial"]
 EIGHT_BIT = ["categorical", "discretized_logistic"]
 
 
@@ -40,7 +41,8 @@ def data(name: str, *lead: int) -> Tensor:
     unit = torch.rand((*lead, *SHAPE), dtype=torch.float64, generator=generator)
     flat = unit.flatten()
     flat[0], flat[1] = 0.0, 1.0
-    levels = {"bernoulli": unit.round(), "continuous_bernoulli": unit, "poisson": (12 * unit).floor()}
+    levels = {"bernoulli": unit.round(), "continuous_bernoulli": unit}
+    levels |= {name: (12 * unit).floor() for name in ["poisson", *SCATTERED]}
     levels |= {name: (255 * unit).round() for name in EIGHT_BIT} | {name: 6 * unit - 3 for name in CONTINUOUS}
     return levels[name]
 
@@ -82,12 +84,22 @@ def scipy_poisson(features, x, built):
     return stats.poisson(np.logaddexp(0, features[0])).logpmf(x)
 
 
+def scipy_negative_binomial(features, x, built):
+    r, mean = built.log_r.exp().detach().numpy(), np.exp(features[0])
+    of_counts = stats.nbinom(r, r / (r + mean)).logpmf(x)
+    if len(features) == 1:
+        return of_counts
+    gate = 1 / (1 + np.exp(3 - features[1]))
+    return np.log(gate * (x == 0) + (1 - gate) * np.exp(of_counts))
+
+
 ORACLES = {
     "bernoulli": scipy_bernoulli,
     "continuous_bernoulli": closed_continuous_bernoulli,
     "categorical": log_softmax_of_levels,
     "discretized_logistic": scipy_discretized_logistic,
     "poisson": scipy_poisson,
+    **dict.fromkeys(SCATTERED, scipy_negative_binomial),
     **dict.fromkeys(CONTINUOUS, scipy_normal),
 }
 
@@ -221,7 +233,7 @@ MEANS = {
     "continuous_bernoulli": [0.06, 0.2, 0.5, 0.7, 0.94],
     "categorical": [1.0, 50.0, 127.5, 200.0, 254.0],
     "discretized_logistic": [1.0, 50.0, 127.5, 200.0, 254.0],
-    "poisson": [0.01, 0.5, 2.0, 30.0, 400.0],
+    **dict.fromkeys(["poisson", *SCATTERED], [0.01, 0.5, 2.0, 30.0, 400.0]),
     **dict.fromkeys(CONTINUOUS, [-100.0, 0.0, 0.5, 3.0, 100.0]),
 }
 
@@ -252,7 +264,7 @@ def test_gradients_are_finite_at_extremes_in_single_precision(name, size):
     """Every pattern of signs of the decoder's numbers; a log standard deviation of -15 is 3e-7."""
     built = LIKELIHOODS[name]((3,))
     size = min(size, 15.0) if name == "gaussian_net" else size
-    top = {"poisson": 60.0, **dict.fromkeys(EIGHT_BIT, 255.0)}.get(name, 1.0)
+    top = {**dict.fromkeys(["poisson", *SCATTERED], 60.0), **dict.fromkeys(EIGHT_BIT, 255.0)}.get(name, 1.0)
     x = torch.tensor([0.0, top // 2, top])
     for first, second in product([-size, size], repeat=2):
         channels = torch.tensor([first, second]).repeat(128)[: built.channels]

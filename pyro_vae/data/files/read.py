@@ -9,6 +9,8 @@ import numpy as np
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.files.assemble import assemble
 from pyro_vae.data.files.images import read_folder
+from pyro_vae.data.files.tables import read_csv
+from pyro_vae.data.forms import named_arrays
 from pyro_vae.errors import DataError
 
 MEMORY_LIMIT = 2 * 2**30
@@ -55,7 +57,20 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         return {name: _readable(archive.__getitem__, name) for name in archive.files}
 
 
-READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {".npy": _read_npy, ".npz": _read_npz}
+def _read_h5ad(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import anndata
+    except ImportError as reason:
+        raise DataError("needs anndata: pip install 'pyro-vae[anndata]'") from reason
+    return named_arrays(_readable(anndata.read_h5ad, path))
+
+
+READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".csv": read_csv,
+    ".h5ad": _read_h5ad,
+}
 
 
 def _reader(path: Path) -> Callable[[Path], dict[str, np.ndarray]]:

@@ -1,0 +1,68 @@
+"""Tables, as data frames and .csv files hold them, as arrays of numbers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyro_vae.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas
+
+LABEL = "label"
+
+
+def read_csv(path: Path) -> dict[str, np.ndarray]:
+    """The numbers of a .csv file, with or without a row of names; see `from_frame`.
+
+    Raises:
+        DataError: no table, or a cell that is missing or is no number; names its row and column.
+    """
+    import pandas  # takes half a second
+
+    try:
+        frame = pandas.read_csv(path)
+        if all(_is_number(name) for name in frame.columns):
+            frame = pandas.read_csv(path, header=None)
+    except (ValueError, OSError) as reason:
+        raise DataError(f"cannot be read as a table ({' '.join(str(reason).split())}); save it with commas") from reason
+    return from_frame(frame)
+
+
+def from_frame(frame: "pandas.DataFrame") -> dict[str, np.ndarray]:
+    """The columns of a data frame: one that is called "label" is `label` [n], and all others side by side are `x`.
+
+    Labels that are words are counted in alphabetical order.
+
+    Raises:
+        DataError: no column but the label, a cell that is missing, or a column of words; names it.
+    """
+    missing = np.argwhere(frame.isna().to_numpy())
+    if len(missing):
+        row, column = missing[0]
+        raise DataError(f"row {row}, column {str(frame.columns[column])!r} is missing; fill it in or leave the row out")
+    fields = {}
+    if LABEL in frame:
+        fields[LABEL] = _codes(frame[LABEL].to_numpy())
+        frame = frame.drop(columns=LABEL)
+    if not frame.shape[1]:
+        raise DataError("holds no column but the label")
+    for name, column in frame.items():
+        if column.dtype.kind not in "buif":
+            raise DataError(
+                f"column {str(name)!r} holds {column.iloc[0]!r}, which is no number; turn it into numbers, or drop it"
+            )
+    return {"x": frame.to_numpy(), **fields}
+
+
+def _codes(labels: np.ndarray) -> np.ndarray:
+    return labels if labels.dtype.kind in "bui" else np.unique(labels.astype(str), return_inverse=True)[1]
+
+
+def _is_number(text: object) -> bool:
+    try:
+        float(str(text))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,129 @@
+"""Data as people hold them in memory, as named arrays: frames, sparse matrices, AnnData, torch's data sets."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from pyro_vae.data.files.tables import from_frame
+from pyro_vae.errors import DataError
+
+Arrays = dict[str, Tensor | np.ndarray]
+
+
+def named_arrays(data: Any, names: Sequence[str] | None = None) -> Arrays:
+    """The fields of data in memory, by name.
+
+    Args:
+        data: a tensor or array, which becomes the field `x`; a mapping of them; a pandas DataFrame (a column "label" is
+            the label); a scipy sparse matrix of counts; an AnnData (its X); a torch `Dataset` or `DataLoader`, whose
+            items are tensors, mappings or tuples.
+        names: what the members of an item that is a tuple are called: ("x", "label").
+
+    Raises:
+        DataError: something else, or items that cannot be put together; says what to give.
+    """
+    for is_form, read in FORMS.values():
+        if is_form(data):
+            return read(data, names)
+    kind = type(data).__name__
+    raise DataError(
+        f"cannot take data of type {kind}; give a tensor, an array, a mapping of them, a pandas DataFrame, a scipy "
+        "sparse matrix, an AnnData, or a torch Dataset or DataLoader"
+    )
+
+
+def item_fields(item: Any, names: Sequence[str] | None) -> dict[str, Any]:
+    """The fields of one item, or of one batch, of a torch `Dataset` or `DataLoader`, by name.
+
+    Raises:
+        DataError: a tuple without names for its members, or members that are no numbers.
+    """
+    if isinstance(item, Mapping):
+        found = {str(name): value for name, value in item.items()}
+    elif isinstance(item, list | tuple):
+        if len(item) == 1 and names is None:
+            names = ("x",)
+        if names is None or len(names) != len(item):
+            given = "none are given" if names is None else f"fields={tuple(names)!r}"
+            raise DataError(
+                f"an item of the data is a tuple of {len(item)}, but {given}; name its members: fields=('x', 'label')"
+            )
+        found = dict(zip(names, item, strict=True))
+    else:
+        found = {names[0] if names else "x": item}
+    return {name: _as_tensor(name, value) for name, value in found.items()}
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as reason:
+        raise DataError(
+            f"{name} of an item of the data is {type(value).__name__}, not numbers; turn it into a tensor in the "
+            "data set or its transform"
+        ) from reason
+
+
+def _from_mapping(data: Mapping[str, Any], names: Sequence[str] | None) -> Arrays:
+    fields: Arrays = {}
+    for name, value in data.items():
+        if not isinstance(value, Tensor | np.ndarray):
+            value = named_arrays(value)["x"]
+        fields[str(name)] = value
+    return fields
+
+
+def _from_dataset(data: Dataset, names: Sequence[str] | None) -> Arrays:
+    if isinstance(data, TensorDataset):
+        return item_fields(data.tensors, names)
+    if not hasattr(data, "__len__"):
+        raise DataError(f"{type(data).__name__} does not say how long it is; give a DataLoader of it")
+    return _together([item_fields(data[index], names) for index in range(len(data))], torch.stack)
+
+
+def _from_loader(data: DataLoader, names: Sequence[str] | None) -> Arrays:
+    return _together([item_fields(batch, names) for batch in data], torch.cat)
+
+
+def _together(parts: list[dict[str, Tensor]], join: Callable[[list[Tensor]], Tensor]) -> Arrays:
+    if not parts:
+        raise DataError("there are no data: 0 rows")
+    try:
+        return {name: join([part[name] for part in parts]) for name in parts[0]}
+    except (KeyError, RuntimeError) as reason:
+        cause = " ".join(str(reason).split())
+        raise DataError(f"the items of the data differ in their fields or shapes ({cause})") from reason
+
+
+def _from_sparse(data: Any, names: Sequence[str] | None) -> Arrays:
+    return {"x": data.toarray()}
+
+
+def _from_anndata(data: Any, names: Sequence[str] | None) -> Arrays:
+    x = named_arrays(data.X)["x"]
+    return {"x": x} | ({"label": from_frame(data.obs[["label"]].assign(x=0))["label"]} if "label" in data.obs else {})
+
+
+def _of(module: str, name: str) -> Callable[[Any], bool]:
+    """Whether data are of a class of a package that whoever made them has imported already."""
+    return lambda data: module in sys.modules and isinstance(data, getattr(sys.modules[module], name))
+
+
+def _is_sparse(data: Any) -> bool:
+    return "scipy.sparse" in sys.modules and sys.modules["scipy.sparse"].issparse(data)
+
+
+FORMS: dict[str, tuple[Callable[[Any], bool], Callable[[Any, Sequence[str] | None], Arrays]]] = {
+    "array": (lambda data: isinstance(data, Tensor | np.ndarray), lambda data, names: {"x": data}),
+    "DataFrame": (_of("pandas", "DataFrame"), lambda data, names: from_frame(data)),
+    "AnnData": (_of("anndata", "AnnData"), _from_anndata),
+    "sparse": (_is_sparse, _from_sparse),
+    "mapping": (lambda data: isinstance(data, Mapping), _from_mapping),
+    "DataLoader": (lambda data: isinstance(data, DataLoader), _from_loader),
+    "Dataset": (lambda data: isinstance(data, Dataset), _from_dataset),
+}

@@ -1,0 +1,76 @@
+"""A split that is read from a torch `DataLoader`, batch by batch, anew at each pass."""
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pyro_vae.data.forms import item_fields
+from pyro_vae.data.split import Batch, Split
+from pyro_vae.errors import DataError
+
+
+class Stream(Split):
+    """The batches of a `DataLoader`, in its order and of its size; only one of them is held at a time.
+
+    The first batch is kept as an example of the data: it is what `take`, `head` and the mapping know. Every other use
+    passes over the loader, so nothing that needs a datum by its place works on a stream.
+
+    Args:
+        loader: yields tensors, mappings, or tuples.
+        names: what the members of a tuple are called.
+
+    Raises:
+        DataError: no batch, or items that are no numbers.
+    """
+
+    def __init__(self, loader: DataLoader, names: Sequence[str] | None = None):
+        self.loader, self.names = loader, names
+        first = next(iter(loader), None)
+        if first is None:
+            raise DataError("the DataLoader yields no batch")
+        super().__init__(item_fields(first, names))
+        self.example_size = self.size
+        self.size = len(loader.dataset) if hasattr(loader.dataset, "__len__") else self._count()
+        if loader.drop_last and loader.batch_size:
+            self.size -= self.size % loader.batch_size
+
+    def _count(self) -> int:
+        return sum(len(next(iter(item_fields(batch, self.names).values()))) for batch in self.loader)
+
+    def to(self, device: torch.device | str) -> "Stream":
+        moved = copy(self)
+        moved.device = torch.device(device)
+        moved.fields = {name: field.to(device) for name, field in self.fields.items()}
+        return moved
+
+    def head(self, limit: int | None) -> Split:
+        """The first data, at most those of the first batch."""
+        example = Split(self.fields, self.transform)
+        return example.head(limit)
+
+    def between(self, start: int, stop: int) -> Split:
+        raise DataError("the data of a DataLoader have no fixed places; give the data set itself")
+
+    def take(self, positions: Int[Tensor, " batch"] | slice) -> Batch:
+        """Data of the first batch."""
+        return Split(self.fields, self.transform).take(positions)
+
+    def num_batches(self, batch_size: int) -> int:
+        """The loader's own, whatever the batch size."""
+        return len(self.loader)
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """One pass over the loader, which decides size and order of the batches."""
+        for batch in self.loader:
+            yield Split(item_fields(batch, self.names), self.transform).to(self.device).take(slice(None))
+
+    def scan(self) -> Iterator[tuple[slice, Batch]]:
+        first = 0
+        for batch in self.batches(0):
+            size = len(next(iter(batch.values())))
+            yield slice(first, first + size), batch
+            first += size
