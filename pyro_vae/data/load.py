@@ -34,7 +34,11 @@ def load_data(
     rescale = find("scale", scale, SCALES)
     redraw = find("binarization", binarize, BINARIZATIONS)
     data = redraw(rescale(stored(name_or_file, seed, options)), seed)
-    return data if data.derive is None else _derived(data)
+    if data.derive is None:
+        return data
+    splits = {name: split.then(data.derive) for name, split in data.splits.items()}
+    undrawn = None if data.undrawn is None else data.undrawn.then(data.derive)
+    return replace(data, **splits, undrawn=undrawn, derive=None)
 
 
 def stored(name_or_file: str | Path, seed: int, options: dict[str, Any]) -> Dataset:
@@ -59,11 +63,3 @@ def _source(name_or_file: str | Path) -> Callable[..., Dataset]:
     if is_path or (path.exists() and name not in plugins.names("dataset")):
         return partial(from_file, path)
     return plugins.load("dataset", name)
-
-
-def _derived(data: Dataset) -> Dataset:
-    """The data set with its further fields computed in each presented batch."""
-    derive = data.derive
-    undrawn = None if data.undrawn is None else data.undrawn.then(derive)
-    splits = {name: split.then(derive) for name, split in data.splits.items()}
-    return replace(data, **splits, undrawn=undrawn, derive=None)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.errors import ContractError, DataError, UnknownName
+from pyro_vae.errors import ContractError, DataError, find
 
 
 def build(kind: str, part: Any, table: Mapping[str, Callable[..., Any]], **options: Any) -> Any:
@@ -22,9 +22,7 @@ def build(kind: str, part: Any, table: Mapping[str, Callable[..., Any]], **optio
     """
     if not isinstance(part, str):
         return part
-    if part not in table:
-        raise UnknownName(kind, part, table)
-    constructor = table[part]
+    constructor = find(kind, part, table)
     accepted = inspect.signature(constructor).parameters
     return constructor(**{name: value for name, value in options.items() if name in accepted})
 

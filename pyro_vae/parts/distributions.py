@@ -88,11 +88,8 @@ class DiscretizedLogisticDistribution(dist.TorchDistribution):
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> "DiscretizedLogisticDistribution":
-        return type(self)(
-            self.loc.expand(batch_shape),
-            self.log_scale.expand(batch_shape),
-            validate_args=self._validate_args,
-        )
+        loc, log_scale = self.loc.expand(batch_shape), self.log_scale.expand(batch_shape)
+        return type(self)(loc, log_scale, validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:

@@ -49,10 +49,6 @@ class Likelihood(nn.Module):
         return x
 
 
-def _logit(mean: Tensor) -> Tensor:
-    return torch.logit(mean, eps=1e-3)
-
-
 def _solve(increasing: Callable[[Tensor], Tensor], target: Tensor, reach: float) -> Tensor:
     """The number in [-reach, reach] at which an increasing function is nearest to the target, elementwise."""
     low, high = torch.full_like(target, -reach), torch.full_like(target, reach)
@@ -71,7 +67,7 @@ class Bernoulli(Likelihood):
         return BernoulliDistribution(logits=logits).to_event(self.event_dims)
 
     def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return _logit(mean)
+        return torch.logit(mean, eps=1e-3)
 
 
 class ContinuousBernoulli(Likelihood):
@@ -104,10 +100,7 @@ class GaussianLearned(Likelihood):
 
     def __init__(self, data_shape: Sequence[int], sigma: float = 1.0):
         super().__init__(data_shape)
-        self.log_sigma = nn.Parameter(torch.full(self.sigma_shape(data_shape), math.log(sigma)))
-
-    def sigma_shape(self, data_shape: Sequence[int]) -> tuple[int, ...]:
-        return ()
+        self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)))
 
     def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
         (loc,) = self.split(features)
@@ -117,8 +110,9 @@ class GaussianLearned(Likelihood):
 class GaussianPerDimension(GaussianLearned):
     """Real x: means from the decoder, a learned standard deviation for each element."""
 
-    def sigma_shape(self, data_shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple(data_shape)
+    def __init__(self, data_shape: Sequence[int], sigma: float = 1.0):
+        super().__init__(data_shape)
+        self.log_sigma = nn.Parameter(torch.full(tuple(data_shape), math.log(sigma)))
 
 
 class GaussianNet(Likelihood):

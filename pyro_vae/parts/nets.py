@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -24,7 +25,7 @@ def activation_class(name: str) -> type[nn.Module]:
 def mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
     """Linear layers of the given sizes, each followed by the activation."""
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), activation_class(activation)()]
     return nn.Sequential(*layers)
 
@@ -104,29 +105,26 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, activation: str):
         super().__init__()
         act = activation_class(activation)
-        self.f = nn.Sequential(
-            act(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            act(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
+        first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.f = nn.Sequential(act(), first, act(), second)
 
     def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         return h + self.f(h)
 
 
 class ConvEncoder(nn.Module):
-    """Images [..., C, H, W] -> features [..., out_features], halving the resolution once for each width in `hidden`."""
+    """Images [..., C, H, W] -> features [..., out_features], halving the resolution once for each width in `hidden`.
 
-    residual = False
+    With `residual` there is a residual block at each resolution.
+    """
 
-    def __init__(self, data_shape: Sequence[int], hidden: Sequence[int], activation: str):
+    def __init__(self, data_shape: Sequence[int], hidden: Sequence[int], activation: str, residual: bool = False):
         super().__init__()
         channels, *sizes = _image_shape(data_shape, hidden)
         layers: list[nn.Module] = []
-        for n_in, n_out in zip([channels, *hidden[:-1]], hidden, strict=True):
+        for n_in, n_out in pairwise([channels, *hidden]):
             layers += [nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)]
-            layers += [ResidualBlock(n_out, activation)] if self.residual else []
+            layers += [ResidualBlock(n_out, activation)] if residual else []
             layers += [activation_class(activation)()]
             sizes = [(size + 1) // 2 for size in sizes]
         self.layers = nn.Sequential(*layers)
@@ -142,10 +140,14 @@ class ConvDecoder(nn.Module):
     """z [..., latent_dim] -> [..., channels, *data_shape]: a linear layer, then transposed convolutions, the
     mirror of `ConvEncoder` with the same `hidden`."""
 
-    residual = False
-
     def __init__(
-        self, latent_dim: int, hidden: Sequence[int], activation: str, data_shape: Sequence[int], channels: int
+        self,
+        latent_dim: int,
+        hidden: Sequence[int],
+        activation: str,
+        data_shape: Sequence[int],
+        channels: int,
+        residual: bool = False,
     ):
         super().__init__()
         image_channels, *size = _image_shape(data_shape, hidden)
@@ -156,10 +158,9 @@ class ConvDecoder(nn.Module):
         self.start_shape = (hidden[0], *sizes[-1])
         self.start = nn.Linear(latent_dim, math.prod(self.start_shape))
         layers: list[nn.Module] = []
-        for i, n_in in enumerate(hidden):
-            n_out = hidden[i + 1] if i + 1 < len(hidden) else image_channels * channels
-            target = sizes[len(hidden) - 1 - i]
-            layers += [ResidualBlock(n_in, activation)] if self.residual else []
+        widths = pairwise([*hidden, image_channels * channels])
+        for (n_in, n_out), target in zip(widths, sizes[-2::-1], strict=True):
+            layers += [ResidualBlock(n_in, activation)] if residual else []
             layers += [activation_class(activation)()]
             padding = tuple(1 - s % 2 for s in target)
             layers += [nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=padding)]
@@ -187,17 +188,5 @@ def _image_shape(data_shape: Sequence[int], hidden: Sequence[int]) -> Sequence[i
     return data_shape
 
 
-class ResidualEncoder(ConvEncoder):
-    """`ConvEncoder` with a residual block at each resolution."""
-
-    residual = True
-
-
-class ResidualDecoder(ConvDecoder):
-    """`ConvDecoder` with a residual block at each resolution."""
-
-    residual = True
-
-
-ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder, "residual": ResidualEncoder}
-DECODERS = {"mlp": MLPDecoder, "conv": ConvDecoder, "residual": ResidualDecoder}
+ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder, "residual": partial(ConvEncoder, residual=True)}
+DECODERS = {"mlp": MLPDecoder, "conv": ConvDecoder, "residual": partial(ConvDecoder, residual=True)}

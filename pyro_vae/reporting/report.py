@@ -3,9 +3,10 @@
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import pyro
@@ -28,6 +29,18 @@ PLACED = (
 
 NAMES = {"jackknife": "jackknife (an estimate of log p(x), no bound)"}
 
+SHOWN = {
+    "loss": "Training and validation loss of each epoch ({bound}), and the rate (KL) and distortion of the latter.",
+    "reconstructions": "Test data, and below each the mean of p(x|z) at its posterior mean.",
+    "samples": "Means of p(x|z) at draws of z from the prior.",
+    "manifold": "Means of p(x|z) over the plane of z, at standard-normal quantiles from 0.025 to 0.975.",
+    "posterior_means": "Where the guide places the test data: the mean of q(z|x) of each, coloured by label where "
+    "there is one.",
+}
+"""What each figure shows."""
+
+Drawing = Callable[[], Figure | None]
+
 
 def write_report(run: Run) -> Path:
     """Write `report.md` and its figures under `figures/` into the folder of a run; returns the path of report.md.
@@ -49,7 +62,7 @@ def write_report(run: Run) -> Path:
         *_evaluation(results, relaxed),
         *_figures(run, relaxed),
         *_evaluator_figures(run.out, results),
-        *_notes(run.notes),
+        *(["## Notes", "\n".join(f"- {_line(note)}" for note in run.notes)] if run.notes else []),
         "## Versions and machine",
         _machine(),
     ]
@@ -63,11 +76,10 @@ def _overview(data: Dataset, history: Sequence[Mapping[str, Any]]) -> Iterator[s
     fields = ", ".join(f"{_code(name)} {list(field.shape[1:])}" for name, field in data.train.fields.items())
     yield f"Data: {sizes}; fields {fields}."
     if history:
-        best = min(history, key=lambda row: float(row["valid_loss"]))
-        seconds = sum(float(row.get("seconds", 0.0)) for row in history)
+        best = min(history, key=lambda row: row["valid_loss"])
         yield (
-            f"Trained for {len(history)} epochs in {_seconds(seconds)}; the smallest validation loss is "
-            f"{_number(float(best['valid_loss']), 2)} nats per datum, at epoch {int(float(best['epoch']))}."
+            f"Trained for {len(history)} epochs in {_seconds(sum(row['seconds'] for row in history))}; the smallest "
+            f"validation loss is {_number(best['valid_loss'], 2)} nats per datum, at epoch {int(best['epoch'])}."
         )
 
 
@@ -84,7 +96,7 @@ def _evaluation(results: Sequence[Mapping[str, Any]], relaxed: bool) -> Iterator
     for entry in results:
         details = {key: value for key, value in entry.items() if key not in PLACED}
         if details:
-            listed = "\n".join(f"- {_line(NAMES.get(key, key))}: {_summary(value)}" for key, value in details.items())
+            listed = "\n".join(f"- {_line(NAMES.get(key, key))}: {_value(value)}" for key, value in details.items())
             yield f"Further numbers of {_code(entry['evaluator'])}:\n\n{listed}"
     for entry in results:
         for warning in entry.get("warnings") or []:
@@ -92,10 +104,11 @@ def _evaluation(results: Sequence[Mapping[str, Any]], relaxed: bool) -> Iterator
 
 
 def _headline(entry: Mapping[str, Any], relaxed: bool) -> str:
-    quantity = str(entry.get("quantity") or "log_likelihood")
-    said = RELAXED if relaxed or quantity == "loss" else quantity.replace("_", " ")
-    if entry.get("kind") and said != RELAXED:
-        said += f", a {entry['kind']}"
+    quantity = entry.get("quantity") or "log_likelihood"
+    if relaxed or quantity == "loss":
+        said = RELAXED
+    else:
+        said = quantity.replace("_", " ") + (f", a {entry['kind']}" if entry.get("kind") else "")
     name = f"{str(entry['split']).capitalize()} {_code(entry['evaluator'])}"
     return f"{name}: **{_with_error(entry)} nats per datum** ({said})"
 
@@ -116,65 +129,39 @@ def _row(entry: Mapping[str, Any]) -> list[str]:
 def _evaluator_figures(folder: Path, results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for entry in results:
         for name in entry.get("figures") or []:
-            text = f"From the evaluator {_code(entry['evaluator'])}."
             if (folder / name).exists():
-                yield _image(Path(name).stem, name, text)
+                yield _image(Path(name).stem, name, f"From the evaluator {_code(entry['evaluator'])}.")
             else:
                 yield f"The figure {_code(name)} of {_code(entry['evaluator'])} is missing."
 
 
-class _Drawing(NamedTuple):
-    """A figure to be drawn, and one sentence on what it shows."""
-
-    name: str
-    draw: Callable[[], Figure | None]
-    shows: str
-
-
 def _figures(run: Run, relaxed: bool) -> Iterator[str]:
     yield "## Figures"
-    for drawing in _drawings(run.pair, run.data, run.history, relaxed):
-        title = drawing.name.replace("_", " ").capitalize()
+    for name, draw in _drawings(run.pair, run.data, run.history).items():
+        title = name.replace("_", " ").capitalize()
         try:
-            figure = drawing.draw()
+            figure = draw()
         except (UserError, NotImplementedError) as reason:
             yield f"{title}: not drawn, {_line(reason) or type(reason).__name__}."
             continue
         if figure is not None:
-            relative = f"{FIGURES}/{drawing.name}.png"
+            relative = f"{FIGURES}/{name}.png"
             plots.save(figure, run.out / relative)
-            yield _image(title, relative, drawing.shows)
+            yield _image(
+                title, relative, SHOWN[name].format(bound=f"here a {RELAXED}" if relaxed else "minus the ELBO")
+            )
 
 
-def _drawings(
-    pair: nn.Module, data: Dataset, history: Sequence[Mapping[str, Any]], relaxed: bool
-) -> Iterator[_Drawing]:
+def _drawings(pair: nn.Module, data: Dataset, history: Sequence[Mapping[str, Any]]) -> dict[str, Drawing]:
     with plots.undisturbed(pair):
         fields = data.test.head(64).take(slice(None))
-    if history:
-        bound = f"here a {RELAXED}" if relaxed else "minus the ELBO"
-        text = f"Training and validation loss of each epoch ({bound}), and the rate (KL) and distortion of the latter."
-        yield _Drawing("loss", lambda: plots.loss_curves(history), text)
-    yield _Drawing(
-        "reconstructions",
-        lambda: plots.reconstructions(pair, data.test),
-        "Test data, and below each the mean of p(x|z) at its posterior mean.",
-    )
-    yield _Drawing(
-        "samples",
-        lambda: plots.samples(pair, fields),
-        "Means of p(x|z) at draws of z from the prior.",
-    )
-    yield _Drawing(
-        "manifold",
-        lambda: plots.manifold(pair, fields),
-        "Means of p(x|z) over the plane of z, at standard-normal quantiles from 0.025 to 0.975.",
-    )
-    yield _Drawing(
-        "posterior_means",
-        lambda: plots.posterior_means(pair, data.test),
-        "Where the guide places the test data: the mean of q(z|x) of each, coloured by label where there is one.",
-    )
+    drawings: dict[str, Drawing] = {"loss": partial(plots.loss_curves, history)} if history else {}
+    return drawings | {
+        "reconstructions": partial(plots.reconstructions, pair, data.test),
+        "samples": partial(plots.samples, pair, fields),
+        "manifold": partial(plots.manifold, pair, fields),
+        "posterior_means": partial(plots.posterior_means, pair, data.test),
+    }
 
 
 def _settings(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
@@ -186,35 +173,24 @@ def _settings(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
     yield _table(("setting", "value"), ([_code(key), _value(value)] for key, value in _flat(config)))
 
 
-def _notes(notes: Sequence[str]) -> Iterator[str]:
-    if notes:
-        yield "## Notes"
-        yield "\n".join(f"- {_line(note)}" for note in notes)
-
-
 def _machine() -> str:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     facts = {
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "Pyro": pyro.__version__,
         "CPU cores": os.cpu_count(),
-        "GPU": gpu,
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
-    return _table(("", ""), ([name, _line(fact)] for name, fact in facts.items()))
+    return _table(("", ""), facts.items())
 
 
 def _image(title: str, relative: str, shows: str) -> str:
     return f"![{title}]({quote(relative)})\n\n{shows}"
 
 
-def _table(head: Sequence[str], rows: Any) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return _line(text).replace("|", "\\|")
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    cells = [[_line(cell).replace("|", "\\|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _line(text: Any) -> str:
@@ -235,7 +211,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _value(value: Any) -> str:
-    """A setting or a number in words; long lists are cut."""
+    """A setting, a number or numbers under names, in words; long lists are cut."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_line(name)} {_value(number)}" for name, number in _flat(value))
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -244,13 +222,6 @@ def _value(value: Any) -> str:
         return f"{value:.4g}".replace("-", "−")
     text = _line(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= 120 else f"{text[:119]}…"
-
-
-def _summary(value: Any) -> str:
-    """A number, or numbers under names, in words."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_line(name)} {_value(number)}" for name, number in _flat(value))
-    return _value(value)
 
 
 def _with_error(entry: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ A run is a `Run`, or the folder of one.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,10 @@ from pyro_vae.reporting.report import write_report
 from pyro_vae.runs.run import Run, as_run
 
 Data = str | Path | Dataset | Split | Tensor | Mapping[str, Tensor] | None
-Outlet = str | Path | None
-Writer = Callable[[Path], None]
 
 
 def sample(
-    run: Run | str | Path, n: int = 64, out: Outlet = None, seed: int = 0, device: str = "auto"
+    run: Run | str | Path, n: int = 64, out: str | Path | None = None, seed: int = 0, device: str = "auto"
 ) -> dict[str, Tensor]:
     """Draw data from the model: every site's values [n, *event], by name.
 
@@ -40,20 +38,22 @@ def sample(
     Raises:
         RunError: fewer than one, or a file that cannot be written.
     """
-    check_suffix(out, ".png", ".npz")
+    path = _outlet(out, ".png", ".npz")
     run = as_run(run, device)
-    fields = _fields_to_sample(run, _positive("n", n))
+    fields = _fields_to_sample(run, n)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sites = generation.sample(run.pair, fields)
     values = {name: site.raw.cpu() for name, site in sites.items()}
-    means = generation.center(generation.picture_site(generation.observed(sites)))
-    _write(out, {".png": lambda path: plots.save_images(means, path), ".npz": lambda path: save_arrays(path, values)})
+    if path is not None and path.suffix == ".png":
+        plots.save_images(generation.center(generation.picture_site(generation.observed(sites))), path)
+    elif path is not None:
+        _save_arrays(values, path)
     return values
 
 
 def reconstruct(
-    run: Run | str | Path, n: int = 10, data: Data = None, split: str = "test", out: Outlet = None
+    run: Run | str | Path, n: int = 10, data: Data = None, split: str = "test", out: str | Path | None = None
 ) -> Figure:
     """Draw data, spread over a split, above their reconstructions.
 
@@ -66,10 +66,12 @@ def reconstruct(
     Raises:
         RunError: fewer than one, no such split, or a file that cannot be written.
     """
-    check_suffix(out, ".png")
+    path = _outlet(out, ".png")
+    _check_count(n)
     run = as_run(run)
-    figure = plots.reconstructions(run.pair, run.split(data, split), _positive("n", n))
-    _write(out, {".png": lambda path: plots.save(figure, path)})
+    figure = plots.reconstructions(run.pair, run.split(data, split), n)
+    if path is not None:
+        plots.save(figure, path)
     return figure
 
 
@@ -79,7 +81,7 @@ def encode(
     split: str = "test",
     limit: int | None = None,
     seed: int = 0,
-    out: Outlet = None,
+    out: str | Path | None = None,
     device: str = "auto",
 ) -> dict[str, Tensor]:
     """Mean and scale of q(z|x) of every datum: `SITE_mean`, `SITE_scale` [n, *event], and `label` where there is one.
@@ -96,7 +98,7 @@ def encode(
         RunError: no such split, or a file that cannot be written.
         DataError: data that do not fit the run.
     """
-    check_suffix(out, ".npz")
+    path = _outlet(out, ".npz")
     run = as_run(run, device)
     chosen = run.split(data, split).head(limit).to(device_of(run.pair))
     with torch.random.fork_rng():
@@ -104,7 +106,8 @@ def encode(
         codes = generation.encode(run.pair, chosen)
     if "label" in chosen:
         codes["label"] = chosen["label"].cpu()
-    _write(out, {".npz": lambda path: save_arrays(path, codes)})
+    if path is not None:
+        _save_arrays(codes, path)
     return codes
 
 
@@ -115,7 +118,7 @@ def export(
     draws: int = 500,
     limit: int = 100,
     seed: int = 0,
-    out: Outlet = None,
+    out: str | Path | None = None,
     device: str = "auto",
 ) -> Any:
     """Draws, predictions and importance weights as ArviZ InferenceData; see `pyro_vae.inference_data`.
@@ -135,10 +138,11 @@ def export(
     """
     from pyro_vae.evaluation.inference_data import inference_data  # ArviZ takes seconds to import
 
-    check_suffix(out, ".nc")
+    path = _outlet(out, ".nc")
     run = as_run(run, device)
     exported = inference_data(run.pair, run.split(data, split), draws, limit, seed)
-    _write(out, {".nc": lambda path: _write_netcdf(exported, path)})
+    if path is not None:
+        _save_netcdf(exported, path)
     return exported
 
 
@@ -151,43 +155,37 @@ def report(run: Run | str | Path) -> Path:
     return write_report(as_run(run))
 
 
-def check_suffix(out: Outlet, *known: str) -> None:
-    """Raise `RunError` unless the name of a file ends in one of these."""
-    if out is not None and Path(out).suffix not in known:
-        raise RunError(f"--out {out}: the name must end in {' or '.join(known)}")
+def _outlet(out: str | Path | None, *suffixes: str) -> Path | None:
+    if out is not None and Path(out).suffix not in suffixes:
+        raise RunError(f"--out {out}: the name must end in {' or '.join(suffixes)}")
+    return None if out is None else Path(out)
 
 
-def save_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
-    """Write tensors as a .npz file, whole or not at all."""
+def _check_count(n: int) -> None:
+    if n < 1:
+        raise RunError(f"n must be at least 1, not {n}")
+
+
+def _save_arrays(arrays: Mapping[str, Tensor], path: Path) -> None:
     numpy = {name: value.detach().cpu().numpy() for name, value in arrays.items()}
     files.write_whole(path, lambda file: np.savez_compressed(file, **numpy))
 
 
-def _write(out: Outlet, writers: Mapping[str, Writer]) -> None:
-    if out is not None:
-        writers[Path(out).suffix](Path(out))
-
-
-def _write_netcdf(exported: Any, out: Path) -> None:
+def _save_netcdf(exported: Any, path: Path) -> None:
     from pyro_vae.evaluation.arviz_adapter import to_netcdf
 
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / "run.nc"
         to_netcdf(exported, str(whole))
-        files.write_whole(out, lambda file: file.write(whole.read_bytes()))
+        files.write_whole(path, lambda file: file.write(whole.read_bytes()))
 
 
 def _fields_to_sample(run: Run, n: int) -> dict[str, Tensor]:
     """Fields for `n` draws: what the model conditions on is that of the test data, over and over if need be."""
+    _check_count(n)
     if len(run.fields) == 1:
         fields = generation.blank_fields(run.fields, n)
     else:
-        test: Split = run.data.test
+        test = run.data.test
         fields = select_fields(run.pair, test.take(torch.arange(n) % test.size))
     return {name: value.to(device_of(run.pair)) for name, value in fields.items()}
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise RunError(f"{name} must be at least 1, not {value}")
-    return value

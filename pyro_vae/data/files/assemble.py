@@ -4,8 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
-from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.files.arrays import check_finite, to_tensor
@@ -39,8 +37,12 @@ def assemble(name: str, arrays: Mapping[str, np.ndarray], seed: int, levels: int
     for key, array in arrays.items():
         field, split = _field_and_split(key)
         grouped.setdefault(split, {})[field] = array
-    divided = _divide_all if set(grouped) == {""} else _divide_ready
-    return Dataset(name, **divided(grouped, seed), levels=levels)
+    if set(grouped) == {""}:
+        whole = _split(grouped[""])
+        splits = _parts(whole, SPLITS, (tenth(whole.size), tenth(whole.size)), seed)
+    else:
+        splits = _ready_splits(grouped, seed)
+    return Dataset(name, **splits, levels=levels)
 
 
 def _field_and_split(key: str) -> tuple[str, str]:
@@ -49,48 +51,36 @@ def _field_and_split(key: str) -> tuple[str, str]:
     return (field or "x", split) if split in SPLITS else (key, "")
 
 
-def _divide_all(grouped: Mapping[str, Mapping[str, np.ndarray]], seed: int) -> dict[str, Split]:
-    whole = _split(grouped[""])
-    return _parts(whole, SPLITS, (tenth(whole.size), tenth(whole.size)), seed)
-
-
-def _divide_ready(grouped: Mapping[str, Mapping[str, np.ndarray]], seed: int) -> dict[str, Split]:
+def _ready_splits(grouped: Mapping[str, Mapping[str, np.ndarray]], seed: int) -> dict[str, Split]:
     missing = {"train", "test"} - set(grouped)
     if missing or "" in grouped:
         listed = ", ".join(sorted(f"{field} ({split or 'all'})" for split in grouped for field in grouped[split]))
         raise DataError(f"holds {listed}; give x alone, or train and test (and valid) for each field")
     splits = {name: _split(fields, f"_{name}") for name, fields in grouped.items()}
-    kinds = {
-        tuple((field, *value.shape[1:]) for field, value in sorted(split.fields.items())) for split in splits.values()
-    }
-    if len(kinds) > 1:
+    shapes = [{field: value.shape[1:] for field, value in split.fields.items()} for split in splits.values()]
+    if any(other != shapes[0] for other in shapes):
         listed = "; ".join(f"{name}: {split}" for name, split in splits.items())
         raise DataError(f"splits differ in their fields or shapes ({listed})")
-    held_out = (
-        {} if "valid" in splits else _parts(splits["train"], ("train", "valid"), (tenth(splits["train"].size),), seed)
-    )
-    return splits | held_out
+    if "valid" not in splits:
+        splits |= _parts(splits["train"], ("train", "valid"), (tenth(splits["train"].size),), seed)
+    return splits
 
 
 def _parts(whole: Split, names: tuple[str, ...], held_out: tuple[int, ...], seed: int) -> dict[str, Split]:
-    rows = partition(whole.size, held_out, seed)
-    return {
-        name: Split(whole.fields, rows=part, resident=whole.resident) for name, part in zip(names, rows, strict=True)
-    }
+    parts = zip(names, partition(whole.size, held_out, seed), strict=True)
+    return {name: Split(whole.fields, rows=rows, resident=whole.resident) for name, rows in parts}
 
 
 def _split(arrays: Mapping[str, np.ndarray], suffix: str = "") -> Split:
     if "x" not in arrays:
         raise DataError(f"holds {', '.join(arrays)}; name the data x")
     fields = {name: to_tensor(array, name + suffix) for name, array in arrays.items()}
-    fields["x"] = _data(fields["x"], "x" + suffix)
+    x = fields["x"]
+    if x.ndim < 2 or x.numel() == 0:
+        raise DataError(f"x{suffix} has shape {list(x.shape)}; it must be [n, ...], a row a datum, and not be empty")
+    if x.dtype == torch.uint8 and x.ndim == 3:
+        fields["x"] = x.unsqueeze(1)
     split = Split(fields, resident=not any(isinstance(array, np.memmap) for array in arrays.values()))
     for name, field in fields.items():
         check_finite(field, name + suffix)
     return split
-
-
-def _data(x: Shaped[Tensor, "..."], name: str) -> Shaped[Tensor, "n ..."]:
-    if x.ndim < 2 or x.numel() == 0:
-        raise DataError(f"{name} has shape {list(x.shape)}; it must be [n, ...], a row a datum, and not be empty")
-    return x.unsqueeze(1) if x.dtype == torch.uint8 and x.ndim == 3 else x

@@ -12,8 +12,6 @@ from pyro_vae.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
-_READY_SPLITS = ({"train", "test"}, {"train", "valid", "test"})
-_GREY_MODES = {"1", "L"}
 _DEEP_MODES = ("I", "F")  # "I", "I;16", "I;16B", "F": more than 8 bits a pixel
 
 
@@ -31,7 +29,7 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
     if not files:
         raise DataError(f"holds no images ({', '.join(SUFFIXES)})")
     places = [path.relative_to(folder).parts[:-1] for path in files]
-    is_divided = {"/".join(place[:1]) for place in places} in _READY_SPLITS
+    is_divided = {"/".join(place[:1]) for place in places} in ({"train", "test"}, {"train", "valid", "test"})
     fields = {"x": read_images(files)} | _labels([place[is_divided:] for place in places])
     if not is_divided:
         return fields
@@ -46,7 +44,7 @@ def read_images(files: Sequence[Path]) -> UInt8[np.ndarray, "n channels height w
         DataError: an image that cannot be read, differs in size (names the first) or has over 8 bits a pixel.
     """
     modes = _modes(files)
-    mode, channels = ("L", 1) if modes <= _GREY_MODES else ("RGB", 3)
+    mode, channels = ("L", 1) if modes <= {"1", "L"} else ("RGB", 3)
     with _opened(files[0]) as first:
         width, height = first.size
     images = np.empty((len(files), channels, height, width), np.uint8)

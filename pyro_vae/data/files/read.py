@@ -37,7 +37,13 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         DataError: a path that is missing or unreadable; says which and why.
     """
     try:
-        return _reader(path)(path)
+        if path.is_dir():
+            return read_folder(path)
+        if not path.exists():
+            raise DataError("no such file or folder")
+        if path.suffix.lower() not in READERS:
+            raise DataError(f"is not a folder of images, and not {' or '.join(READERS)}; save the data with numpy.save")
+        return READERS[path.suffix.lower()](path)
     except DataError as reason:
         raise DataError(f"{path}: {reason}") from reason
 
@@ -71,16 +77,6 @@ READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".csv": read_csv,
     ".h5ad": _read_h5ad,
 }
-
-
-def _reader(path: Path) -> Callable[[Path], dict[str, np.ndarray]]:
-    if path.is_dir():
-        return read_folder
-    if not path.exists():
-        raise DataError("no such file or folder")
-    if path.suffix.lower() not in READERS:
-        raise DataError(f"is not a folder of images, and not {' or '.join(READERS)}; save the data with numpy.save")
-    return READERS[path.suffix.lower()]
 
 
 def _load(path: Path, mmap_mode: str | None = None) -> Any:

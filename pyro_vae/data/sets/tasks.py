@@ -2,7 +2,7 @@
 
 Each wraps a data set by name and adds two fields to every batch, after binarisation, so that what is given is drawn
 anew with the image: `context`, and for tasks on pixels `mask` [n, *data_shape], True at the pixels that are generated,
-which `context` holds as -1.
+which `context` holds as -1. The `seed` and the `options` of a task go to that data set.
 """
 
 from collections.abc import Callable
@@ -43,9 +43,7 @@ def column(seed: int = 0, source: str = "digits", **options: Unpack[SourceOption
     """The middle column of an image is given, the others are generated.
 
     Args:
-        seed: the source's.
         source: the data set that the images come from.
-        options: the source's.
 
     Raises:
         DataError: a source without images.
@@ -53,22 +51,15 @@ def column(seed: int = 0, source: str = "digits", **options: Unpack[SourceOption
     Source: Doersch, "Tutorial on variational autoencoders" (2016), section 4.
     """
 
-    def hidden(shape: tuple[int, ...]) -> Mask:
-        mask = torch.ones(shape, dtype=torch.bool)
-        mask[..., (shape[-1] - 1) // 2] = False
-        return mask
-
-    return _masked(_source(source, seed, **options), "column", hidden)
+    return _masked(_source(source, seed, **options), "column", _all_but_the_middle_column)
 
 
 def quadrants(seed: int = 0, source: str = "digits", observed: int = 1, **options: Unpack[SourceOptions]) -> Dataset:
     """Quadrants of an image are given, the others are generated.
 
     Args:
-        seed: the source's.
         source: the data set that the images come from.
         observed: 1, the lower left; 2, the left half; 3, all but the lower right.
-        options: the source's.
 
     Raises:
         DataError: a source without images, or a number of quadrants that leaves nothing to do.
@@ -79,27 +70,16 @@ def quadrants(seed: int = 0, source: str = "digits", observed: int = 1, **option
     if observed not in (1, 2, 3):
         raise DataError(f"observed is 1, 2 or 3 quadrants, not {observed}")
 
-    def hidden(shape: tuple[int, ...]) -> Mask:
-        mask = torch.ones(shape, dtype=torch.bool)
-        row, col = shape[-2] // 2, shape[-1] // 2
-        given = [(slice(row, None), slice(None, col)), (slice(None, row), slice(None, col))]
-        given.append((slice(None, row), slice(col, None)))
-        for rows, cols in given[:observed]:
-            mask[..., rows, cols] = False
-        return mask
-
-    return _masked(_source(source, seed, **options), "quadrants", hidden)
+    return _masked(_source(source, seed, **options), "quadrants", partial(_all_but_quadrants, observed))
 
 
 def inpaint(seed: int = 0, mask: str = "mask.npy", source: str = "digits", **options: Unpack[SourceOptions]) -> Dataset:
     """Pixels of the user's choice are generated, the others are given.
 
     Args:
-        seed: the source's.
         mask: a .npy file of the shape of an image (its channels may be left out), other than 0 at the pixels that are
             generated.
         source: the data set that the images come from.
-        options: the source's.
 
     Raises:
         DataError: a source without images; a mask that is no array of this shape, or that hides nothing or everything.
@@ -111,9 +91,7 @@ def label(seed: int = 0, source: str = "digits", **options: Unpack[SourceOptions
     """The label of an image is given, as `context` [n, classes] with a 1 at the label; the image is generated.
 
     Args:
-        seed: the source's.
         source: the data set that images and labels come from.
-        options: the source's.
 
     Raises:
         DataError: a source without labels, or a label outside those of the training data.
@@ -137,11 +115,7 @@ def _source(name: str, seed: int, **options: Unpack[SourceOptions]) -> Dataset:
 
 
 def _masked(data: Dataset, task: str, hidden: Callable[[tuple[int, ...]], Mask]) -> Dataset:
-    """The data set with context and mask; `hidden` says which pixels of an image of this shape are generated.
-
-    Raises:
-        DataError: images without rows and columns, or a mask that leaves nothing to generate or nothing given.
-    """
+    """The data set with context and mask; `hidden` says which pixels of an image of this shape are generated."""
     shape = tuple(data.train.fields["x"].shape[1:])
     if len(shape) < 2 or min(shape[-2:]) < 2:
         raise DataError(
@@ -152,6 +126,21 @@ def _masked(data: Dataset, task: str, hidden: Callable[[tuple[int, ...]], Mask])
         what = "hides every pixel, so nothing is given" if mask.all() else "hides no pixel, so nothing is generated"
         raise DataError(f"{task}: the mask {what}")
     return replace(data, name=f"{data.name}-{task}", derive=partial(_with_context, mask))
+
+
+def _all_but_the_middle_column(shape: tuple[int, ...]) -> Mask:
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[..., (shape[-1] - 1) // 2] = False
+    return mask
+
+
+def _all_but_quadrants(observed: int, shape: tuple[int, ...]) -> Mask:
+    mask = torch.ones(shape, dtype=torch.bool)
+    lower, upper = slice(shape[-2] // 2, None), slice(None, shape[-2] // 2)
+    left, right = slice(None, shape[-1] // 2), slice(shape[-1] // 2, None)
+    for rows, columns in [(lower, left), (upper, left), (upper, right)][:observed]:
+        mask[..., rows, columns] = False
+    return mask
 
 
 def _with_context(mask: Mask, batch: Batch) -> Batch:
