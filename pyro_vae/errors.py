@@ -69,8 +69,4 @@ def find(kind: str, name: str, table: Mapping[str, Found]) -> Found:
 
 def nearest_first(name: str, known: Iterable[str]) -> list[str]:
     """The known names, most similar to `name` first."""
-
-    def distance(other: str) -> tuple[float, str]:
-        return -SequenceMatcher(None, name.lower(), other.lower()).ratio(), other
-
-    return sorted(known, key=distance)
+    return sorted(known, key=lambda other: (-SequenceMatcher(None, name.lower(), other.lower()).ratio(), other))

@@ -50,7 +50,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     kept = "; what was saved before is kept" if os.path.isfile(path) else ""
     try:
         if _is_stream(path):
-            _write_into(path, write)
+            whole = io.BytesIO()
+            write(whole)
+            with open(path, "ab") as stream:
+                stream.write(whole.getbuffer())
         else:
             _replace(Path(os.path.realpath(path)), write)
     except (OSError, RuntimeError) as problem:
@@ -61,13 +64,6 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def _is_stream(path: Path) -> bool:
     """Whether a path is something that takes what is written but is no file of its own, so must not be replaced."""
     return str(path.absolute()).startswith(STREAMS) or (os.path.exists(path) and not os.path.isfile(path))
-
-
-def _write_into(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    whole = io.BytesIO()
-    write(whole)
-    with open(path, "ab") as stream:
-        stream.write(whole.getbuffer())
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:

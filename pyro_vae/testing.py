@@ -87,8 +87,7 @@ def _trains_all_parameters(pair: nn.Module, batch: Batch) -> None:
 def _works_with_plain_pyro(pair: nn.Module, batch: Batch) -> None:
     fields = select_fields(pair, batch)
     with pyro.get_param_store().scope():
-        programs: list[Callable[[Batch], object]] = [lambda b: pair.model(**b), lambda b: pair.guide(**b)]
-        loss = Trace_ELBO().loss(*programs, fields)
+        loss = Trace_ELBO().loss(lambda b: pair.model(**b), lambda b: pair.guide(**b), fields)
     if not torch.tensor(loss).isfinite():
         raise ContractError("Pyro's Trace_ELBO of the pair is not finite")
 

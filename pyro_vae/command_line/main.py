@@ -87,7 +87,6 @@ def _first_process() -> bool:
 
 
 def train_command(arguments: list[str]) -> None:
-    """pyro-vae train"""
     from pyro_vae.command_line import commands
     from pyro_vae.command_line.settings import parse_train
     from pyro_vae.runs.folder import REPORT, new_folder
@@ -107,18 +106,18 @@ def train_command(arguments: list[str]) -> None:
 
 
 def evaluate_command(arguments: list[str]) -> None:
-    """pyro-vae evaluate"""
+    from pyro_vae import files
     from pyro_vae.command_line.options import add_options, add_shared_options, options_of, own_values
     from pyro_vae.evaluation import evaluate, evaluate_each
 
     parser = _run_parser("evaluate", "Figures of a trained run, in nats per datum.")
-    parser.add_argument("--with", dest="evaluators", default="elbo", help="evaluators, comma-separated")
+    peeked = Parser(prog="pyro-vae evaluate", add_help=False, allow_abbrev=False)
+    for each in (parser, peeked):
+        each.add_argument("--with", dest="evaluators", default="elbo", help="evaluators, comma-separated")
     shared = options_of(evaluate, skip=["pair", "evaluator", "progress", "relaxed"])
     add_options(parser, shared, "options")
     parser.add_argument("--json", help="also write the figures, those of every datum too, to this file; - is stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    peeked = Parser(prog="pyro-vae evaluate", add_help=False, allow_abbrev=False)
-    peeked.add_argument("--with", dest="evaluators", default="elbo")
     names = peeked.parse_known_args(arguments)[0].evaluators.split(",")
     own = {name: options_of(plugins.load("evaluator", name)) for name in names}
     add_shared_options(parser, own)
@@ -129,7 +128,11 @@ def evaluate_command(arguments: list[str]) -> None:
     results = list(evaluate_each(given.run, what.pop("data"), made, progress=not given.quiet, **what))
     print_results(results)
     if given.json and _first_process():
-        write_json([result.entry(per_datum=True) for result in results], given.json)
+        entries = json.dumps([result.entry(per_datum=True) for result in results], indent=2)
+        if given.json == "-":
+            print(entries)
+        else:
+            files.write_text(Path(given.json), entries + "\n")
 
 
 OUTLETS = {"sample": "samples.png", "reconstruct": "reconstructions.png", "encode": "codes.npz", "export": "run.nc"}
@@ -153,7 +156,6 @@ def verb_command(name: str, arguments: list[str]) -> None:
 
 
 def check_command(arguments: list[str]) -> None:
-    """pyro-vae check"""
     from pyro_vae.command_line import commands
     from pyro_vae.command_line.settings import parse_train
 
@@ -164,7 +166,6 @@ def check_command(arguments: list[str]) -> None:
 
 
 def list_command(arguments: list[str]) -> None:
-    """pyro-vae list"""
     plural = {f"{kind}s": kind for kind in plugins.GROUPS}
     parser = _parser("list", "What is installed.")
     parser.add_argument("kind", nargs="?", help=", ".join(plural))
@@ -183,13 +184,8 @@ def _describe(kind: str, name: str) -> str:
         return f"BROKEN: {problem}"
 
 
-COMMANDS = {
-    "train": train_command,
-    "evaluate": evaluate_command,
-    **{name: partial(verb_command, name) for name in (*OUTLETS, "report")},
-    "check": check_command,
-    "list": list_command,
-}
+VERBS = {name: partial(verb_command, name) for name in (*OUTLETS, "report")}
+COMMANDS = {"train": train_command, "evaluate": evaluate_command, **VERBS, "check": check_command, "list": list_command}
 
 
 class Parser(argparse.ArgumentParser):
@@ -224,17 +220,6 @@ def print_results(results: Sequence[Any]) -> None:
     for result in results:
         for warning in result.warnings:
             say(f"warning ({result.evaluator}): {warning}")
-
-
-def write_json(entries: list[dict[str, Any]], where: str) -> None:
-    """Entries of `evaluation.json` to a file, or to stdout for "-"."""
-    text = json.dumps(entries, indent=2)
-    if where == "-":
-        print(text)
-        return
-    from pyro_vae import files
-
-    files.write_text(Path(where), text + "\n")
 
 
 if __name__ == "__main__":

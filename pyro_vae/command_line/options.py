@@ -11,7 +11,6 @@ from typing import Any
 
 from docstring_parser import parse
 
-from pyro_vae import plugins
 from pyro_vae.errors import UsageError
 from pyro_vae.pair.pair import Pair
 
@@ -63,11 +62,6 @@ def _help_texts(documented: Any) -> dict[str, str]:
     return {p.arg_name: " ".join((p.description or "").split()) for p in parse(inspect.getdoc(documented) or "").params}
 
 
-def dataset_options(name: str) -> list[Option]:
-    """The options of a registered data set; a file has none."""
-    return options_of(plugins.load("dataset", name), skip=["seed"]) if name in plugins.names("dataset") else []
-
-
 def _plain_type(hint: Any) -> Any:
     """What of a type hint a command line can express, or None."""
     origin = typing.get_origin(hint)
@@ -89,15 +83,14 @@ def parse_value(option: Option, value: Any) -> Any:
     Raises:
         UsageError: it is not of that type.
     """
-    if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
-        if option.default is None and not option.required:
-            return None
-    kind = next((k for k in typing.get_args(option.type) if k is not type(None)), option.type)
+    if str(value).lower() in ("none", "null") and option.default is None and not option.required:
+        return None
     if typing.get_origin(option.type) is list:
+        (kind,) = typing.get_args(option.type)
         items = value.strip("[]() ").split(",") if isinstance(value, str) else value
         items = items if isinstance(items, list | tuple) else [items]
-        (inner,) = typing.get_args(option.type)
-        return [_scalar(option, inner, item) for item in items if str(item).strip()]
+        return [_scalar(option, kind, item) for item in items if str(item).strip()]
+    (kind, *_) = typing.get_args(option.type) or (option.type,)
     return _scalar(option, kind, value)
 
 
@@ -113,10 +106,10 @@ def _scalar(option: Option, kind: type, value: Any) -> Any:
 
 def _whole(value: Any) -> int:
     """A whole number, also where it is written as 1e3; raises ValueError where it is none."""
-    if isinstance(value, float) or (isinstance(value, str) and not value.strip().lstrip("+-").isdecimal()):
-        if not float(value).is_integer():
-            raise ValueError(value)
-        return int(float(value))
+    if isinstance(value, str) and not value.strip().lstrip("+-").isdecimal():
+        value = float(value)
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(value)
     return int(value)
 
 

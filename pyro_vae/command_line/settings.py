@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae import plugins
-from pyro_vae.command_line.options import Option, add_options, dataset_options, options_of, parse_value
+from pyro_vae.command_line.options import Option, add_options, options_of, parse_value
 from pyro_vae.data import load_data
 from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.errors import PluginError, RunError, UnknownName, UsageError
@@ -63,11 +63,12 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
     chosen = {key: plugins.current_name(key, name, warn=True) for key, name in chosen.items()}
     stored = read_config(Path(first.out)) if first.resume else {}
     check_same_run(first.out, _names(stored), _names(chosen))
+    is_file = chosen["data"] not in plugins.names("dataset")
     owners = {
         "the model": options_of(plugins.load("model", chosen["model"]), FIELDS_OF_FACTS),
-        "the data set": dataset_options(chosen["data"]),
+        "the data set": [] if is_file else options_of(plugins.load("dataset", chosen["data"]), ["seed"]),
         "the objective": options_of(plugins.load("objective", chosen["objective"])),
-        "data": options_of(load_data, ("name_or_file", "options")),
+        "data": options_of(load_data, ["name_or_file"]),
         "training": options_of(train, NOT_SETTINGS),
     }
     _check_distinct(owners)
@@ -81,7 +82,10 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
     given = parser.parse_args(arguments)
     if plugins.current_name("model", given.model) not in (None, chosen["model"]):
         raise UsageError(f"the model comes before the options: {parser.prog} {given.model} ...")
-    values = {title: _values(given, options) for title, options in owners.items()}
+    values = {
+        title: {o.name: plugins.current_name(o.name, getattr(given, o.name), warn=True) for o in options}
+        for title, options in owners.items()
+    }
     settings = TrainSettings(
         model=chosen["model"],
         data={"data": chosen["data"], **values["data"]},
@@ -93,10 +97,6 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
     )
     check_same_run(first.out, _typed(stored, owners), settings.flat())
     return settings, given
-
-
-def _values(given: argparse.Namespace, options: Sequence[Option]) -> dict[str, Any]:
-    return {o.name: plugins.current_name(o.name, getattr(given, o.name), warn=True) for o in options}
 
 
 def _names(settings: dict[str, Any]) -> dict[str, str]:
@@ -117,20 +117,17 @@ def _peek(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
 def _read_config(first: argparse.Namespace) -> dict[str, Any]:
     if first.resume and first.out is None:
         raise RunError("--resume needs the run folder: say --out DIR")
-    if first.resume and not first.config:
-        return read_config(Path(first.out))
-    if not first.config:
-        return {}
-    return read_settings(Path(first.config))
+    if first.config:
+        return read_settings(Path(first.config))
+    return read_config(Path(first.out)) if first.resume else {}
 
 
 def _add_switches(parser: argparse.ArgumentParser) -> None:
-    known = ", ".join(plugins.names("model"))
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=f"{known} (default: vae)")
+    models = ", ".join(plugins.names("model"))
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=f"{models} (default: vae)")
     parser.add_argument("--data", metavar="NAME|FILE", help="a data set's name, a .npy or .npz, or a folder of images")
-    parser.add_argument(
-        "--objective", metavar="NAME", help=f"what is minimised: {', '.join(plugins.names('objective'))}"
-    )
+    objectives = ", ".join(plugins.names("objective"))
+    parser.add_argument("--objective", metavar="NAME", help=f"what is minimised: {objectives}")
     parser.add_argument("--config", metavar="FILE", help="read settings from a run's config.yaml")
     parser.add_argument("--print_config", action="store_true", help="print the settings and stop")
     parser.add_argument("--out", metavar="DIR", help="the run folder (default: the next free runs/MODEL-DATA-N)")

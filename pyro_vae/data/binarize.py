@@ -74,21 +74,18 @@ def _are_bits(data: Dataset) -> bool:
 
 
 def _scaled(data: Dataset, divisor: float) -> Dataset:
-    step = partial(_scale, divisor)
-    return replace(data, **{name: _settled(split, step) for name, split in data.splits.items()})
+    """The data set with one more step of presentation, taken now if it is the first and the rows are in memory."""
+    splits = {}
+    for name, split in data.splits.items():
+        scaled = split.then(partial(_scale, divisor))
+        settled = split.resident and split.transform is None
+        splits[name] = Split(scaled.take(slice(None))) if settled else scaled
+    return replace(data, **splits)
 
 
 def _scale(divisor: float, batch: Batch) -> Batch:
     x = batch["x"].to(torch.get_default_dtype())
     return {**batch, "x": x if divisor == 1 else x / divisor}
-
-
-def _settled(split: Split, step: Callable[[Batch], Batch]) -> Split:
-    """The split with one more step of presentation, taken now if it is the first and the rows are in memory."""
-    stepped = split.then(step)
-    if split.resident and split.transform is None:
-        return Split(stepped.take(slice(None)))
-    return stepped
 
 
 def _is_binary(data: Dataset) -> bool:

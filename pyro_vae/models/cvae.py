@@ -124,9 +124,6 @@ def frozen(baseline: Pair, shapes: Mapping[str, tuple[int, ...]]) -> Pair:
         )
     for name in ("x", "context"):
         if baseline.shapes[name] != shapes[name]:
-            raise UnfitPair(
-                "baseline",
-                f"was trained on {name} of shape {list(baseline.shapes[name])}, not {list(shapes[name])}; train it on "
-                "the same data",
-            )
+            trained = f"was trained on {name} of shape {list(baseline.shapes[name])}, not {list(shapes[name])}"
+            raise UnfitPair("baseline", f"{trained}; train it on the same data")
     return baseline.requires_grad_(False)

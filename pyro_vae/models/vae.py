@@ -53,22 +53,21 @@ class VAE(Pair):
     ):
         super().__init__()
         build.check_sizes(data_shape=data_shape, latent_dim=[latent_dim], hidden=hidden, components=[components])
-        self.likelihood = build.build("likelihood", likelihood, LIKELIHOODS, data_shape=data_shape, sigma=sigma)
-        self.encoder = build.build("net", net, ENCODERS, data_shape=data_shape, hidden=hidden, activation=activation)
-        self.posterior = build.build(
-            "posterior", posterior, POSTERIORS, in_features=self.encoder.out_features, latent_dim=latent_dim
-        )
-        self.prior = build.build("prior", prior, PRIORS, latent_dim=latent_dim, components=components)
-        self.decoder = build.build(
-            "net",
-            net,
-            DECODERS,
-            latent_dim=latent_dim,
-            hidden=hidden[::-1],
-            activation=activation,
-            data_shape=data_shape,
-            channels=self.likelihood.channels,
-        )
+        options = {
+            "data_shape": data_shape,
+            "latent_dim": latent_dim,
+            "hidden": hidden,
+            "activation": activation,
+            "sigma": sigma,
+            "components": components,
+        }
+        self.likelihood = build.build("likelihood", likelihood, LIKELIHOODS, **options)
+        self.encoder = build.build("net", net, ENCODERS, **options)
+        features = self.encoder.out_features
+        self.posterior = build.build("posterior", posterior, POSTERIORS, **options, in_features=features)
+        self.prior = build.build("prior", prior, PRIORS, **options)
+        options |= {"hidden": hidden[::-1], "channels": self.likelihood.channels}
+        self.decoder = build.build("net", net, DECODERS, **options)
         if data_mean is not None:
             self.decoder.set_output(self.likelihood.start(data_mean))
 
