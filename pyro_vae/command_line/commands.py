@@ -31,6 +31,8 @@ def train_run(settings: TrainSettings, out: Path, resume: bool, overwrite: bool,
         overwrite=overwrite,
         seed=settings.data["seed"],
         record={"config": settings.flat(), **runs.record_of(settings.model, data.facts, options)},
+        optimizer_options=settings.optimizer_options,
+        schedule_options=settings.schedule_options,
         **settings.training,
     )
     processes.wait_for_all()

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.errors import PluginError, RunError, UnknownName, UsageError
 from pyro_vae.runs.folder import read_config, read_settings
 from pyro_vae.runs.identity import check_same_run
+from pyro_vae.training.optimizers import OURS, find_optimizer
+from pyro_vae.training.schedules import TORCHS
 from pyro_vae.training.train import train
 
-NOT_SETTINGS = ("pair", "data", "objective", "seed", "out", "progress", "resume", "overwrite", "record")
+NOT_SETTINGS = ("pair", "data", "fields", "objective", "seed", "out", "progress", "resume", "overwrite", "record")
+NOT_THE_SCHEDULES = ("optimizer", "last_epoch", "verbose")
 DEFAULTS = {"model": "vae", "data": "digits", "objective": "trace_mean_field_elbo"}
 DEFAULT_BINARIZE = "dynamic"
 DIGITS_EPOCHS = 600
@@ -33,6 +36,8 @@ class TrainSettings:
     objective: str
     objective_options: dict[str, Any]
     training: dict[str, Any]
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    schedule_options: dict[str, Any] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
         """As `config.yaml` holds them."""
@@ -44,13 +49,16 @@ class TrainSettings:
             "objective": self.objective,
             **self.objective_options,
             **self.training,
+            **self.optimizer_options,
+            **self.schedule_options,
         }
 
 
 def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[TrainSettings, Any]:
     """The settings of a training, and the switches that are no part of them.
 
-    Which options exist depends on the model, the data set and the objective, so these three are read first.
+    Which options exist depends on the model, the data set, the objective, the optimizer and the schedule, so these are
+    read first.
 
     Raises:
         UnknownName: a model, data set, objective, option or setting that is not known.
@@ -70,6 +78,8 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
         "the objective": options_of(plugins.load("objective", chosen["objective"])),
         "data": options_of(load_data, ["name_or_file"]),
         "training": options_of(train, NOT_SETTINGS),
+        "the optimizer": options_of(find_optimizer(first.optimizer or config.get("optimizer", "adam")), OURS),
+        "the schedule": _schedule_options(first.schedule or config.get("schedule", "constant")),
     }
     _check_distinct(owners)
     _add_switches(parser)
@@ -94,9 +104,16 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
         objective=chosen["objective"],
         objective_options=values["the objective"],
         training=values["training"],
+        optimizer_options=values["the optimizer"],
+        schedule_options=values["the schedule"],
     )
     check_same_run(first.out, _typed(stored, owners), settings.flat())
     return settings, given
+
+
+def _schedule_options(name: str) -> list[Option]:
+    """The options of a schedule of torch's; ours have none."""
+    return options_of(TORCHS[name.lower()], NOT_THE_SCHEDULES) if name.lower() in TORCHS else []
 
 
 def _names(settings: dict[str, Any]) -> dict[str, str]:
@@ -106,7 +123,7 @@ def _names(settings: dict[str, Any]) -> dict[str, str]:
 
 def _peek(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Model, data, objective and config file, whatever else stands on the command line."""
-    for name in ("data", "objective", "config", "out"):
+    for name in ("data", "objective", "optimizer", "schedule", "config", "out"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--resume", action="store_true")
     known, rest = parser.parse_known_args(arguments)

@@ -112,9 +112,9 @@ def elbo_terms(
 def run_both(pair: nn.Module, batch: Fields, particles: int) -> tuple[Sites, Sites]:
     """The sites of guide and model at the same draws, held alike, so that their distributions can be compared."""
     known = ways(pair, batch, particles)
-    way = FOLDED if known.model == FOLDED else known.guide
+    way = FOLDED if FOLDED in (known.guide, known.model) else known.guide
     guide = run_program(pair.guide, pair, batch, particles, way=way)
-    return guide, run_model(pair, batch, values_of(guide), particles)
+    return guide, run_program(pair.model, pair, batch, particles, values_of(guide), way)
 
 
 def counts(pair: nn.Module, batch: Fields, particles: int) -> list[int]:

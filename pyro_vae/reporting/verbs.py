@@ -48,7 +48,7 @@ def sample(
     if path is not None and path.suffix == ".png":
         plots.save_images(generation.center(generation.picture_site(generation.observed(sites))), path)
     elif path is not None:
-        _save_arrays(values, path)
+        save_arrays(values, path)
     return values
 
 
@@ -107,7 +107,7 @@ def encode(
     if "label" in chosen:
         codes["label"] = chosen["label"].cpu()
     if path is not None:
-        _save_arrays(codes, path)
+        save_arrays(codes, path)
     return codes
 
 
@@ -166,7 +166,7 @@ def _check_count(n: int) -> None:
         raise RunError(f"n must be at least 1, not {n}")
 
 
-def _save_arrays(arrays: Mapping[str, Tensor], path: Path) -> None:
+def save_arrays(arrays: Mapping[str, Tensor], path: Path) -> None:
     numpy = {name: value.detach().cpu().numpy() for name, value in arrays.items()}
     files.write_whole(path, lambda file: np.savez_compressed(file, **numpy))
 

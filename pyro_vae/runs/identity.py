@@ -14,7 +14,7 @@ from pyro_vae.data.stream import Stream
 from pyro_vae.errors import RunError
 from pyro_vae.objectives.objective import Objective
 
-MAY_DIFFER = ("epochs", "patience", "device", "engine", "progress", "root", "file")
+MAY_DIFFER = ("epochs", "patience", "device", "engine", "progress", "root", "file", "track", "start")
 """The settings that a resumed run may take anew: how long it trains, where it runs and what it shows, and where the
 data lie; the data themselves are compared."""
 

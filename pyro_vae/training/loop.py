@@ -145,8 +145,7 @@ class Trainer:
         lr = torch.tensor(settings.lr, device=fabric.device) if on_gpu else settings.lr
         parameters = list(pair.parameters())  # those that require no gradient get none, so no optimizer moves them
         self.optimizer, self.shortcomings = make_optimizer(chosen.optimizer, parameters, lr, chosen.optimizer_options)
-        self.groups = self.optimizer.param_groups
-        self.first_rates = [float(group["lr"]) for group in self.groups]
+        self.first_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.scheduler: Scheduler | None = None
         self.schedule: Callable[[float], float] = constant
         if is_torchs(chosen.schedule):
@@ -248,7 +247,7 @@ class Trainer:
             del row["valid_elbo"]
         if math.isnan(row["valid_loss"]):
             self._explain_divergence(start)
-        row |= {"lr": float(self.groups[0]["lr"]), "beta": self.beta.item()}
+        row |= {"lr": float(self.optimizer.param_groups[0]["lr"]), "beta": self.beta.item()}
         if self.scheduler is not None:
             self.scheduler.step(row["valid_loss"])
         return row | {"seconds": time.perf_counter() - began}
@@ -286,8 +285,10 @@ class Trainer:
         settings, per_epoch = self.settings, self.steps_per_epoch
         done = self.epoch * per_epoch + step
         factor = ramp(done, settings.lr_warmup * per_epoch) * self.schedule(done / (settings.epochs * per_epoch))
-        if factor != 1.0 or self.groups[0].get("scheduled"):  # else the optimizer may have a decay of its own
-            for group, first in zip(self.groups, self.first_rates, strict=True):
+        if factor != 1.0 or self.optimizer.param_groups[0].get(
+            "scheduled"
+        ):  # else the optimizer may have a decay of its own
+            for group, first in zip(self.optimizer.param_groups, self.first_rates, strict=True):
                 group["scheduled"] = True
                 group["lr"] = group["lr"].fill_(first * factor) if isinstance(group["lr"], Tensor) else first * factor
         progress = done / (settings.epochs * per_epoch)

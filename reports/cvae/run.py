@@ -121,7 +121,7 @@ def ensure_evaluated(folder: Path, name: str, particles: int) -> dict[str, np.nd
     if not path.exists():
         options = {"engine": "compiled"} if particles > 1 else {}
         result = pv.evaluate(folder, None, name, particles, progress=False, **options)
-        save_arrays(path, result.estimate.per_datum)
+        save_arrays(result.estimate.per_datum, path)
     return dict(np.load(path))
 
 
@@ -136,7 +136,7 @@ def ensure_evaluated_in_pieces(folder: Path, name: str, particles: int) -> dict[
             images = test.between(start, start + PIECE)
             options = {"seed": index, "engine": "compiled", "progress": False}
             path.parent.mkdir(exist_ok=True)
-            save_arrays(path, pv.evaluate(pair, images, name, particles, **options).estimate.per_datum)
+            save_arrays(pv.evaluate(pair, images, name, particles, **options).estimate.per_datum, path)
         parts.append(dict(np.load(path)))
     return {figure: np.concatenate([part[figure] for part in parts]) for figure in parts[0]}
 

@@ -98,7 +98,7 @@ def ensure_evaluated(folder: Path) -> dict[str, dict[str, np.ndarray]]:
             data = load_run(folder).data
             data = data if limit == ALL else in_random_order(data)
             result = pv.evaluate(folder, data, name, particles, limit, **options)
-            save_arrays(path, result.estimate.per_datum)
+            save_arrays(result.estimate.per_datum, path)
         figures[key] = dict(np.load(path))
     return figures
 

@@ -416,6 +416,18 @@ def wrong_files(tmp_path) -> Path:
     return tmp_path
 
 
+def test_optimizer_and_schedule_bring_their_own_options(pyro_vae, tmp_path, monkeypatch, unreported):
+    monkeypatch.chdir(tmp_path)
+    line = "train --data digits --hidden 4 --epochs 2 --quiet --out run --optimizer adamw --weight_decay 0.25"
+    assert pyro_vae(f"{line} --schedule StepLR --step_size 1 --gamma 0.5").status == 0
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["weight_decay"], config["step_size"], config["gamma"]) == (0.25, 1, 0.5)
+    assert pyro_vae("train --resume --out run --epochs 3 --quiet").status == 0
+    history = pv.load_run(tmp_path / "run").history
+    assert [row["lr"] for row in history] == pytest.approx([1e-3, 5e-4, 2.5e-4])
+    check_refused(pyro_vae("train --momentum 0.9 --out new"), "unknown option '--momentum'")
+
+
 MISTAKES = {
     "unknown_command": ("trian", "unknown command 'trian'; known: train, "),
     "unknown_model": ("train blgo --out new", "unknown model 'blgo'; known: blog, "),

@@ -105,6 +105,19 @@ def test_steps_are_taken_once_for_so_many_batches():
     assert len(steps) == 2  # 54 training data, six batches
 
 
+def lrs(run) -> list[float]:
+    return [row["lr"] for row in run.history]
+
+
+def test_a_schedule_of_ours_resumes_where_it_was(tmp_path):
+    given = {"schedule": "cosine", "lr_warmup": 1}
+    whole = trained(epochs=4, **given)
+    with pytest.raises(ZeroDivisionError):
+        trained(epochs=4, out=tmp_path, on_epoch=lambda row: 1 / (2 - row["epoch"]), **given)
+    resumed = trained(epochs=4, out=tmp_path, pair=small_vae(seed=3), resume=True, **given)
+    assert same_weights(whole, resumed) and lrs(whole) == lrs(resumed) and len(set(lrs(whole))) == 4
+
+
 @pytest.mark.parametrize("schedule, options", [("StepLR", {"step_size": 1, "gamma": 0.5}), ("ReduceLROnPlateau", {})])
 def test_a_schedule_of_torchs_steps_every_epoch_and_resumes(schedule, options, tmp_path):
     given = {"schedule": schedule, "schedule_options": options}
@@ -113,7 +126,7 @@ def test_a_schedule_of_torchs_steps_every_epoch_and_resumes(schedule, options, t
         assert [row["lr"] for row in whole.history] == pytest.approx([1e-3, 5e-4, 2.5e-4, 1.25e-4])
     trained(epochs=2, out=tmp_path, **given)
     resumed = trained(epochs=4, out=tmp_path, pair=small_vae(seed=3), resume=True, **given)
-    assert same_weights(whole, resumed)
+    assert same_weights(whole, resumed) and lrs(whole) == lrs(resumed)
     by_function = trained(epochs=4, schedule=lambda o: getattr(torch.optim.lr_scheduler, schedule)(o, **options))
     assert same_weights(whole, by_function)
 
