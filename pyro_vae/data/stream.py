@@ -29,17 +29,23 @@ class Stream(Split):
 
     def __init__(self, loader: DataLoader, names: Sequence[str] | None = None):
         self.loader, self.names = loader, names
-        first = next(iter(loader), None)
-        if first is None:
-            raise DataError("the DataLoader yields no batch")
-        super().__init__(item_fields(first, names))
-        self.example_size = self.size
-        self.size = len(loader.dataset) if hasattr(loader.dataset, "__len__") else self._count()
-        if loader.drop_last and loader.batch_size:
-            self.size -= self.size % loader.batch_size
+        with torch.random.fork_rng(devices=[]):
+            first = next(iter(loader), None)
+            if first is None:
+                raise DataError("the DataLoader yields no batch")
+            super().__init__(item_fields(first, names))
+            self.size, self.count = self._sizes()
 
-    def _count(self) -> int:
-        return sum(len(next(iter(item_fields(batch, self.names).values()))) for batch in self.loader)
+    def _sizes(self) -> tuple[int, int]:
+        """Data and batches in a pass; counted in one where the loader does not know them."""
+        try:
+            batches, data = len(self.loader), len(self.loader.dataset)
+        except TypeError:
+            sizes = [_size(item_fields(batch, self.names)) for batch in self.loader]
+            return sum(sizes), len(sizes)
+        if self.loader.drop_last and self.loader.batch_size:
+            data -= data % self.loader.batch_size
+        return data, batches
 
     def to(self, device: torch.device | str) -> "Stream":
         moved = copy(self)
@@ -61,7 +67,7 @@ class Stream(Split):
 
     def num_batches(self, batch_size: int) -> int:
         """The loader's own, whatever the batch size."""
-        return len(self.loader)
+        return self.count
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """One pass over the loader, which decides size and order of the batches."""
@@ -71,6 +77,9 @@ class Stream(Split):
     def scan(self) -> Iterator[tuple[slice, Batch]]:
         first = 0
         for batch in self.batches(0):
-            size = len(next(iter(batch.values())))
-            yield slice(first, first + size), batch
-            first += size
+            yield slice(first, first + _size(batch)), batch
+            first += _size(batch)
+
+
+def _size(batch: Batch) -> int:
+    return len(next(iter(batch.values())))

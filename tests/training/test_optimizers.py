@@ -258,5 +258,17 @@ def test_a_data_loader_is_read_anew_each_epoch():
         trained(data=loader, valid=bits(20))
 
 
+def test_a_loader_that_does_not_know_its_length_is_counted():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(bits(50))
+
+    state = torch.get_rng_state()
+    run = trained(data=torch.utils.data.DataLoader(Endless(), batch_size=20), valid=bits(20, seed=1))
+    assert run.data.train.size == 50 and run.data.train.num_batches(16) == 3 and len(run.history) == 2
+    trained(data=torch.utils.data.DataLoader(bits(50), batch_size=20, shuffle=True), valid=bits(20, seed=1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_out_is_a_path_too(tmp_path):
     assert Path(trained(epochs=1, out=str(tmp_path / "run")).out).is_dir()
