@@ -1,6 +1,9 @@
 """What a pair costs, beside whatever a user might pick instead: training, evaluation, memory, growth.
 
-OMP_NUM_THREADS=2 python reports/throughput/run.py [--quick]
+OMP_NUM_THREADS=2 python reports/throughput/run.py [--quick] [--parts FILE]
+
+It takes half an hour or more. With --parts it keeps what has been measured in a file, and goes on from there when it is
+called again.
 
 pythae comes with `pip install '.[bench]'`; without it its rows are left out by name. With PYRO_VAE_DATA, the folder of
 MNIST, the effect of mixed precision on L_5000 is measured as well. A GPU, where there is one, has its own tables.
@@ -104,14 +107,38 @@ def child(name: str, case: Case, device: str) -> None:
     print(json.dumps({"first": first, "bytes": peak}))
 
 
-def starts(cases: Sequence[str], names: Sequence[str], device: str) -> dict[str, dict[str, dict[str, float]]]:
+class Parts:
+    """What has been measured, by name, with the seconds that it took; kept in a file where one is named."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.kept: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path and path.exists() else {}
+
+    def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
+        if name not in self.kept:
+            began = time.perf_counter()
+            found = measure()
+            self.kept[name] = {"found": found, "seconds": time.perf_counter() - began}
+            if self.path:
+                self.path.write_text(json.dumps(self.kept))
+        return self.kept[name]["found"]
+
+    @property
+    def seconds(self) -> float:
+        return sum(part["seconds"] for part in self.kept.values())
+
+
+def starts(
+    parts: Parts, cases: Sequence[str], names: Sequence[str], device: str
+) -> dict[str, dict[str, dict[str, float]]]:
     """First step and peak memory of each contender, in processes of their own, with nothing compiled beforehand."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for case in cases:
         for name in names:
             with tempfile.TemporaryDirectory() as cache:
                 environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
-                answer = answer_of([__file__, "--child", name, case, device], environment)
+                command = [__file__, "--child", name, case, device]
+                answer = parts(f"start of {name}, {case}, {device}", lambda: answer_of(command, environment))  # noqa: B023
             found.setdefault(case, {})[name] = answer
     return found
 
@@ -177,6 +204,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--epochs", type=int, default=30, help="of the trainings that compare precisions")
     parser.add_argument("--quick", action="store_true", help="two minutes of it, to see that it works; writes nothing")
+    parser.add_argument("--parts", type=Path, help="a file that keeps what has been measured")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -186,30 +214,34 @@ def main() -> None:
     if options.child:
         name, case, device = options.child
         return child(name, CASES[case], device)
-    began, quick = time.perf_counter(), options.quick
+    quick, part = options.quick, Parts(options.parts)
     rounds = 1 if quick else options.rounds
     cases = {FIRST: CASES[FIRST]._replace(steps=10)} if quick else CASES
     points = {axis: values[:1] for axis, values in growth.POINTS.items()} if quick else growth.POINTS
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    names = {device: [COMPILED] if quick else list(contenders(device)) for device in devices}
+
+    def train_of(device: str) -> dict[str, Rates]:
+        return {
+            name: part(f"training, {name}, {device}", lambda: train_rates(case, rounds, device))  # noqa: B023
+            for name, case in cases.items()
+        }
+
     found: dict[str, Any] = {
-        "train": {
-            device: {name: train_rates(case, rounds, device) for name, case in cases.items()} for device in devices
-        },
-        "evaluation": evaluation_rates(rounds=1 if quick else 3, particles=500 if quick else 5000),
-        "shares": {name: shares(CASES[FIRST], name) for name in (LIMIT, EAGER, COMPILED)},
-        "starts": {
-            device: starts(list(cases), [COMPILED] if quick else list(contenders(device)), device) for device in devices
-        },
-        "help": seconds_of_help(3 if quick else 9),
-        "growth": growth.measure(points, "eager" if quick else "compiled", devices[-1]),
-        "precision": None if quick else precisions(options.epochs),
+        "train": {device: train_of(device) for device in devices},
+        "evaluation": part("evaluation", lambda: evaluation_rates(1 if quick else 3, 500 if quick else 5000)),
+        "shares": part("shares", lambda: {name: shares(CASES[FIRST], name) for name in (LIMIT, EAGER, COMPILED)}),
+        "help": part("help", lambda: seconds_of_help(3 if quick else 9)),
+        "precision": part("precision", lambda: None if quick else precisions(options.epochs)),
+        "starts": {device: starts(part, list(cases), names[device], device) for device in devices},
+        "growth": part("growth", lambda: growth.measure(points, "eager" if quick else "compiled", devices[-1])),
     }
     if "cuda" in devices:
         found["gpu"] = gpu_evaluation()
     if quick:
         print(json.dumps(found, indent=1))
     else:
-        text = tables.text(found, options.rounds, options.epochs, time.perf_counter() - began)
+        text = tables.text(found, options.rounds, options.epochs, part.seconds)
         (HERE / "README.md").write_text(text)
         plots.save(tables.growth_figure(found["growth"]), HERE / "growth.png")
 
