@@ -297,7 +297,7 @@ def fitting_data(likelihood: str, n: int = 6) -> torch.Tensor:
         "bernoulli": unit.round(),
         "categorical": eight_bit,
         "discretized_logistic": eight_bit,
-        "poisson": (9 * unit).floor(),
+        **dict.fromkeys(["poisson", "negative_binomial", "zero_inflated_negative_binomial"], (9 * unit).floor()),
     }
     return special.get(likelihood, grey)
 

@@ -45,7 +45,10 @@ def options_of(plugin: Callable[..., Any], skip: Sequence[str] = ()) -> list[Opt
             options += _passed_on(hints.get(name))
         elif name not in skip and kind is not None and parameter.kind is not parameter.VAR_POSITIONAL:
             required = parameter.default is parameter.empty
-            options.append(Option(name, kind, None if required else parameter.default, docs.get(name, ""), required))
+            default = None if required else parameter.default
+            if kind is float and default is not None:
+                default = float(default)  # torch writes 0 where it means a number
+            options.append(Option(name, kind, default, docs.get(name, ""), required))
     return options
 
 

@@ -406,7 +406,8 @@ def wrong_files(tmp_path) -> Path:
     np.save(tmp_path / "few.npy", integers(0, 2, (30, 4)))
     (tmp_path / "empty.npy").write_bytes(b"")
     (tmp_path / "text.npy").write_text("1 2 3")
-    (tmp_path / "table.csv").write_text("1,2,3")
+    (tmp_path / "table.txt").write_text("1,2,3")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n3,\n")
     (tmp_path / "images").mkdir()
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "broken.yaml").write_text("lr: [")
@@ -463,7 +464,8 @@ MISTAKES = {
     "no_array": ("train --data text.npy --out new", "text.npy: cannot be read"),
     "objects": ("train --data objects.npy --out new", "objects.npy: "),
     "words": ("train --data words.npy --out new", "words.npy: x holds elements of type"),
-    "table": ("train --data ./table.csv --out new", "table.csv: is not a folder of images"),
+    "table": ("train --data ./table.txt --out new", "table.txt: is not a folder of images"),
+    "missing_cell": ("train --data ./table.csv --out new", "table.csv: row 1, column 'b' is missing"),
     "empty_folder": ("train --data ./images --out new", "images: "),
     "no_rows": ("train --data norows.npy --out new", "norows.npy: "),
     "flat_array": ("train --data row.npy --out new", "row.npy: x has shape [10]; it must be [n, ...]"),

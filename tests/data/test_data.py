@@ -180,7 +180,7 @@ def test_as_split_never_scales():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([[1.0]], "x is a list"),
+        ([[1.0]], "cannot take data of type list"),
         (torch.tensor([[0.0, 1.0], [0.0, float("nan")]]), r"x\[1, 1\] is nan"),
         ({"x": np.ones((2, 1)), "y": np.array([0, np.inf])}, r"y\[1\] is inf"),
         (np.array(["a"]), "<U1"),
@@ -695,9 +695,9 @@ def test_files_of_the_wrong_kind_are_named(tmp_path):
         load_data(tmp_path / "none.npy")
     with pytest.raises(DataError, match="no such file"):
         load_data("nowhere/x")
-    (tmp_path / "x.csv").write_text("1,2")
-    with pytest.raises(DataError, match="x.csv: is not a folder of images, and not .npy or .npz"):
-        load_data(tmp_path / "x.csv")
+    (tmp_path / "x.txt").write_text("1,2")
+    with pytest.raises(DataError, match="x.txt: is not a folder of images, and not .npy or .npz or .csv or .h5ad"):
+        load_data(tmp_path / "x.txt")
     np.savez(tmp_path / "a.npz", numbered(3, 1))
     (tmp_path / "a.npz").rename(tmp_path / "a.npy")
     with pytest.raises(DataError, match="rename it to .npz"):
