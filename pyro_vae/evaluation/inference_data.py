@@ -15,7 +15,7 @@ from pyro_vae.evaluation.draws import draws_of
 from pyro_vae.pair.generation import sample
 from pyro_vae.pair.particles import run_model
 from pyro_vae.pair.sites import latent, observed, side_by_side, values_of
-from pyro_vae.pair.terms import LogTerms, cut, model_terms
+from pyro_vae.pair.terms import LogTerms, by_run, model_terms
 
 
 def inference_data(
@@ -45,7 +45,7 @@ def inference_data(
         terms = LogTerms(*model_terms(pair, batch, drawn.values, draws), drawn.log_guide)
         seen = [
             observed(run_model(pair, batch, values, count))
-            for values, count in cut(drawn.values, block.ways.counts(draws))
+            for values, count in by_run(drawn.values, block.ways.counts(draws))
         ]
         predicted = [
             {name: site.layout.unfold(site.fn(), len(site.event_shape)) for name, site in sites.items()}

@@ -122,7 +122,7 @@ def counts(pair: nn.Module, batch: Fields, particles: int) -> list[int]:
     return ways(pair, batch, particles).counts(particles)
 
 
-def cut(values: Values, runs: Sequence[int]) -> Iterator[tuple[dict[str, Tensor], int]]:
+def by_run(values: Values, runs: Sequence[int]) -> Iterator[tuple[dict[str, Tensor], int]]:
     """The values of each run, and how many particles it has."""
     first = 0
     for count in runs:
@@ -145,7 +145,7 @@ def model_terms(
     own where there are none."""
     size = batch_size(select_fields(pair, batch))
     parts = []
-    for here, count in cut(values, counts(pair, batch, particles)):
+    for here, count in by_run(values, counts(pair, batch, particles)):
         sums = _Sums(count, size)
         sums.add_model(run_model(pair, batch, here, count))
         parts.append((sums.total("log_likelihood"), sums.total("log_prior")))
@@ -161,7 +161,7 @@ def guide_terms(pair: nn.Module, batch: Fields, values: Values, particles: int) 
     size = batch_size(select_fields(pair, batch))
     parts = [
         reduce_guide(run_guide_at(pair, batch, here, count), count, size)
-        for here, count in cut(values, counts(pair, batch, particles))
+        for here, count in by_run(values, counts(pair, batch, particles))
     ]
     return torch.cat(parts)
 
