@@ -53,7 +53,12 @@ def sample(
 
 
 def reconstruct(
-    run: Run | str | Path, n: int = 10, data: Data = None, split: str = "test", out: str | Path | None = None
+    run: Run | str | Path,
+    n: int = 10,
+    data: Data = None,
+    split: str = "test",
+    out: str | Path | None = None,
+    device: str = "auto",
 ) -> Figure:
     """Draw data, spread over a split, above their reconstructions.
 
@@ -62,13 +67,14 @@ def reconstruct(
         data: other data than the run's: a name or a file.
         split: train, valid or test.
         out: a .png.
+        device: auto, cpu or cuda.
 
     Raises:
         RunError: fewer than one, no such split, or a file that cannot be written.
     """
     path = _outlet(out, ".png")
     _check_count(n)
-    run = as_run(run)
+    run = as_run(run, device)
     figure = plots.reconstructions(run.pair, run.split(data, split), n)
     if path is not None:
         plots.save(figure, path)

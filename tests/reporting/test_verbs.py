@@ -1,0 +1,62 @@
+"""What a run can be asked for: one function in Python, one command, the same options and results."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.command_line import main as cli
+from pyro_vae.command_line.options import options_of
+
+VERBS = ["sample", "reconstruct", "encode", "export", "report"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    line = f"train --data digits --hidden 4 --epochs 1 --engine eager --device cpu --quiet --out {folder}"
+    assert cli.main(line.split()) == 0
+    return folder
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_command_has_the_options_and_defaults_of_its_function(verb, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    options = options_of(getattr(pv, verb), ["run"])
+    assert {option.name for option in options} == inspect.signature(getattr(pv, verb)).parameters.keys() - {"run"}
+    for option in options:
+        assert f"-{option.name} {option.name.upper()}" in shown
+        if option.default is not None and option.name != "out":
+            assert f"(default: {option.default})" in shown
+
+
+def test_both_doors_give_the_same(folder, tmp_path):
+    run = pv.load_run(folder)
+    values = pv.sample(run, n=5, seed=3)
+    assert cli.main(f"sample {folder} -n 5 --seed 3 --out {tmp_path / 's.npz'}".split()) == 0
+    for name, value in np.load(tmp_path / "s.npz").items():
+        assert np.array_equal(value, values[name].numpy())
+    codes = pv.encode(folder, split="valid", limit=7)
+    assert cli.main(f"encode {folder} --split valid --limit 7 --out {tmp_path / 'c.npz'}".split()) == 0
+    stored = np.load(tmp_path / "c.npz")
+    assert set(stored) == set(codes) == {"z_mean", "z_scale", "label"} and len(stored["label"]) == 7
+    assert all(np.array_equal(stored[name], codes[name].numpy()) for name in codes)
+    pv.reconstruct(run, n=4, split="train", out=tmp_path / "r.png", device="cpu")
+    assert cli.main(f"reconstruct {folder} -n 4 --split train --out {tmp_path / 'q.png'}".split()) == 0
+    assert (tmp_path / "r.png").read_bytes() == (tmp_path / "q.png").read_bytes()
+    assert pv.report(run) == folder / "report.md"
+    exported = pv.export(run, draws=3, limit=4, seed=1)
+    assert exported.posterior["z"].shape == (1, 3, 4, 2)
+
+
+def test_a_run_is_evaluated_on_its_own_data_or_on_others(folder):
+    own = pv.evaluate(folder, evaluator="importance", particles=5, limit=20, progress=False)
+    again = pv.evaluate(pv.load_run(folder), "digits", "importance", 5, 20, progress=False)
+    assert torch.equal(own.log_likelihood, again.log_likelihood) and own.model == "vae" and own.data == "digits"
+    assert own.entry()["evaluator"] in (folder / "evaluation.json").read_text()
+    other = pv.evaluate(folder, torch.rand(6, 1, 8, 8).round(), progress=False)
+    assert other.n == 6
