@@ -29,6 +29,11 @@ def names(kind: str) -> list[str]:
     return sorted({entry.name for entry in entry_points(group=GROUPS[kind])})
 
 
+def homes(kind: str) -> dict[str, str]:
+    """The module of each class or function that is registered as a kind of plugin, by its Python name."""
+    return {entry.attr: entry.module for entry in entry_points(group=GROUPS[kind])}
+
+
 def current_name(kind: str, name: Any, warn: bool = False) -> Any:
     """What the thing of this old name is called now; any other name, or value, as it is.
 

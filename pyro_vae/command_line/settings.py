@@ -12,7 +12,7 @@ from pyro_vae.data import load_data
 from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.errors import PluginError, RunError, UnknownName, UsageError
 from pyro_vae.runs.folder import read_config, read_settings
-from pyro_vae.runs.identity import check_same_run
+from pyro_vae.runs.identity import MAY_DIFFER, check_same_run
 from pyro_vae.training.optimizers import OURS, find_optimizer
 from pyro_vae.training.schedules import TORCHS
 from pyro_vae.training.train import train
@@ -78,8 +78,8 @@ def parse_train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
         "the objective": options_of(plugins.load("objective", chosen["objective"])),
         "data": options_of(load_data, ["name_or_file"]),
         "training": options_of(train, NOT_SETTINGS),
-        "the optimizer": options_of(find_optimizer(first.optimizer or config.get("optimizer", "adam")), OURS),
-        "the schedule": _schedule_options(first.schedule or config.get("schedule", "constant")),
+        "the optimizer": options_of(find_optimizer(str(first.optimizer or config.get("optimizer", "adam"))), OURS),
+        "the schedule": _schedule_options(str(first.schedule or config.get("schedule", "constant"))),
     }
     _check_distinct(owners)
     _add_switches(parser)
@@ -148,7 +148,7 @@ def _add_switches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="read settings from a run's config.yaml")
     parser.add_argument("--print_config", action="store_true", help="print the settings and stop")
     parser.add_argument("--out", metavar="DIR", help="the run folder (default: the next free runs/MODEL-DATA-N)")
-    resume = "continue the run in --out exactly; only epochs, patience, device, engine, root and file may be given anew"
+    resume = f"continue the run in --out exactly; only {', '.join(MAY_DIFFER)} may be given anew"
     parser.add_argument("--resume", action="store_true", help=resume)
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

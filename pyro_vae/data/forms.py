@@ -27,13 +27,12 @@ def named_arrays(data: Any, names: Sequence[str] | None = None) -> Arrays:
     Raises:
         DataError: something else, or items that cannot be put together; says what to give.
     """
-    for is_form, read in FORMS.values():
+    for is_form, read in FORMS:
         if is_form(data):
             return read(data, names)
-    kind = type(data).__name__
     raise DataError(
-        f"cannot take data of type {kind}; give a tensor, an array, a mapping of them, a pandas DataFrame, a scipy "
-        "sparse matrix, an AnnData, or a torch Dataset or DataLoader"
+        f"cannot take data of type {type(data).__name__}; give a tensor, an array, a mapping of them, a pandas "
+        "DataFrame, a scipy sparse matrix, an AnnData, or a torch Dataset or DataLoader"
     )
 
 
@@ -72,9 +71,10 @@ def _as_tensor(name: str, value: Any) -> Tensor:
 def _from_mapping(data: Mapping[str, Any], names: Sequence[str] | None) -> Arrays:
     fields: Arrays = {}
     for name, value in data.items():
-        if not isinstance(value, Tensor | np.ndarray):
-            value = named_arrays(value)["x"]
-        fields[str(name)] = value
+        try:
+            fields[str(name)] = named_arrays(value)["x"]
+        except DataError as reason:
+            raise DataError(f"{name}: {reason}") from reason
     return fields
 
 
@@ -100,10 +100,6 @@ def _together(parts: list[dict[str, Tensor]], join: Callable[[list[Tensor]], Ten
         raise DataError(f"the items of the data differ in their fields or shapes ({cause})") from reason
 
 
-def _from_sparse(data: Any, names: Sequence[str] | None) -> Arrays:
-    return {"x": data.toarray()}
-
-
 def _from_anndata(data: Any, names: Sequence[str] | None) -> Arrays:
     x = named_arrays(data.X)["x"]
     return {"x": x} | ({"label": from_frame(data.obs[["label"]].assign(x=0))["label"]} if "label" in data.obs else {})
@@ -118,12 +114,16 @@ def _is_sparse(data: Any) -> bool:
     return "scipy.sparse" in sys.modules and sys.modules["scipy.sparse"].issparse(data)
 
 
-FORMS: dict[str, tuple[Callable[[Any], bool], Callable[[Any, Sequence[str] | None], Arrays]]] = {
-    "array": (lambda data: isinstance(data, Tensor | np.ndarray), lambda data, names: {"x": data}),
-    "DataFrame": (_of("pandas", "DataFrame"), lambda data, names: from_frame(data)),
-    "AnnData": (_of("anndata", "AnnData"), _from_anndata),
-    "sparse": (_is_sparse, _from_sparse),
-    "mapping": (lambda data: isinstance(data, Mapping), _from_mapping),
-    "DataLoader": (lambda data: isinstance(data, DataLoader), _from_loader),
-    "Dataset": (lambda data: isinstance(data, Dataset), _from_dataset),
-}
+Read = Callable[[Any, Sequence[str] | None], Arrays]
+
+FORMS: list[tuple[Callable[[Any], bool], Read]] = [
+    (lambda data: isinstance(data, Tensor | np.ndarray), lambda data, names: {"x": data}),
+    (_of("pandas", "DataFrame"), lambda data, names: from_frame(data)),
+    (_of("pandas", "Series"), lambda data, names: {"x": from_frame(data.to_frame("x"))["x"][:, 0]}),
+    (_of("anndata", "AnnData"), _from_anndata),
+    (_is_sparse, lambda data, names: {"x": data.toarray()}),
+    (lambda data: isinstance(data, Mapping), _from_mapping),
+    (lambda data: isinstance(data, DataLoader), _from_loader),
+    (lambda data: isinstance(data, Dataset), _from_dataset),
+]
+"""How each form is known, and how it is read."""

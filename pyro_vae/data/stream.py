@@ -34,6 +34,7 @@ class Stream(Split):
             if first is None:
                 raise DataError("the DataLoader yields no batch")
             super().__init__(item_fields(first, names))
+            self.batch_size = self.size
             self.size, self.count = self._sizes()
 
     def _sizes(self) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from pyro_vae.data.stream import Stream
 from pyro_vae.engine.cuda_graph import CapturedStep
 from pyro_vae.engine.devices import TOLERANCES, cuda_devices
 from pyro_vae.engine.step import Loss, SharedStep, choose_step
-from pyro_vae.errors import RunError, find
+from pyro_vae.errors import RunError, UnknownName, find
 from pyro_vae.objectives.objective import Objective, shared_loss
 from pyro_vae.pair import bounds
 from pyro_vae.pair.checks import check_auxiliary, density_faults
@@ -42,8 +43,10 @@ SAVE_EVERY_SECONDS = 20.0
 VALIDATION_SEED = 20
 VALIDATION_BATCH = 1024
 
-DIRECTIONS = {"valid_elbo": "max"}
-"""Columns of which more is better; of any other, less is."""
+COLUMNS = ("loss", "valid_loss", "valid_elbo", "valid_rate", "valid_distortion")
+"""The columns of metrics.csv that say how well a run does; of `valid_elbo` more is better, of the others less."""
+
+SIGNS = {"min": -1.0, "max": 1.0}
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,9 @@ class Trainer:
                     "lr_warmup goes with the schedules that change the rate every step; use torch's LinearLR"
                 )
             self.scheduler = Scheduler(chosen.schedule, self.optimizer, chosen.schedule_options)
+        elif chosen.schedule_options:
+            named = ", ".join(chosen.schedule_options)
+            raise RunError(f"the schedule {chosen.schedule!r} takes no {named}; options go with a schedule of torch's")
         else:
             self.schedule = find("schedule", chosen.schedule, {**SCHEDULES, **TORCHS})
         self.gradients = Gradients(parameters)
@@ -187,6 +193,7 @@ class Trainer:
         captured = self.engine.name == "compiled" and self.fabric.device.type == "cuda" and whole
         self.advance: Callable[[dict[str, Tensor]], Tensor] = CapturedStep(self._advance) if captured else self._advance
         self.is_loss = bool(faults) or self.settings.relaxed
+        self.monitored = monitored(self.settings.monitor, self.is_loss)
         self.notes = [self.engine.line, *(f"a loss, not a bound: {fault.line}" for fault in faults), *self.shortcomings]
         if isinstance(self.data.train, Stream):
             self.notes.append("the data come from a DataLoader in an order of its own: a stopped run resumes inexactly")
@@ -227,10 +234,11 @@ class Trainer:
     def _told_to_stop(self, row: dict[str, float]) -> bool:
         """What the user's callback says of an epoch; where it raises, the run is saved first."""
         try:
-            return any([call(dict(row)) is True for call in self.chosen.on_epoch if call is not None])
+            answers = [call(dict(row)) for call in self.chosen.on_epoch if call is not None]
         except BaseException:
             self._write(self._capture())
             raise
+        return any(isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers)
 
     def _run_epoch(self, bar: tqdm, start: dict[str, Any]) -> dict[str, float]:
         began = time.perf_counter()
@@ -260,18 +268,26 @@ class Trainer:
         """One pass over the training data, a step each time: losses in nats per datum, still on the device."""
         for step, batch in enumerate(self._batches()):
             self._set_rates(step)
-            self.last_of_pass = step + 1 == self.steps_per_epoch
             yield self.advance(batch)
+        self._take_what_is_left()
 
     def _advance(self, batch: dict[str, Tensor]) -> Tensor:
         loss = self.engine.run(batch, self.beta)
-        if self.settings.accumulate > 1:
-            self.gradients.add(batch_size(batch))
-            if self.gradients.batches < self.settings.accumulate and not self.last_of_pass:
-                return loss
-            self.gradients.hand_over()
-        self._update()
+        self._learn(batch)
         return loss
+
+    def _learn(self, batch: dict[str, Tensor]) -> None:
+        """Use the gradients of a batch: at once, or with those of others."""
+        if self.settings.accumulate == 1:
+            return self._update()
+        self.gradients.add(batch_size(batch))
+        if self.gradients.batches == self.settings.accumulate:
+            self._take_what_is_left()
+
+    def _take_what_is_left(self) -> None:
+        if self.gradients.batches:
+            self.gradients.hand_over()
+            self._update()
 
     def _update(self) -> None:
         if self.settings.clip is not None:
@@ -285,31 +301,19 @@ class Trainer:
         settings, per_epoch = self.settings, self.steps_per_epoch
         done = self.epoch * per_epoch + step
         factor = ramp(done, settings.lr_warmup * per_epoch) * self.schedule(done / (settings.epochs * per_epoch))
-        if factor != 1.0 or self.optimizer.param_groups[0].get(
-            "scheduled"
-        ):  # else the optimizer may have a decay of its own
+        if self.schedule is not constant or settings.lr_warmup:  # else the optimizer may have a decay of its own
             for group, first in zip(self.optimizer.param_groups, self.first_rates, strict=True):
-                group["scheduled"] = True
                 group["lr"] = group["lr"].fill_(first * factor) if isinstance(group["lr"], Tensor) else first * factor
         progress = done / (settings.epochs * per_epoch)
         weight = ramp(done, settings.kl_warmup * per_epoch) * cyclical(progress, settings.kl_cycles)
         self.beta.fill_(settings.beta * weight)
 
     def _keep_best(self, row: dict[str, float]) -> None:
-        score = self._score(row)
+        column, sign = self.monitored
+        score = sign * row[column]
         if score > self.best["elbo"] or self.best["pair"] is None:
             state = {name: value.detach().clone() for name, value in self.kept.state_dict().items()}
             self.best = {"epoch": self.epoch, "elbo": score, "pair": state}
-
-    def _score(self, row: dict[str, float]) -> float:
-        """The figure that is watched, with the sign by which larger is better.
-
-        Raises:
-            RunError: no such column.
-        """
-        name, _, direction = self.settings.monitor.partition(":")
-        value = find("column to monitor", name, row)
-        return value if (direction or DIRECTIONS.get(name, "min")) == "max" else -value
 
     def _out_of_patience(self) -> bool:
         return self.settings.patience is not None and self.epoch - self.best["epoch"] >= self.settings.patience
@@ -371,7 +375,7 @@ class Trainer:
             if not self.engine.run(batch, self.beta).isfinite():
                 torch.set_rng_state(rng)
                 raise divergence(f"the loss is not finite at {where}", self.pair, batch, checkpoint)
-            self._update()
+            self._learn(batch)
             if not weights_are_finite(self.pair):
                 raise divergence(f"the weights are not finite after {where}", self.pair, batch, checkpoint)
         with evaluating(self.kept):
@@ -398,6 +402,19 @@ class Trainer:
 
 
 @torch.no_grad()
+def monitored(monitor: str, is_loss: bool) -> tuple[str, float]:
+    """The column that is watched, and the sign by which larger is better, of NAME, NAME:min or NAME:max.
+
+    Raises:
+        UnknownName: no such column, or no such direction.
+    """
+    name, _, direction = monitor.partition(":")
+    known = [column for column in COLUMNS if column != "valid_elbo" or not is_loss]
+    if name not in known:
+        raise UnknownName("column to monitor", name, known)
+    return name, find("direction", direction or ("max" if name == "valid_elbo" else "min"), SIGNS)
+
+
 def elbo_parts(pair: nn.Module, split: Split, data_size: int) -> dict[str, float]:
     """ELBO, rate and distortion of a split in nats per datum, one particle each, at draws that every epoch shares."""
     sums = torch.zeros(2, dtype=torch.float64)

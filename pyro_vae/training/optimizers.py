@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pyro_vae.errors import RunError, UnknownName
+from pyro_vae.errors import RunError, UnknownName, find
 
 MakeOptimizer = Callable[[Sequence[nn.Parameter]], Optimizer]
 
@@ -50,10 +50,10 @@ def make_optimizer(
             if name not in known:
                 raise UnknownName(f"option of the optimizer {optimizer!r}", name, known)
         return _of_class(kind, parameters, {"lr": lr, **options})
-    if hasattr(optimizer, "pt_optim_constructor"):
-        return _of_class(*_taken_apart(optimizer, parameters), {"lr": lr, **optimizer.pt_optim_args})
     if options:
-        raise RunError(f"options go with an optimizer's name; give {', '.join(options)} to the function instead")
+        raise RunError(f"options go with an optimizer's name; give {', '.join(options)} to the optimizer itself")
+    if hasattr(optimizer, "pt_optim_constructor"):
+        return _of_class(_taken_apart(optimizer), parameters, {"lr": lr, **optimizer.pt_optim_args})
     made = optimizer(parameters)
     if not isinstance(made, Optimizer):
         raise RunError(f"the optimizer's function returned {type(made).__name__}, not a torch.optim.Optimizer")
@@ -62,12 +62,10 @@ def make_optimizer(
 
 def find_optimizer(name: str) -> type[Optimizer]:
     """The class of this name in `torch.optim`; raises `UnknownName` where there is none."""
-    if name.lower() not in OPTIMIZERS:
-        raise UnknownName("optimizer", name, OPTIMIZERS)
-    return OPTIMIZERS[name.lower()]
+    return find("optimizer", name.lower(), OPTIMIZERS)
 
 
-def _taken_apart(optimizer: Any, parameters: Sequence[nn.Parameter]) -> tuple[type[Optimizer], Sequence[nn.Parameter]]:
+def _taken_apart(optimizer: Any) -> type[Optimizer]:
     """The torch class of an object of `pyro.optim`."""
     name = type(optimizer).__name__
     if hasattr(optimizer, "pt_scheduler_constructor"):
@@ -76,7 +74,7 @@ def _taken_apart(optimizer: Any, parameters: Sequence[nn.Parameter]) -> tuple[ty
         raise RunError("options by parameter name are Pyro's own; give a function: optimizer=lambda parameters: ...")
     if optimizer.pt_clip_args:
         raise RunError("gradients are clipped with clip=NORM here; leave the clip arguments of the Pyro optimizer out")
-    return optimizer.pt_optim_constructor, parameters
+    return optimizer.pt_optim_constructor
 
 
 def _of_class(

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae import plugins
+from pyro_vae.engine import processes
 from pyro_vae.errors import RunError
 
 Row = Mapping[str, float]
 
 
 class Tracker(ABC):
-    """Base class: is told the settings, every epoch's row and the figures of one run.
+    """Base class: is told the settings and every epoch's row of one run.
 
     Args:
         folder: where files go.
@@ -38,10 +39,6 @@ class Tracker(ABC):
 
     def settings(self, settings: Mapping[str, Any]) -> None:
         """The settings of the run, plain values by name; a tracker that keeps none passes them over."""
-        return None
-
-    def figure(self, name: str, figure: Any) -> None:
-        """A matplotlib figure of the finished run; a tracker that keeps none passes it over."""
         return None
 
 
@@ -70,17 +67,13 @@ class TensorBoard(Tracker):
         from lightning_fabric.loggers import TensorBoardLogger
 
         self.logger = TensorBoardLogger(str(folder), name="tensorboard", version="")
-        self.last = 0
 
     def settings(self, settings: Mapping[str, Any]) -> None:
         self.logger.experiment.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in settings.items()))
 
     def epoch(self, row: Row) -> None:
-        self.last = int(row["epoch"])
-        self.logger.log_metrics({key: value for key, value in row.items() if key != "epoch"}, step=self.last)
-
-    def figure(self, name: str, figure: Any) -> None:
-        self.logger.experiment.add_figure(name, figure, self.last)
+        figures = {key: value for key, value in row.items() if key != "epoch"}
+        self.logger.log_metrics(figures, step=int(row["epoch"]))
 
     def finish(self) -> None:
         self.logger.finalize("success")
@@ -100,9 +93,6 @@ class WandB(Tracker):
 
     def epoch(self, row: Row) -> None:
         self.run.log(dict(row), step=int(row["epoch"]))
-
-    def figure(self, name: str, figure: Any) -> None:
-        self.run.log({name: self.library.Image(figure)})
 
     def finish(self) -> None:
         self.run.finish()
@@ -129,9 +119,6 @@ class MLflow(Tracker):
         for key, value in row.items():
             self.client.log_metric(self.run, key, value, step=int(row["epoch"]))
 
-    def figure(self, name: str, figure: Any) -> None:
-        self.client.log_figure(self.run, figure, f"{name}.png")
-
     def finish(self) -> None:
         self.client.set_terminated(self.run)
 
@@ -152,7 +139,8 @@ def required(module: str, extra: str) -> Any:
 def tracking(
     names: Sequence[str], folder: str | Path | None, settings: Mapping[str, Any]
 ) -> Iterator[Callable[[Row], None]]:
-    """Trackers by name for the length of a run: yields what tells them of an epoch.
+    """Trackers by name for the length of a run: yields what tells them of an epoch. Of several processes, the first has
+    them.
 
     Raises:
         UnknownName: no such tracker.
@@ -160,7 +148,8 @@ def tracking(
     """
     if names and folder is None:
         raise RunError(f"tracking by {', '.join(names)} writes files: say out=DIR")
-    trackers = [plugins.load("tracker", name)(Path(folder) / "tracking", Path(folder).name) for name in names]
+    kinds = [plugins.load("tracker", name) for name in names] if processes.rank() == 0 else []
+    trackers = [kind(Path(folder) / "tracking", Path(folder).name) for kind in kinds]
     for tracker in trackers:
         tracker.settings(settings)
 

@@ -75,7 +75,7 @@ def train(
             field `x`; a mapping of them; a pandas DataFrame; a scipy sparse matrix; an AnnData; a torch `Dataset`; or a
             `DataLoader`, which is read anew at each pass and needs `valid`.
         epochs: passes over the training data.
-        batch_size: data a step.
+        batch_size: data a step; a `DataLoader` has its own.
         lr: the learning rate, before the schedule.
         objective: a registered objective's name, or an `Objective`, or a function with its signature.
         particles: draws of the guide for each datum and step.
@@ -126,6 +126,9 @@ def train(
         DivergenceError: a loss is not finite; names the epoch, step and site. The last checkpoint is kept.
     """
     schedule = plugins.current_name("schedule", schedule, warn=True)
+    dataset = as_dataset(data, seed, valid, fields)
+    if isinstance(dataset.train, Stream):
+        batch_size = dataset.train.batch_size
     settings = Settings(
         epochs=epochs,
         batch_size=batch_size,
@@ -147,7 +150,6 @@ def train(
         precision=precision,
         relaxed=relaxed,
     )
-    dataset = as_dataset(data, seed, valid, fields)
     if batch_size > dataset.train.size:
         raise DataError(
             f"batch_size is {batch_size} but there are {dataset.train.size} training data; use a smaller batch_size"

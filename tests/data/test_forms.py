@@ -49,6 +49,8 @@ def test_every_form_holds_the_same_numbers(data):
 
 
 def test_labels_come_along():
+    beside = as_split({"x": frame(even=[True, False, True, False]), "label": pandas.Series([3, 1, 2, 0])})
+    assert beside["label"].tolist() == [3, 1, 2, 0] and beside["x"][:, 3].tolist() == [1, 0, 1, 0]
     words = as_split(frame(label=["cat", "dog", "cat", "ant"]))
     assert words["label"].tolist() == [1, 2, 1, 0] and np.allclose(words["x"].numpy(), X)
     pairs = Items([(row, place) for place, row in enumerate(torch.tensor(X))])
@@ -86,6 +88,7 @@ WRONG = {
     "string": (DataLoader(Items(["one", "two"])), "x of an item of the data is list, not numbers|is str, not numbers"),
     "ragged": (Items([torch.zeros(2), torch.zeros(3)]), "differ in their fields or shapes"),
     "none": (Items([]), "0 rows"),
+    "named": ({"x": X, "y": [1.0]}, "y: cannot take data of type list"),
     "other": (3.0, "cannot take data of type float"),
 }
 

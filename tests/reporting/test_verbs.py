@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae import plugins
 from pyro_vae.command_line import main as cli
 from pyro_vae.command_line.options import options_of
 
@@ -51,6 +52,13 @@ def test_both_doors_give_the_same(folder, tmp_path):
     assert pv.report(run) == folder / "report.md"
     exported = pv.export(run, draws=3, limit=4, seed=1)
     assert exported.posterior["z"].shape == (1, 3, 4, 2)
+
+
+def test_what_is_registered_is_reached_from_the_package():
+    assert pv.models.CVAE.__name__ == "CVAE" and pv.models.burda is plugins.load("model", "burda")
+    assert pv.objectives.IWAE is plugins.load("objective", "iwae")
+    assert pv.evaluators.Importance is plugins.load("evaluator", "importance")
+    assert issubclass(pv.evaluators.ELBO, pv.evaluators.Evaluator) and "VAE" in dir(pv.models)
 
 
 def test_a_run_is_evaluated_on_its_own_data_or_on_others(folder):

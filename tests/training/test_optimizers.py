@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -66,6 +67,13 @@ WRONG = {
     "schedule": ({"schedule": "cosin"}, UnknownName, "unknown schedule 'cosin'; known: cosine"),
     "schedule_options": ({"schedule": "steplr"}, RunError, "StepLR refuses its options"),
     "monitor": ({"monitor": "valid_los"}, UnknownName, "unknown column to monitor 'valid_los'; known: valid_loss"),
+    "monitor_direction": ({"monitor": "valid_loss:maximum"}, UnknownName, "unknown direction 'maximum'; known: max"),
+    "options_of_our_schedule": ({"schedule_options": {"gamma": 0.5}}, RunError, "'constant' takes no gamma"),
+    "options_of_pyros": (
+        {"optimizer": pyro.optim.Adam({"lr": 0.1}), "optimizer_options": {"eps": 1.0}},
+        RunError,
+        "give eps to the optimizer itself",
+    ),
     "accumulate": ({"accumulate": 0}, RunError, "accumulate must be positive"),
     "tracker": ({"track": ["tensorbord"], "out": "run"}, UnknownName, "unknown tracker 'tensorbord'"),
     "tracker_without_a_folder": ({"track": ["csv"]}, RunError, "out=DIR"),
@@ -77,7 +85,7 @@ def test_a_mistake_is_one_line(options, error, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=words) as caught:
         trained(**options)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch():
@@ -149,6 +157,7 @@ def test_a_callback_sees_each_row_and_stops_the_run(tmp_path):
     rows = []
     run = trained(epochs=9, on_epoch=lambda row: rows.append(row) or row["epoch"] == 3)
     assert rows == run.history and len(rows) == 3
+    assert len(trained(epochs=9, on_epoch=lambda row: np.float64(row["epoch"]) >= 2).history) == 2
 
     def broken(row):
         raise ZeroDivisionError("mine")
@@ -264,7 +273,8 @@ def test_a_loader_that_does_not_know_its_length_is_counted():
             return iter(bits(50))
 
     state = torch.get_rng_state()
-    run = trained(data=torch.utils.data.DataLoader(Endless(), batch_size=20), valid=bits(20, seed=1))
+    loader = torch.utils.data.DataLoader(Endless(), batch_size=20)
+    run = trained(data=loader, valid=bits(20, seed=1), batch_size=1000)  # the loader has its own
     assert run.data.train.size == 50 and run.data.train.num_batches(16) == 3 and len(run.history) == 2
     trained(data=torch.utils.data.DataLoader(bits(50), batch_size=20, shuffle=True), valid=bits(20, seed=1))
     assert torch.equal(torch.get_rng_state(), state)

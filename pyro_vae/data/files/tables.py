@@ -53,7 +53,8 @@ def from_frame(frame: "pandas.DataFrame") -> dict[str, np.ndarray]:
             raise DataError(
                 f"column {str(name)!r} holds {column.iloc[0]!r}, which is no number; turn it into numbers, or drop it"
             )
-    return {"x": frame.to_numpy(), **fields}
+    values = frame.to_numpy()
+    return {"x": values.astype(float) if values.dtype == object else values, **fields}  # bools beside numbers
 
 
 def _codes(labels: np.ndarray) -> np.ndarray:
