@@ -12,6 +12,7 @@ import pytest
 import pyro_vae
 
 HOUSE = Path(pyro_vae.__file__).parent
+README = Path(__file__).parent.parent / "README.md"
 
 ROOMS = [
     ["__init__"],
@@ -142,7 +143,7 @@ def test_every_module_is_in_a_room():
 
 
 def test_the_readme_lists_the_rooms_from_the_top_down():
-    section = (HOUSE.parent / "README.md").read_text().partition("## Where things are")[2].partition("\n## ")[0]
+    section = README.read_text().partition("## Where things are")[2].partition("\n## ")[0]
     named = [room for row in section.splitlines() for room in re.findall(r"`(\w+)(?:/|\.py)`", row.split(" | ")[0])]
     named.remove("pyro_vae")
     assert named == [room for rooms in ROOMS for room in rooms if room != "__init__"]
