@@ -77,7 +77,7 @@ def test_a_model_is_told_only_what_it_asks_for_and_what_it_lacks_is_named(third_
 def test_a_third_party_model_is_trained_from_the_command_line(third_party, capsys, monkeypatch):
     monkeypatch.chdir(third_party)
     assert cli.main("train wide --width 6 --print_config".split()) == 0
-    assert "model: wide\nwidth: 6\n" in capsys.readouterr().out
+    assert "model:\n  name: wide\n  width: 6\n" in capsys.readouterr().out
 
 
 def test_a_broken_plugin_is_named_and_stops_no_other(third_party, capsys):

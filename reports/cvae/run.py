@@ -9,9 +9,9 @@ and writes README.md and its figures. With --only, it stops after these tasks. P
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,6 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae import plots, runs
-from pyro_vae.command_line import commands
-from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.data import Dataset
 from pyro_vae.pair import generation
 from pyro_vae.reporting.verbs import save_arrays
@@ -70,49 +68,43 @@ ROWS = 8
 DRAWS = 6
 
 
-def settings(task: str, model: str, root: str, baseline: Path | None, particles: int = 1) -> TrainSettings:
+def settings(task: str, model: str, root: str, baseline: Path | None, particles: int = 1) -> dict[str, Any]:
     """What `pyro-vae train` was told; several particles stand for the objective `iwae`."""
     data, options = TASKS[task]
     given = dict(OPTIONS.get((task, model), NETS[model]))
     if model == "cvae" and baseline is not None and task != "column":
         given["baseline"] = str(baseline)
-    return TrainSettings(
-        model=model,
-        data={"data": data, "binarize": "dynamic", "seed": 0, "scale": "unit"},
-        data_options={"source": "mnist", "root": root, "valid": VALID, **options},
-        model_options=given,
-        objective="trace_mean_field_elbo" if particles == 1 else "iwae",
-        objective_options={} if particles == 1 else {"gradient": "pathwise"},
-        training={
-            "particles": particles,
-            "epochs": EPOCHS_OF_TASK.get(task, EPOCHS)[model] if particles == 1 else WEIGHTED_EPOCHS[task],
-            "batch_size": 200,
-            "lr": 2e-3,
-            "schedule": "cosine",
-            "kl_warmup": KL_WARMUP.get((task, particles), 0) if model == "cvae" else 0,
-            "ema": 0.999,
-            "engine": "compiled",
-            "device": "cpu",
-        },
-    )
+    return {
+        "pair": model,
+        "data": data,
+        "data_options": {"source": "mnist", "root": root, "valid": VALID, **options},
+        "model_options": given,
+        "objective": "trace_mean_field_elbo" if particles == 1 else "iwae",
+        "particles": particles,
+        "epochs": EPOCHS_OF_TASK.get(task, EPOCHS)[model] if particles == 1 else WEIGHTED_EPOCHS[task],
+        "batch_size": 200,
+        "lr": 2e-3,
+        "schedule": "cosine",
+        "kl_warmup": KL_WARMUP.get((task, particles), 0) if model == "cvae" else 0,
+        "ema": 0.999,
+        "engine": "compiled",
+        "device": "cpu",
+    }
 
 
-def long_regressor(task: str, model: str, root: str) -> TrainSettings:
+def long_regressor(task: str, model: str, root: str) -> dict[str, Any]:
     """The regressor trained to its end; on grey levels its cross-entropy is the expectation over drawn pixels."""
     grey, usual = model == GREY, settings(task, "regressor", root, None)
-    return replace(
-        usual,
-        data=usual.data | {"binarize": "none" if grey else "dynamic"},
-        training=usual.training | {"epochs": LONG[task], "relaxed": grey},
-    )
+    data_options = usual["data_options"] | {"binarize": "none" if grey else "dynamic"}
+    return usual | {"data_options": data_options, "epochs": LONG[task], "relaxed": grey}
 
 
-def ensure_trained(folder: Path, chosen: TrainSettings) -> None:
+def ensure_trained(folder: Path, chosen: Mapping[str, Any]) -> None:
     """Train, or continue where an earlier call was stopped."""
     started = (folder / LAST).exists()
-    if started and len(runs.load_run(folder).history) == chosen.training["epochs"]:
+    if started and len(runs.load_run(folder).history) == chosen["epochs"]:
         return
-    commands.train_run(chosen, folder, resume=started, overwrite=False, progress=False)
+    pv.train(**chosen, out=folder, resume=started, progress=False)
 
 
 def ensure_evaluated(folder: Path, name: str, particles: int) -> dict[str, np.ndarray]:

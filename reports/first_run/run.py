@@ -17,8 +17,6 @@ from torchvision.transforms import ToTensor
 
 import pyro_vae as pv
 from pyro_vae import plots
-from pyro_vae.command_line import commands
-from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.runs import build_model
 
 HERE = Path(__file__).parent
@@ -26,19 +24,6 @@ sys.path.insert(0, str(HERE.parent))
 from machine import header, table  # noqa: E402
 
 EPOCHS, BATCH, LR, ROUNDS = 50, 128, 3e-4, 3
-
-
-def settings(root: str) -> TrainSettings:
-    """`pyro-vae train blog --data mnist --epochs 50 --batch_size 128 --lr 3e-4`, in Python."""
-    return TrainSettings(
-        model="blog",
-        data={"data": "mnist", "binarize": "dynamic", "seed": 0, "scale": "unit"},
-        data_options={"root": root, "valid": 10_000},
-        model_options={},
-        objective="trace_mean_field_elbo",
-        objective_options={},
-        training={"epochs": EPOCHS, "batch_size": BATCH, "lr": LR},
-    )
 
 
 def plain_epoch(root: str, vae: torch.nn.Module, svi: SVI) -> float:
@@ -77,7 +62,9 @@ def main() -> None:
     torch.manual_seed(0)
     ours, plain = timings(root)
     folder = Path("runs") / "first_run"
-    results = commands.train_run(settings(root), folder, resume=False, overwrite=True, progress=True)
+    where = {"root": root, "valid": 10_000}
+    how = {"epochs": EPOCHS, "batch_size": BATCH, "lr": LR}
+    results = pv.train("blog", "mnist", data_options=where, out=folder, overwrite=True, **how).results
     for picture in sorted((folder / "figures").glob("*.png")):
         (HERE / picture.name).write_bytes(picture.read_bytes())
     plots.save(plots.loss_curves(pv.load_run(folder).history), HERE / "loss.png")

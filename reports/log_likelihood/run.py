@@ -12,6 +12,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,6 @@ from matplotlib.figure import Figure
 
 import pyro_vae as pv
 from pyro_vae import plots
-from pyro_vae.command_line import commands
-from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.data import Dataset, Split
 from pyro_vae.reporting.verbs import save_arrays
 from pyro_vae.runs import load_run
@@ -55,29 +54,23 @@ PUBLISHED = {
 }
 
 
-def settings(kind: str, root: str) -> TrainSettings:
+def settings(kind: str, root: str) -> dict[str, Any]:
     """What `pyro-vae train burda` was told."""
     file = str(Path(root) / "mnist_static_binarized.npz")
     data, binarize, options = {
         "dynamic": ("mnist", "dynamic", {"root": root, "valid": 400}),
         "static": ("static_mnist", "none", {"file": file}),
     }[kind]
-    return TrainSettings(
-        model="burda",
-        data={"data": data, "binarize": binarize, "seed": 0, "scale": "unit"},
-        data_options=options,
-        model_options={},
-        objective="trace_mean_field_elbo",
-        objective_options={},
-        training={
-            "epochs": EPOCHS[kind],
-            "batch_size": 100,
-            "lr": 2e-3,
-            "schedule": "cosine",
-            "ema": 0.9995,
-            "engine": "compiled",
-        },
-    )
+    return {
+        "data": data,
+        "data_options": {"binarize": binarize, **options},
+        "epochs": EPOCHS[kind],
+        "batch_size": 100,
+        "lr": 2e-3,
+        "schedule": "cosine",
+        "ema": 0.9995,
+        "engine": "compiled",
+    }
 
 
 def ensure_trained(folder: Path, kind: str, root: str) -> None:
@@ -85,7 +78,7 @@ def ensure_trained(folder: Path, kind: str, root: str) -> None:
     started = (folder / LAST).exists()
     if started and len(load_run(folder).history) == EPOCHS[kind] and (folder / BEST).exists():
         return
-    commands.train_run(settings(kind, root), folder, resume=started, overwrite=False, progress=True)
+    pv.train("burda", out=folder, resume=started, **settings(kind, root))
 
 
 def ensure_evaluated(folder: Path) -> dict[str, dict[str, np.ndarray]]:
