@@ -10,7 +10,7 @@ from typing import Any
 from pyro_vae import plugins
 from pyro_vae.command_line.options import Option, add_flags, options_of, parse_value
 from pyro_vae.errors import PluginError, RunError, UnknownName, UsageError
-from pyro_vae.parts.build import needs, part_kinds
+from pyro_vae.parts.build import needed, part_kinds
 from pyro_vae.runs.config import DEFAULTS, KINDS, Config, read_settings, sectioned
 from pyro_vae.runs.folder import CONFIG
 from pyro_vae.runs.identity import MAY_DIFFER, check_same_run
@@ -221,7 +221,7 @@ def _unknown_setting(section: str, name: str, table: Mapping[Key, Option], model
     if other is not None:
         place = other if other in (*KINDS, "training") else f"training: {other}_options"
         return UsageError(f"the setting {name!r} belongs under {place}:, not under {section}:")
-    line = _line_of_a_part(name, model, "") if section == "model" else None
+    line = needed(model, name) if section == "model" else None
     return UsageError(line) if line else UnknownName("setting", name, {known for _, known in table})
 
 
@@ -238,17 +238,9 @@ def explain_unknown(
         having = [f"--{owner.key}_{name}" for owner in owners if any(option.name == name for option in owner.options)]
         if len(having) > 1:
             raise UsageError(f"--{name} could be {' or '.join(having)}; say which")
-        line = _line_of_a_part(plugins.RENAMED_OPTIONS.get(name, name), model, "--")
+        line = needed(model, plugins.RENAMED_OPTIONS.get(name, name), "--")
         if line:
             raise UsageError(line)
-
-
-def _line_of_a_part(name: str, model: Callable[..., Any], dashes: str) -> str | None:
-    """What an option needs that is one of a part that was not chosen."""
-    for parameter, kind in part_kinds(model).items():
-        if name.startswith(f"{parameter}_"):
-            return needs(parameter, kind, name.removeprefix(f"{parameter}_"), dashes)
-    return None
 
 
 def _values(

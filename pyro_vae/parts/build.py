@@ -102,6 +102,14 @@ def named_parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Param
     return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
 
 
+def needed(model: Callable[..., Any], option: str, dashes: str = "") -> str | None:
+    """The line of an option of a part of the model that was not chosen; None where it is none."""
+    for parameter, kind in part_kinds(model).items():
+        if option.startswith(f"{parameter}_"):
+            return needs(parameter, kind, option.removeprefix(f"{parameter}_"), dashes)
+    return None
+
+
 def needs(parameter: str, kind: Kind, option: str, dashes: str = "") -> str | None:
     """The line of an option that the chosen part has not but others of its kind have; None where none has it."""
     having = []

@@ -13,6 +13,7 @@ from pyro_vae.engine import processes
 from pyro_vae.errors import ContractError, RunError, UnknownName
 from pyro_vae.evaluation import evaluate
 from pyro_vae.objectives.objective import Objective, as_objective
+from pyro_vae.parts.build import needed
 from pyro_vae.reporting.report import write_report
 from pyro_vae.runs.build import build_model, record_of
 from pyro_vae.runs.config import Config
@@ -62,7 +63,12 @@ def config_of(asked: Mapping[str, Any]) -> Config:
         RunError: an option that is an object, or a required one that is missing.
     """
     model, data, given = asked["pair"], asked["data"], asked["model_options"] or {}
-    own = model_options(plugins.load("model", model), given)
+    constructor = plugins.load("model", model)
+    own = model_options(constructor, given)
+    for name in given.keys() - {option.name for option in own}:
+        line = needed(constructor, plugins.RENAMED_OPTIONS.get(name, name))
+        if line:
+            raise RunError(line)
     config = {"model": {"name": plugins.current_name("model", model), **complete(f"model {model!r}", own, given)}}
     if isinstance(data, str | Path):
         config["data"] = {"name": str(data), **data_settings(data, asked["data_options"])}

@@ -144,6 +144,7 @@ def train(
         DivergenceError: a loss is not finite; names the epoch, step and site. The last checkpoint is kept.
     """
     asked = dict(locals())
+    pair = asked["pair"] = plugins.current_name("model", pair, warn=True)
     schedule = asked["schedule"] = plugins.current_name("schedule", schedule, warn=True)
     optimizer_options = asked["optimizer_options"] = with_defaults(options_of_optimizer(optimizer), optimizer_options)
     schedule_options = asked["schedule_options"] = with_defaults(options_of_schedule(schedule), schedule_options)
@@ -193,8 +194,10 @@ def train(
     fabric = launch(device, precision)
     for split in (dataset.train, dataset.valid):
         check_support(pair.cpu(), split, relaxed)
+    others = {*asdict(settings), *objective.identity()}
+    model = {f"model_{n}" if n in others else n: v for n, v in (record or {}).get("options", {}).items()}
     own = {
-        **(record or {}).get("options", {}),
+        **model,
         **asdict(settings),
         **{f"optimizer_{name}": value for name, value in optimizer_options.items()},
         **{f"schedule_{name}": value for name, value in schedule_options.items()},

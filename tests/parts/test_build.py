@@ -127,6 +127,11 @@ def test_a_part_may_be_an_object_which_has_its_options_already():
         pv.VAE((6,), prior=prior, prior_components=4)
 
 
+def test_a_net_may_be_an_object():
+    pair = pv.VAE((6,), net=pv.nets.MLP((3,), "tanh"))
+    assert pair.encoder.out_features == 3 and pv.log_terms(pair, {"x": torch.ones(2, 6)}).log_weight.shape == (1, 2)
+
+
 def test_parts_are_registered_and_listed(capsys):
     assert plugins.load("prior", "standard_normal") is StandardNormal
     assert cli.main(["list"]) == 0

@@ -96,6 +96,12 @@ MISTAKES = {
         UnknownName,
         "option of objective 'iwae' 'gradients'; known: gradient",
     ),
+    "part": (
+        ("vae", "digits"),
+        {"model_options": {"components": 3}},
+        RunError,
+        "prior_components needs prior mixture or",
+    ),
     "object": (("vae", "digits"), {"model_options": {"prior": object()}}, RunError, "build the pair"),
     "options of an object": (
         ("vae", "digits"),
