@@ -6,12 +6,11 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pyro
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from pyro_vae import plots
@@ -20,6 +19,9 @@ from pyro_vae.errors import RunError, UserError
 from pyro_vae.files import write_text
 from pyro_vae.runs.folder import CONFIG, FIGURES, REPORT, read_results
 from pyro_vae.runs.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RELAXED = "loss, not a log-likelihood"
 PLACED = (
@@ -39,7 +41,7 @@ SHOWN = {
 }
 """What each figure shows."""
 
-Drawing = Callable[[], Figure | None]
+Drawing = Callable[[], "Figure | None"]
 
 
 def write_report(run: Run) -> Path:

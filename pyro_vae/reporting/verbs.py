@@ -6,11 +6,10 @@ A run is a `Run`, or the folder of one.
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import files, plots
@@ -20,6 +19,9 @@ from pyro_vae.pair import generation
 from pyro_vae.pair.pair import device_of, select_fields
 from pyro_vae.reporting.report import write_report
 from pyro_vae.runs.run import Run, as_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Data = str | Path | Dataset | Split | Tensor | Mapping[str, Tensor] | None
 
@@ -59,7 +61,7 @@ def reconstruct(
     split: str = "test",
     out: str | Path | None = None,
     device: str = "auto",
-) -> Figure:
+) -> "Figure":
     """Draw data, spread over a split, above their reconstructions.
 
     Args:
