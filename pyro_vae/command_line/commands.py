@@ -48,15 +48,6 @@ def train_run(settings: TrainSettings, out: Path, resume: bool, overwrite: bool,
     return results
 
 
-def check_model(settings: TrainSettings) -> list[str]:
-    """What was checked of a registered model on 16 of its training data; raises as `check_pair` does."""
-    from pyro_vae.testing import check_pair
-
-    data = load_settings_data(settings)
-    pair = runs.build_model(settings.model, data.facts, settings.model_options, settings.data["seed"])
-    return check_pair(pair, data.train.head(16).take(slice(None)))
-
-
 def load_settings_data(settings: TrainSettings) -> Dataset:
     """The data set that the settings of a training describe."""
     given = dict(settings.data)
