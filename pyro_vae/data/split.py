@@ -77,6 +77,11 @@ class Split(Mapping[str, Tensor]):
         fields = ", ".join(f"{name} {list(field.shape[1:])}" for name, field in self.fields.items())
         return f"Split({self.size} data: {fields})"
 
+    @property
+    def placed(self) -> int:
+        """How many of the data, from the first, can be taken by their place."""
+        return self.size
+
     def to(self, device: torch.device | str) -> "Split":
         """The same split presented on a device: resident fields move whole, memory maps batch by batch."""
         moved = copy(self)

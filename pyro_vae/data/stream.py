@@ -48,6 +48,11 @@ class Stream(Split):
             data -= data % self.loader.batch_size
         return data, batches
 
+    @property
+    def placed(self) -> int:
+        """The data of the first batch."""
+        return self.batch_size
+
     def to(self, device: torch.device | str) -> "Stream":
         moved = copy(self)
         moved.device = torch.device(device)

@@ -3,6 +3,7 @@
 from pyro_vae.late import late
 
 __all__ = [
+    "drawings",
     "image_grid",
     "loss_curves",
     "manifold",
