@@ -75,6 +75,9 @@ class Stream(Split):
         """The loader's own, whatever the batch size."""
         return self.count
 
+    def cost(self, batch_size: int) -> str:
+        return "the data come from a DataLoader in an order of its own: a stopped run resumes inexactly"
+
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """One pass over the loader, which decides size and order of the batches."""
         for batch in self.loader:
