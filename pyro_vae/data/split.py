@@ -10,7 +10,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from pyro_vae.data.sparse import SparseRows, row_bytes
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, check_positive
 
 Batch = dict[str, Tensor]
 Field = Shaped[Tensor, "n ..."] | SparseRows
@@ -124,8 +124,7 @@ class Split(Mapping[str, Tensor]):
 
     def num_batches(self, batch_size: int) -> int:
         """The number of batches in one pass; the last may be smaller."""
-        if batch_size < 1:
-            raise DataError(f"batch_size must be at least 1, not {batch_size}")
+        check_positive(DataError, batch_size=batch_size)
         return -(-self.size // batch_size)
 
     def cost(self, batch_size: int) -> str | None:

@@ -75,7 +75,7 @@ def test_a_run_on_sparse_rows_is_the_run_on_dense_ones_and_says_what_it_costs(sm
         assert torch.equal(kept.pair.state_dict()[name], value)
     assert [row["valid_loss"] for row in kept.history] == [row["valid_loss"] for row in dense.history]
     (note,) = [note for note in kept.notes if "sparse" in note]
-    assert note.startswith("x stays sparse (0.0 MiB instead of 0.0 MiB): each batch is made dense when it is needed, in ")
+    assert note.startswith("x stays sparse (0.0 MiB instead of 0.0 MiB): each batch is made dense when it is needed")
     assert not any("sparse" in note for note in dense.notes)
     for data in (counts(), counts()[:30]):
         of_kept = pv.evaluate(kept.pair, data, "importance", 20, progress=False)

@@ -295,6 +295,38 @@ def test_a_data_loader_is_read_anew_each_epoch():
         trained(data=loader, valid=bits(20))
 
 
+def with_one(value: float) -> torch.Tensor:
+    x = torch.zeros(40, *SHAPE)
+    x.view(40, -1)[30, 2] = value
+    return x
+
+
+class Words(torch.utils.data.Dataset):
+    """Numbers, and words at the end."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return torch.zeros(SHAPE) if index < 24 else "word"
+
+
+UNFIT = {
+    "nan": (with_one(float("nan")), r"batch 4 of the DataLoader: x\[6, 0, .*\] is nan; remove or replace"),
+    "infinite": (with_one(float("-inf")), r"batch 4 of the DataLoader: x\[6, 0, .*\] is -inf; remove or replace"),
+    "words": (Words(), "x of an item of the data is list, not numbers; turn it into a tensor"),
+}
+
+
+@pytest.mark.parametrize("data, words", UNFIT.values(), ids=UNFIT)
+def test_batches_that_cannot_be_trained_on_are_told_before_training(data, words, tmp_path):
+    loader = torch.utils.data.DataLoader(data, batch_size=8)
+    for given in ({"data": loader, "valid": bits(20)}, {"data": bits(20), "valid": loader}):
+        with pytest.raises(DataError, match=words):
+            trained(**given, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loader_that_does_not_know_its_length_is_counted():
     class Endless(torch.utils.data.IterableDataset):
         def __iter__(self):
