@@ -52,8 +52,8 @@ def reconstruct(pair: nn.Module, fields: Mapping[str, Tensor]) -> Sites:
 def encode(pair: nn.Module, split: Split) -> dict[str, Tensor]:
     """Mean and scale of every latent site of the guide for every datum: `<site>_mean` and `<site>_scale` [n, *event].
 
-    A latent outside the plate of the data is the same for all of them, so it has [*event], as at the first batch. A site
-    that depends on earlier sites of the guide is given at one draw of them; a scale that has no formula is NaN.
+    A latent outside the plate of the data is the same for all of them, so it has [*event], as at the first batch. A
+    site that depends on earlier sites of the guide is given at one draw of them; a scale that has no formula is NaN.
     """
     parts: dict[str, list[Tensor]] = {}
     shared = set()
