@@ -14,6 +14,8 @@ _HOMES = {
     "Dataset": "pyro_vae.data",
     "Split": "pyro_vae.data",
     "train": "pyro_vae.training.train",
+    "check": "pyro_vae.testing",
+    "list": "pyro_vae.plugins:installed",
     "Run": "pyro_vae.runs.run",
     "load_run": "pyro_vae.runs.run",
     "evaluate": "pyro_vae.evaluation",
@@ -38,5 +40,5 @@ _HOMES = {
     "testing": "pyro_vae.testing:",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOMES.keys() - {"list"})  # `from pyro_vae import *` hides no builtin
 __getattr__, __dir__ = late(__name__, _HOMES)

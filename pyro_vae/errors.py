@@ -67,6 +67,13 @@ def find(kind: str, name: str, table: Mapping[str, Found]) -> Found:
     return table[name]
 
 
+def check_positive(error: type[UserError], **counts: int | None) -> None:
+    """Raise this error where a count, by name, is less than one; None passes."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise error(f"{name} must be at least 1, not {count}")
+
+
 def nearest_first(name: str, known: Iterable[str]) -> list[str]:
     """The known names, most similar to `name` first."""
     return sorted(known, key=lambda other: (-SequenceMatcher(None, name.lower(), other.lower()).ratio(), other))

@@ -10,13 +10,15 @@ def late(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], 
 
     Args:
         package: its name.
-        homes: the module of each public name; for a name that is a module itself, `MODULE:`.
+        homes: the module of each public name; for a name that is a module itself, `MODULE:`, and for one that has
+            another name there, `MODULE:NAME`.
     """
 
     def attribute(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = import_module(homes[name].removesuffix(":"))
-        return module if homes[name].endswith(":") else getattr(module, name)
+        home, colon, other = homes[name].partition(":")
+        module = import_module(home)
+        return module if colon and not other else getattr(module, other or name)
 
     return attribute, lambda: sorted(homes)

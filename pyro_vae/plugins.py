@@ -4,13 +4,15 @@ Built-in ones are registered in this project's own `pyproject.toml`, under the g
 is imported until its name is first used, so a broken plugin never stops the others.
 """
 
+import ast
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
-from pyro_vae.errors import PluginError, Renamed, UnknownName
+from pyro_vae.errors import PluginError, Renamed, UnknownName, find
 
 GROUPS = {
     "model": "pyro_vae.models",
@@ -24,6 +26,10 @@ GROUPS = {
     "posterior": "pyro_vae.posteriors",
     "net": "pyro_vae.nets",
 }
+
+PACKAGE = Path(__file__).parent
+
+DEFINITIONS = (ast.ClassDef, ast.FunctionDef)
 
 RENAMED = {("model", "iwae"): "burda", ("schedule", "iwae"): "burda_steps"}
 """What something is called now, by its kind and its old name, which goes on working."""
@@ -61,19 +67,7 @@ def load(kind: str, name: str) -> Callable[..., Any]:
         UnknownName: nothing is registered under this name; lists what is.
         PluginError: two packages registered it, or importing it fails; says which and why.
     """
-    name = current_name(kind, name)
-    claims = {(entry.value, _package(entry)): entry for entry in entry_points(group=GROUPS[kind], name=name)}
-    if not claims:
-        raise UnknownName(kind.replace("_", " "), name, names(kind))
-    if len(claims) > 1:
-        packages = " and ".join(sorted(package for _, package in claims))
-        raise PluginError(f"{kind} {name!r} is registered by {packages}; uninstall one of them")
-    entry = next(iter(claims.values()))
-    try:
-        return entry.load()
-    except Exception as reason:
-        message = f"{kind} {name!r} of package {_package(entry)} is broken: {type(reason).__name__}: {reason}"
-        raise PluginError(" ".join(message.split())) from reason
+    return _loaded(kind, _claimed(kind, current_name(kind, name)))
 
 
 def name_of(kind: str, plugin: Any) -> str | None:
@@ -95,6 +89,60 @@ def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
             if option not in known:
                 raise UnknownName("option", option, known)
     return plugin(**options)
+
+
+def installed(kind: str | None = None) -> dict[str, dict[str, str]]:
+    """What is installed: of each kind the names, and of each name the first line of its docstring.
+
+    Built-in plugins are not imported: their docstrings are read from their source. Of a plugin that cannot be imported
+    the line says so, and why.
+
+    Args:
+        kind: "models", "datasets", "objectives", ...; None: all of them.
+
+    Raises:
+        UnknownName: no such kind.
+    """
+    plural = {f"{each}s": each for each in GROUPS}
+    chosen = plural if kind is None else {kind: find("kind of plugin", kind, plural)}
+    return {many: {name: _first_line(one, name) for name in names(one)} for many, one in chosen.items()}
+
+
+def _first_line(kind: str, name: str) -> str:
+    try:
+        entry = _claimed(kind, name)
+        text = _read_docstring(entry) if entry.module.startswith(f"{PACKAGE.name}.") else None
+        return (text or _loaded(kind, entry).__doc__ or "").strip().split("\n")[0]
+    except PluginError as problem:
+        return f"BROKEN: {problem}"
+
+
+def _read_docstring(entry: EntryPoint) -> str | None:
+    """The docstring in the source of a built-in class or function; None where the source does not show it."""
+    source = PACKAGE.parent.joinpath(*entry.module.split(".")).with_suffix(".py")
+    if not source.exists():
+        return None
+    defined = (node for node in ast.parse(source.read_text("utf-8")).body if isinstance(node, DEFINITIONS))
+    return next((ast.get_docstring(node) for node in defined if node.name == entry.attr), None)
+
+
+def _claimed(kind: str, name: str) -> EntryPoint:
+    """The one entry point of a name; raises as `load` does."""
+    claims = {(entry.value, _package(entry)): entry for entry in entry_points(group=GROUPS[kind], name=name)}
+    if not claims:
+        raise UnknownName(kind.replace("_", " "), name, names(kind))
+    if len(claims) > 1:
+        packages = " and ".join(sorted(package for _, package in claims))
+        raise PluginError(f"{kind} {name!r} is registered by {packages}; uninstall one of them")
+    return next(iter(claims.values()))
+
+
+def _loaded(kind: str, entry: EntryPoint) -> Callable[..., Any]:
+    try:
+        return entry.load()
+    except Exception as reason:
+        message = f"{kind} {entry.name!r} of package {_package(entry)} is broken: {type(reason).__name__}: {reason}"
+        raise PluginError(" ".join(message.split())) from reason
 
 
 def _package(entry: EntryPoint) -> str:

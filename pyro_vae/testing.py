@@ -1,14 +1,19 @@
-"""The contract of a pair as a function: `check_pair` runs on a user's pair the checks that our own models pass."""
+"""The contract of a pair as a function: `check_pair` runs on a user's pair the checks that our own models pass, and
+`check` does so on a model and data that may be named."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from pyro_vae.data import Split
+from pyro_vae.data import Dataset, Split, as_split, load_data
+from pyro_vae.data.stream import Stream
 from pyro_vae.errors import ContractError
 from pyro_vae.evaluation import evaluate
 from pyro_vae.evaluation.blocks import Block
@@ -19,9 +24,52 @@ from pyro_vae.pair.generation import sample
 from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.sites import observed
 from pyro_vae.pair.terms import log_terms
+from pyro_vae.runs.build import build_model
+from pyro_vae.training.by_name import data_settings
 
 Batch = Mapping[str, Tensor]
 SEED = 0
+CHECKED = 16
+"""As many of the training data are checked on."""
+
+
+def check(
+    pair: nn.Module | str = "vae",
+    data: Any = "digits",
+    seed: int = 0,
+    *,
+    fields: Sequence[str] | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    data_options: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Does a model keep the contract of a pair on a data set? Runs `check_pair` on 16 of the training data.
+
+    Args:
+        pair: a model and a guide on one module, which is left as it was, or the name of a registered model.
+        data: a data set's name or file, a `Dataset`, or data in any form that `train` takes.
+        seed: fixes the initial weights of a named model, and how named data are divided and drawn.
+        fields: what the members of an item of the data are called where it is a tuple: ("x", "label").
+        model_options: of a named model: `{"latent_dim": 5}`.
+        data_options: of named data: `{"binarize": "static"}` (the default is "dynamic"), and the data set's own.
+
+    Returns:
+        What was checked, in words.
+
+    Raises:
+        ContractError: one or more checks failed; says in words what.
+        DataError: data that are missing, unreadable or unfit.
+        UnknownName: no such model or data set.
+    """
+    if isinstance(data, str | Path):
+        data = load_data(data, seed=seed, **data_settings(data, data_options))
+    elif not isinstance(data, Dataset):
+        split = Stream(data, fields) if isinstance(data, DataLoader) else as_split(data, fields)
+        data = Dataset("data", split, split, split)
+    if isinstance(pair, str):
+        pair = build_model(pair, data.facts, model_options or {}, seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return check_pair(pair, data.train.head(CHECKED).take(slice(None)))
 
 
 def check_pair(pair: nn.Module, batch: Batch) -> list[str]:

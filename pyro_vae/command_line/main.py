@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae import plugins
-from pyro_vae.errors import PluginError, Renamed, UnknownName, UsageError, UserError, find
+from pyro_vae.errors import Renamed, UnknownName, UsageError, UserError, find
 
 USAGE = """usage: pyro-vae COMMAND ...
 
@@ -33,9 +34,22 @@ Deep latent-variable models as Pyro programs.
 --debug shows the traceback of an error."""
 
 
+CLOSED_PIPE = 141
+"""The exit status where what reads our output has gone, as in `pyro-vae list | head -1`; a shell's own for this."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, or 2 for a user's mistake."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError as problem:
+        return CLOSED_PIPE if _unread() else _refused(problem)
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; a mistake of the user's becomes one line."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
@@ -44,13 +58,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = partial(_show, warnings.showwarning)
             return dispatch(arguments)
     except (UserError, OSError) as problem:
-        if debug:
+        if debug or isinstance(problem, BrokenPipeError):
             raise
-        print(f"pyro-vae: {' '.join(str(problem).split())}", file=sys.stderr)
-        return 2
+        return _refused(problem)
     except KeyboardInterrupt:
         print("pyro-vae: interrupted; continue a training with --resume", file=sys.stderr)
         return 130
+
+
+def _refused(problem: Exception) -> int:
+    print(f"pyro-vae: {' '.join(str(problem).split())}", file=sys.stderr)
+    return 2
+
+
+def _unread() -> bool:
+    """Whether what reads our output has gone; what is left to print then goes nowhere."""
+    streams = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        streams.register(stream, 0)  # errors alone
+    gone = [place for place, _ in streams.poll(0)]
+    for place in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), place)
+    return bool(gone)
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -157,32 +186,24 @@ def verb_command(name: str, arguments: list[str]) -> None:
 
 
 def check_command(arguments: list[str]) -> None:
-    from pyro_vae.command_line import commands
     from pyro_vae.command_line.settings import parse_train
 
     parser = _parser("check", "Check that a model keeps the contract of a pair on a data set.")
     asked, _ = parse_train(parser, arguments)
-    for checked in commands.check_model(asked):
+    from pyro_vae.testing import check  # the checks themselves: help does without
+
+    options = {name: asked[name] for name in ("model_options", "data_options")}
+    for checked in check(asked["pair"], asked["data"], asked["seed"], **options):
         print(f"ok: {checked}")
 
 
 def list_command(arguments: list[str]) -> None:
-    plural = {f"{kind}s": kind for kind in plugins.GROUPS}
     parser = _parser("list", "What is installed.")
-    parser.add_argument("kind", nargs="?", help=", ".join(plural))
-    given = parser.parse_args(arguments)
-    chosen = plural if given.kind is None else {given.kind: find("kind of plugin", given.kind, plural)}
-    for name, kind in chosen.items():
-        print(f"{name}:")
-        for entry in plugins.names(kind):
-            print(f"  {entry:<24} {_describe(kind, entry)}")
-
-
-def _describe(kind: str, name: str) -> str:
-    try:
-        return (plugins.load(kind, name).__doc__ or "").strip().split("\n")[0]
-    except PluginError as problem:
-        return f"BROKEN: {problem}"
+    parser.add_argument("kind", nargs="?", help=", ".join(f"{kind}s" for kind in plugins.GROUPS))
+    for kind, found in plugins.installed(parser.parse_args(arguments).kind).items():
+        print(f"{kind}:")
+        for name, line in found.items():
+            print(f"  {name:<24} {line}")
 
 
 VERBS = {name: partial(verb_command, name) for name in (*OUTLETS, "report")}

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.data.files.arrays import check_finite, to_tensor
+from pyro_vae.data.files.arrays import check_finite, fit_the_memory, to_tensor
 from pyro_vae.data.forms import named_arrays
 from pyro_vae.data.split import Batch, Split, Step
 from pyro_vae.errors import DataError
@@ -74,7 +73,7 @@ def as_split(data: Any, fields: Sequence[str] | None = None) -> Split:
     """Data in memory as a split; see `named_arrays` for the forms that they may have. A Split is returned as it is.
 
     Nothing is scaled. Tensors keep their dtype; floats in NumPy arrays become torch's default dtype. A `numpy.memmap`
-    is never read whole.
+    is never read whole, and a sparse matrix that would be too large as a dense one stays sparse.
 
     Args:
         fields: what the members of an item that is a tuple are called.
@@ -86,11 +85,11 @@ def as_split(data: Any, fields: Sequence[str] | None = None) -> Split:
         return data
     named = named_arrays(data, fields)
     stored = {name: value if isinstance(value, Tensor) else to_tensor(value, name) for name, value in named.items()}
-    mapped = any(isinstance(value, np.memmap) for value in named.values())
-    split = Split(stored, resident=not mapped)
+    resident = fit_the_memory(named.values())
+    split = Split(stored, resident=resident)
     for name, field in split.fields.items():
         check_finite(field, name)
-    return split.then(_in_default_dtype) if mapped else split
+    return split if resident else split.then(_in_default_dtype)
 
 
 def choose_split(data: Any, name: str) -> Split:

@@ -1,6 +1,7 @@
 """Data as people hold them in memory, as named arrays: frames, sparse matrices, AnnData, torch's data sets."""
 
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_vae.data.files.tables import from_frame
+from pyro_vae.data.sparse import DENSE_LIMIT, dense_where_it_fits, is_sparse
 from pyro_vae.errors import DataError
+
+COPIED_BYTES = 2**26
+"""How much of a file is copied at a time."""
 
 Arrays = dict[str, Tensor | np.ndarray]
 
@@ -20,8 +25,8 @@ def named_arrays(data: Any, names: Sequence[str] | None = None) -> Arrays:
 
     Args:
         data: a tensor or array, which becomes the field `x`; a mapping of them; a pandas DataFrame (a column "label" is
-            the label); a scipy sparse matrix of counts; an AnnData (its X); a torch `Dataset` or `DataLoader`, whose
-            items are tensors, mappings or tuples.
+            the label); a scipy sparse matrix of counts, which stays sparse where it would be too large; an AnnData (its
+            X); a torch `Dataset` or `DataLoader`, whose items are tensors, mappings or tuples.
         names: what the members of an item that is a tuple are called: ("x", "label").
 
     Raises:
@@ -44,7 +49,7 @@ def item_fields(item: Any, names: Sequence[str] | None) -> dict[str, Any]:
     """
     if isinstance(item, Mapping):
         found = {str(name): value for name, value in item.items()}
-    elif isinstance(item, list | tuple):
+    elif isinstance(item, list | tuple) and not any(isinstance(member, str | bytes) for member in item):
         if len(item) == 1 and names is None:
             names = ("x",)
         if names is None or len(names) != len(item):
@@ -101,17 +106,27 @@ def _together(parts: list[dict[str, Tensor]], join: Callable[[list[Tensor]], Ten
 
 
 def _from_anndata(data: Any, names: Sequence[str] | None) -> Arrays:
-    x = named_arrays(data.X)["x"]
+    x = named_arrays(_in_memory(data.X) if data.isbacked else data.X)["x"]
     return {"x": x} | ({"label": from_frame(data.obs[["label"]].assign(x=0))["label"]} if "label" in data.obs else {})
+
+
+def _in_memory(stored: Any) -> Any:
+    """The X of a backed AnnData: of a sparse one its rows, of a dense one that is too large a memory map."""
+    if not isinstance(stored, sys.modules["h5py"].Dataset):
+        return stored.to_memory()
+    if stored.nbytes <= DENSE_LIMIT:
+        return stored[:]
+    with tempfile.TemporaryFile() as file:
+        whole = np.memmap(file, stored.dtype, mode="w+", shape=stored.shape)
+    rows = max(1, COPIED_BYTES * len(stored) // stored.nbytes)
+    for start in range(0, len(stored), rows):
+        whole[start : start + rows] = stored[start : start + rows]
+    return whole
 
 
 def _of(module: str, name: str) -> Callable[[Any], bool]:
     """Whether data are of a class of a package that whoever made them has imported already."""
     return lambda data: module in sys.modules and isinstance(data, getattr(sys.modules[module], name))
-
-
-def _is_sparse(data: Any) -> bool:
-    return "scipy.sparse" in sys.modules and sys.modules["scipy.sparse"].issparse(data)
 
 
 Read = Callable[[Any, Sequence[str] | None], Arrays]
@@ -121,7 +136,7 @@ FORMS: list[tuple[Callable[[Any], bool], Read]] = [
     (_of("pandas", "DataFrame"), lambda data, names: from_frame(data)),
     (_of("pandas", "Series"), lambda data, names: {"x": from_frame(data.to_frame("x"))["x"][:, 0]}),
     (_of("anndata", "AnnData"), _from_anndata),
-    (_is_sparse, lambda data, names: {"x": data.toarray()}),
+    (is_sparse, lambda data, names: {"x": dense_where_it_fits(data)}),
     (lambda data: isinstance(data, Mapping), _from_mapping),
     (lambda data: isinstance(data, DataLoader), _from_loader),
     (lambda data: isinstance(data, Dataset), _from_dataset),

@@ -1,5 +1,6 @@
 """One split of a data set: named tensors, and how a batch of them is presented to a pair."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from functools import partial
@@ -8,9 +9,11 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from pyro_vae.errors import DataError
+from pyro_vae.data.sparse import SparseRows, row_bytes
+from pyro_vae.errors import DataError, check_positive
 
 Batch = dict[str, Tensor]
+Field = Shaped[Tensor, "n ..."] | SparseRows
 Step = Callable[[Batch], Batch]
 
 PAGE_BYTES = 2**20
@@ -28,11 +31,11 @@ class Split(Mapping[str, Tensor]):
     ones, and no gradient goes back to what was given.
 
     Args:
-        fields: the stored tensors, each [n, ...].
+        fields: the stored tensors, each [n, ...]; or rows that are kept sparse, which become dense when they are read.
         transform: applied to every batch that is presented; it returns a mapping and writes to no tensor.
         rows: the stored rows [size] that this split consists of, in its order; None: all.
-        resident: False where a field is a memory map too large for memory: batches are then read from it as
-            they are asked for, and only they go to another device.
+        resident: False where a field is a memory map too large for memory, or kept sparse: batches are then read from
+            it as they are asked for, and only they go to another device.
 
     Raises:
         DataError: no field, a field that is a single number, no rows, or fields of differing lengths.
@@ -40,7 +43,7 @@ class Split(Mapping[str, Tensor]):
 
     def __init__(
         self,
-        fields: Mapping[str, Shaped[Tensor, "n ..."]],
+        fields: Mapping[str, Field],
         transform: Step | None = None,
         rows: Int[Tensor, " size"] | None = None,
         resident: bool = True,
@@ -61,7 +64,7 @@ class Split(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Shaped[Tensor, "size ..."]:
         """A field as it is stored; where the split is not resident this reads all of the field's rows."""
         field = self.fields[name]
-        return field if self.rows is None else field.index_select(0, self.rows)
+        return field.to_dense() if self.rows is None else field.index_select(0, self.rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.fields)
@@ -76,6 +79,11 @@ class Split(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         fields = ", ".join(f"{name} {list(field.shape[1:])}" for name, field in self.fields.items())
         return f"Split({self.size} data: {fields})"
+
+    @property
+    def placed(self) -> int:
+        """How many of the data, from the first, can be taken by their place."""
+        return self.size
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split presented on a device: resident fields move whole, memory maps batch by batch."""
@@ -116,9 +124,24 @@ class Split(Mapping[str, Tensor]):
 
     def num_batches(self, batch_size: int) -> int:
         """The number of batches in one pass; the last may be smaller."""
-        if batch_size < 1:
-            raise DataError(f"batch_size must be at least 1, not {batch_size}")
+        check_positive(DataError, batch_size=batch_size)
         return -(-self.size // batch_size)
+
+    def cost(self, batch_size: int) -> str | None:
+        """What it costs that the data are not in memory as they are presented; None where they are."""
+        if self.resident:
+            return None
+        if not self._sparse:
+            return (
+                f"the data stay in their file: {CHUNK_BYTES >> 20} MiB of neighbouring rows are read at a time and "
+                "shuffled, so batches wait for the disk and are less mixed than in memory"
+            )
+        began = time.perf_counter()
+        self._read(torch.arange(min(batch_size, self.size)) * self.size // min(batch_size, self.size))
+        took = 1000 * (time.perf_counter() - began)
+        (name, field), *_ = self._sparse.items()
+        sizes = f"{field.bytes / 2**20:,.1f} MiB instead of {len(field) * field.row_bytes / 2**20:,.1f} MiB"
+        return f"{name} stays sparse ({sizes}): each batch is made dense when it is needed, in {took:.1f} ms here"
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """One pass over the data, each datum once; the last batch may be smaller.
@@ -132,7 +155,7 @@ class Split(Mapping[str, Tensor]):
         count = self.num_batches(batch_size)
         if generator is None:
             yield from (self.take(slice(i * batch_size, (i + 1) * batch_size)) for i in range(count))
-        elif self.resident:
+        elif not self._in_pages:
             order = _permutation(self.size, generator).to(self.device)
             yield from (self.take(positions) for positions in order.split(batch_size))
         else:
@@ -142,11 +165,20 @@ class Split(Mapping[str, Tensor]):
     def scan(self) -> Iterator[tuple[Int[Tensor, " chunk"] | slice, Batch]]:
         """Each datum once: positions and batch, in chunks of bounded size, in the fastest order to read."""
         chunk = self._rows_in(CHUNK_BYTES // 8)
-        order = None if self.rows is None else self.rows.argsort()
+        order = self.rows.argsort() if self._in_pages and self.rows is not None else None
         for start in range(0, self.size, chunk):
             positions = slice(start, start + chunk)
             positions = positions if order is None else order[positions]
             yield positions, self.take(positions)
+
+    @property
+    def _in_pages(self) -> bool:
+        """Whether rows are read fast only beside each other, as those of a memory map are."""
+        return not (self.resident or self._sparse)
+
+    @property
+    def _sparse(self) -> dict[str, SparseRows]:
+        return {name: field for name, field in self.fields.items() if isinstance(field, SparseRows)}
 
     def _chunks(self, batch_size: int, generator: torch.Generator) -> Iterator["Split"]:
         """A memory-mapped split in chunks of pages in a drawn order; each chunk but the last holds whole batches."""
@@ -169,21 +201,23 @@ class Split(Mapping[str, Tensor]):
                 name: field.index_select(0, positions.to(field.device)).to(self.device)
                 for name, field in self.fields.items()
             }
-        views = {name: field[positions] for name, field in self.fields.items()}
+        views = {name: field[positions].to_dense() for name, field in self.fields.items()}
         return views if self.resident else {name: view.clone().to(self.device) for name, view in views.items()}
 
     def _rows_in(self, memory: int) -> int:
         """How many rows fit in so many bytes, at least one."""
-        return max(1, memory // max(1, sum(field[0].nbytes for field in self.fields.values())))
+        return max(1, memory // max(1, sum(map(row_bytes, self.fields.values()))))
 
 
-def _plain(field: Tensor) -> Tensor:
-    """A dense tensor without a gradient."""
+def _plain(field: Field) -> Field:
+    """A dense tensor without a gradient; rows that are kept sparse as they are."""
+    if isinstance(field, SparseRows):
+        return field
     field = field if field.layout is torch.strided else field.to_dense()
     return field.detach() if field.requires_grad else field
 
 
-def _common_length(fields: Mapping[str, Tensor]) -> int:
+def _common_length(fields: Mapping[str, Field]) -> int:
     if not fields:
         raise DataError("there are no data: give at least one named tensor")
     for name, field in fields.items():

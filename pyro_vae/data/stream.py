@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pyro_vae.data.files.arrays import check_finite
 from pyro_vae.data.forms import item_fields
 from pyro_vae.data.split import Batch, Split
 from pyro_vae.errors import DataError
@@ -48,6 +49,11 @@ class Stream(Split):
             data -= data % self.loader.batch_size
         return data, batches
 
+    @property
+    def placed(self) -> int:
+        """The data of the first batch."""
+        return self.batch_size
+
     def to(self, device: torch.device | str) -> "Stream":
         moved = copy(self)
         moved.device = torch.device(device)
@@ -70,10 +76,20 @@ class Stream(Split):
         """The loader's own, whatever the batch size."""
         return self.count
 
+    def cost(self, batch_size: int) -> str:
+        return "the data come from a DataLoader in an order of its own: a stopped run resumes inexactly"
+
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """One pass over the loader, which decides size and order of the batches."""
-        for batch in self.loader:
-            yield Split(item_fields(batch, self.names), self.transform).to(self.device).take(slice(None))
+        """One pass over the loader, which decides size and order of the batches.
+
+        Raises:
+            DataError: a batch that is no numbers, or holds one that is not finite; says which.
+        """
+        for number, batch in enumerate(self.loader, start=1):
+            fields = item_fields(batch, self.names)
+            for name, field in fields.items():
+                check_finite(field, f"batch {number} of the DataLoader: {name}")
+            yield Split(fields, self.transform).to(self.device).take(slice(None))
 
     def scan(self) -> Iterator[tuple[slice, Batch]]:
         first = 0

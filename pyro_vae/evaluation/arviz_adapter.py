@@ -25,8 +25,3 @@ def from_groups(groups: dict[str, dict[str, np.ndarray]]) -> Any:
     """InferenceData (0.x) or a DataTree (1.x) of groups of arrays [chain, draw, ...]; `observed_data` has neither."""
     with warnings.catch_warnings(action="ignore"):
         return arviz.from_dict(groups) if IS_ONE else arviz.from_dict(**groups)
-
-
-def to_netcdf(data: Any, path: str) -> None:
-    """Write InferenceData or a DataTree to a netCDF file, which `arviz.from_netcdf` reads."""
-    data.to_netcdf(path)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split, choose_split
 from pyro_vae.engine import processes
-from pyro_vae.errors import ContractError, RunError
+from pyro_vae.errors import ContractError, RunError, check_positive
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
 from pyro_vae.evaluation.evaluator import Called, Evaluator
@@ -99,9 +99,7 @@ def evaluate_each(
 
     The other arguments, and the errors, are those of `evaluate`.
     """
-    for name, value in {"particles": particles, "limit": limit}.items():
-        if value is not None and value < 1:
-            raise RunError(f"{name} must be at least 1, not {value}")
+    check_positive(RunError, particles=particles, limit=limit)
     if seed < 0:
         raise RunError(f"seed must be at least 0, not {seed}")
     run = as_run(pair, device) if isinstance(pair, Run | str | Path) else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.data import Dataset, Split, as_split
-from pyro_vae.errors import RunError
+from pyro_vae.errors import RunError, check_positive
 from pyro_vae.evaluation.arviz_adapter import from_groups
 from pyro_vae.evaluation.blocks import Block, seeded
 from pyro_vae.evaluation.draws import draws_of
@@ -35,8 +35,7 @@ def inference_data(
         RunError: fewer than one draw or datum.
         ContractError: the pair breaks the contract.
     """
-    if draws < 1 or limit < 1:
-        raise RunError(f"draws and limit must be at least 1, not {draws} and {limit}")
+    check_positive(RunError, draws=draws, limit=limit)
     split = (data.test if isinstance(data, Dataset) else as_split(data)).head(limit)
     with torch.no_grad(), seeded(seed):
         block = Block(pair, split, slice(0, split.size), seed)

@@ -52,15 +52,18 @@ def reconstruct(pair: nn.Module, fields: Mapping[str, Tensor]) -> Sites:
 def encode(pair: nn.Module, split: Split) -> dict[str, Tensor]:
     """Mean and scale of every latent site of the guide for every datum: `<site>_mean` and `<site>_scale` [n, *event].
 
-    A site that depends on earlier sites of the guide is given at one draw of them; a scale that has no formula is NaN.
+    A latent outside the plate of the data is the same for all of them, so it has [*event], as at the first batch. A
+    site that depends on earlier sites of the guide is given at one draw of them; a scale that has no formula is NaN.
     """
     parts: dict[str, list[Tensor]] = {}
+    shared = set()
     with torch.no_grad():
         for batch in split.batches(CHUNK):
             for name, site in run_guide(pair, batch).items():
+                shared |= set() if site.in_plate else {f"{name}_mean", f"{name}_scale"}
                 parts.setdefault(f"{name}_mean", []).append(center(site).cpu())
                 parts.setdefault(f"{name}_scale", []).append(site.deviation()[0].cpu())
-    return {name: torch.cat(chunks) for name, chunks in parts.items()}
+    return {name: chunks[0] if name in shared else torch.cat(chunks) for name, chunks in parts.items()}
 
 
 def center(site: Site) -> Tensor:

@@ -17,7 +17,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.errors import ContractError, ProgramError, UserError
+from pyro_vae.errors import ContractError, ProgramError, UserError, check_positive
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.pair import LocalParameters, batch_size, evaluating, select_fields
 from pyro_vae.pair.sites import ONE_PLATE, PARTICLES, Layout, Record, Sites, latent, shortened, side_by_side, values_of
@@ -175,8 +175,7 @@ def ways(pair: nn.Module, batch: Fields, particles: int = 2) -> Ways:
     Raises:
         ContractError: fewer particles than one.
     """
-    if particles < 1:
-        raise ContractError(f"particles must be at least 1, not {particles}")
+    check_positive(ContractError, particles=particles)
     if particles == 1:
         return Ways(OWN_DIM, OWN_DIM, "one particle")
     shape = tuple((name, field.shape[1:], field.dtype) for name, field in batch.items())

@@ -1,18 +1,9 @@
-"""Figures of pairs, data and runs."""
+"""Figures of pairs, data and runs; matplotlib is imported when the first of them is drawn."""
 
-from pyro_vae.plots.figures import (
-    image_grid,
-    loss_curves,
-    manifold,
-    posterior_means,
-    reconstructions,
-    samples,
-    save,
-    save_images,
-    undisturbed,
-)
+from pyro_vae.late import late
 
 __all__ = [
+    "drawings",
     "image_grid",
     "loss_curves",
     "manifold",
@@ -23,3 +14,4 @@ __all__ = [
     "save_images",
     "undisturbed",
 ]
+__getattr__, __dir__ = late(__name__, dict.fromkeys(__all__, "pyro_vae.plots.figures"))

@@ -5,8 +5,9 @@ data that are no images are drawn as bars, a cell for each datum.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from pyro_vae.data import Split
+from pyro_vae.data import Dataset, Split
 from pyro_vae.errors import RunError
 from pyro_vae.files import write_whole
 from pyro_vae.pair.generation import center, decode, observed, picture_site, reconstruct, sample
@@ -29,6 +30,9 @@ from pyro_vae.pair.pair import device_of, evaluating, select_fields
 from pyro_vae.pair.particles import Fields, run_guide
 from pyro_vae.pair.sites import Site
 from pyro_vae.plots.mosaic import BLUE, DPI, Limits, as_array, bar_outlines, is_image, limits_of, mosaic, value_range
+
+History = Sequence[Mapping[str, Any]]
+"""The rows of a run, one an epoch."""
 
 ORANGE, INK = "#d9772b", "#333333"
 
@@ -57,7 +61,23 @@ def image_grid(values: Float[Tensor, "n ..."], columns: int | None = None) -> Fi
     return mosaic(values, columns, value_range(values), left=0, bottom=0, top=0, right=0, largest=math.inf)[0]
 
 
-def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+def drawings(pair: nn.Module, data: Dataset, history: History) -> dict[str, Callable[[], Figure | None]]:
+    """What draws each figure of a run, by name; one that does not apply to the pair gives None.
+
+    The figures are of the test data. Drawing one may raise a `UserError` or `NotImplementedError` of its own.
+    """
+    with undisturbed(pair):
+        fields = data.test.head(64).take(slice(None))
+    curves = {"loss": partial(loss_curves, history)} if history else {}
+    return curves | {
+        "reconstructions": partial(reconstructions, pair, data.test),
+        "samples": partial(samples, pair, fields),
+        "manifold": partial(manifold, pair, fields),
+        "posterior_means": partial(posterior_means, pair, data.test),
+    }
+
+
+def loss_curves(history: History) -> Figure:
     """Training and validation loss of each epoch, and rate and distortion beside, in nats per datum.
 
     The rows have `epoch`, `loss`, `valid_loss`, `valid_rate` and `valid_distortion`; `RunError` is raised where there
@@ -94,7 +114,7 @@ def reconstructions(pair: nn.Module, split: Split, n: int = 10) -> Figure:
     On a reconstruction that is no image the outline of its datum is drawn.
     """
     with undisturbed(pair) as device:
-        batch = split.to(device).take(_spread(split.size, n).to(device))
+        batch = split.to(device).take(_spread(split.placed, n).to(device))
         site = picture_site(reconstruct(pair, batch))
         data, means = site.value.squeeze(0), center(site)
     rows = -(-len(data) // 12)
@@ -178,7 +198,7 @@ def posterior_means(pair: nn.Module, split: Split, limit: int = 5000) -> Figure 
         if latent is None:
             return None
         means, labels = [], []
-        for positions in _spread(split.size, limit).to(device).split(512):
+        for positions in _spread(split.placed, limit).to(device).split(512):
             batch = split.take(positions)
             means.append(as_array(center(run_guide(pair, batch)[latent.name])))
             labels.append(as_array(batch["label"]) if "label" in batch else None)

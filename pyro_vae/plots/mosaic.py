@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyro_vae.pair.sites import Site
 
@@ -60,7 +61,7 @@ def mosaic(
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     if picture is not None:
-        half = [0.5 / (side + 1) for side in values.shape[-2:]] if len(values) > 1 else [0.0, 0.0]
+        half = [0.5 / (side + 1) for side in values.shape[-2:]]
         axes.imshow(picture, extent=(-half[1], columns + half[1], rows + half[0], -half[0]), aspect="auto")
     else:
         _draw_bars(axes, values, columns, limits, colors or [BLUE] * len(values))
@@ -78,13 +79,14 @@ def tiles(
 
     Of images that have neither one nor three channels the first is shown.
     """
-    from torchvision.utils import make_grid  # torchvision takes seconds to import
-
     height, width = values.shape[-2:]
     images = values.detach().cpu().double().reshape(len(values), -1, height, width)
     images = images if images.shape[1] in (1, 3) else images[:, :1]
     images = ((images - limits[0]) / (limits[1] - limits[0])).nan_to_num(1.0).clamp(0, 1)
-    return make_grid(images, nrow=columns, padding=1, pad_value=gap_shade).permute(1, 2, 0).numpy()
+    cells = images.new_full((-(-len(images) // columns) * columns, 3, height + 1, width + 1), gap_shade)
+    cells[: len(images), :, 1:, 1:] = images
+    rows = cells.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    return pad(rows, (0, 0, 0, 1, 0, 1), value=gap_shade).numpy()
 
 
 def _draw_bars(axes: Axes, values: Float[Tensor, "n ..."], columns: int, limits: Limits, colors: Sequence[str]) -> None:

@@ -3,16 +3,13 @@
 import math
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pyro
 import torch
-from matplotlib.figure import Figure
-from torch import nn
 
 from pyro_vae import plots
 from pyro_vae.data import Dataset
@@ -38,8 +35,6 @@ SHOWN = {
     "there is one.",
 }
 """What each figure shows."""
-
-Drawing = Callable[[], Figure | None]
 
 
 def write_report(run: Run) -> Path:
@@ -137,7 +132,7 @@ def _evaluator_figures(folder: Path, results: Sequence[Mapping[str, Any]]) -> It
 
 def _figures(run: Run, relaxed: bool) -> Iterator[str]:
     yield "## Figures"
-    for name, draw in _drawings(run.pair, run.data, run.history).items():
+    for name, draw in plots.drawings(run.pair, run.data, run.history).items():
         title = name.replace("_", " ").capitalize()
         try:
             figure = draw()
@@ -150,18 +145,6 @@ def _figures(run: Run, relaxed: bool) -> Iterator[str]:
             yield _image(
                 title, relative, SHOWN[name].format(bound=f"here a {RELAXED}" if relaxed else "minus the ELBO")
             )
-
-
-def _drawings(pair: nn.Module, data: Dataset, history: Sequence[Mapping[str, Any]]) -> dict[str, Drawing]:
-    with plots.undisturbed(pair):
-        fields = data.test.head(64).take(slice(None))
-    drawings: dict[str, Drawing] = {"loss": partial(plots.loss_curves, history)} if history else {}
-    return drawings | {
-        "reconstructions": partial(plots.reconstructions, pair, data.test),
-        "samples": partial(plots.samples, pair, fields),
-        "manifold": partial(plots.manifold, pair, fields),
-        "posterior_means": partial(plots.posterior_means, pair, data.test),
-    }
 
 
 def _settings(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:

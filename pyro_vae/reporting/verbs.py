@@ -6,20 +6,22 @@ A run is a `Run`, or the folder of one.
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import files, plots
 from pyro_vae.data import Dataset, Split
-from pyro_vae.errors import RunError
+from pyro_vae.errors import RunError, check_positive
 from pyro_vae.pair import generation
 from pyro_vae.pair.pair import device_of, select_fields
 from pyro_vae.reporting.report import write_report
 from pyro_vae.runs.run import Run, as_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Data = str | Path | Dataset | Split | Tensor | Mapping[str, Tensor] | None
 
@@ -59,7 +61,7 @@ def reconstruct(
     split: str = "test",
     out: str | Path | None = None,
     device: str = "auto",
-) -> Figure:
+) -> "Figure":
     """Draw data, spread over a split, above their reconstructions.
 
     Args:
@@ -73,7 +75,7 @@ def reconstruct(
         RunError: fewer than one, no such split, or a file that cannot be written.
     """
     path = _outlet(out, ".png")
-    _check_count(n)
+    check_positive(RunError, n=n)
     run = as_run(run, device)
     figure = plots.reconstructions(run.pair, run.split(data, split), n)
     if path is not None:
@@ -90,7 +92,8 @@ def encode(
     out: str | Path | None = None,
     device: str = "auto",
 ) -> dict[str, Tensor]:
-    """Mean and scale of q(z|x) of every datum: `SITE_mean`, `SITE_scale` [n, *event], and `label` where there is one.
+    """Mean and scale of q(z|x) of every datum: `SITE_mean`, `SITE_scale` [n, *event], and `label` where there is one;
+    of a latent outside the plate of the data [*event], once for all.
 
     Args:
         data: other data than the run's: a name or a file.
@@ -167,28 +170,21 @@ def _outlet(out: str | Path | None, *suffixes: str) -> Path | None:
     return None if out is None else Path(out)
 
 
-def _check_count(n: int) -> None:
-    if n < 1:
-        raise RunError(f"n must be at least 1, not {n}")
-
-
 def save_arrays(arrays: Mapping[str, Tensor], path: Path) -> None:
     numpy = {name: value.detach().cpu().numpy() for name, value in arrays.items()}
     files.write_whole(path, lambda file: np.savez_compressed(file, **numpy))
 
 
 def _save_netcdf(exported: Any, path: Path) -> None:
-    from pyro_vae.evaluation.arviz_adapter import to_netcdf
-
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / "run.nc"
-        to_netcdf(exported, str(whole))
+        exported.to_netcdf(str(whole))
         files.write_whole(path, lambda file: file.write(whole.read_bytes()))
 
 
 def _fields_to_sample(run: Run, n: int) -> dict[str, Tensor]:
     """Fields for `n` draws: what the model conditions on is that of the test data, over and over if need be."""
-    _check_count(n)
+    check_positive(RunError, n=n)
     if len(run.fields) == 1:
         fields = generation.blank_fields(run.fields, n)
     else:

@@ -36,7 +36,7 @@ def options_of(plugin: Callable[..., Any], skip: Sequence[str] = ()) -> list[Opt
         skip: parameters that are not the user's to set.
     """
     function = plugin.__init__ if inspect.isclass(plugin) else plugin
-    hints = typing.get_type_hints(function)
+    hints = _parameter_hints(function)
     docs = _help_texts(plugin)
     options = []
     for name, parameter in inspect.signature(plugin).parameters.items():
@@ -50,6 +50,13 @@ def options_of(plugin: Callable[..., Any], skip: Sequence[str] = ()) -> list[Opt
                 default = float(default)  # torch writes 0 where it means a number
             options.append(Option(name, kind, default, docs.get(name, ""), required))
     return options
+
+
+def _parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The type hints of parameters; what a function gives may be of a library that is imported only to make it."""
+    function = inspect.unwrap(function)
+    taken = {name: hint for name, hint in inspect.get_annotations(function).items() if name != "return"}
+    return typing.get_type_hints(types.SimpleNamespace(__annotations__=taken), getattr(function, "__globals__", {}))
 
 
 def _passed_on(hint: Any) -> list[Option]:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae.data import Dataset, Split
-from pyro_vae.data.stream import Stream
 from pyro_vae.engine.cuda_graph import CapturedStep
 from pyro_vae.engine.devices import TOLERANCES, cuda_devices
 from pyro_vae.engine.step import Loss, SharedStep, choose_step
@@ -195,8 +194,9 @@ class Trainer:
         self.is_loss = bool(faults) or self.settings.relaxed
         self.monitored = monitored(self.settings.monitor, self.is_loss)
         self.notes = [self.engine.line, *(f"a loss, not a bound: {fault.line}" for fault in faults), *self.shortcomings]
-        if isinstance(self.data.train, Stream):
-            self.notes.append("the data come from a DataLoader in an order of its own: a stopped run resumes inexactly")
+        cost = self.data.train.cost(self.settings.batch_size)
+        if cost:
+            self.notes.append(cost)
         fixed = [name for name, parameter in self.pair.named_parameters() if not parameter.requires_grad]
         if fixed:
             listed = ", ".join(fixed[:3]) + (", ..." if len(fixed) > 3 else "")

@@ -5,15 +5,19 @@ Each stands on the library of its name, which an extra installs: `pip install 'p
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyro_vae import plugins
+from pyro_vae import plots, plugins
 from pyro_vae.engine import processes
-from pyro_vae.errors import RunError
+from pyro_vae.errors import RunError, UserError
+from pyro_vae.runs.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, float]
 
@@ -39,6 +43,10 @@ class Tracker(ABC):
 
     def settings(self, settings: Mapping[str, Any]) -> None:
         """The settings of the run, plain values by name; a tracker that keeps none passes them over."""
+        return None
+
+    def figure(self, name: str, figure: "Figure", epoch: int) -> None:
+        """A figure of the finished run; a tracker that keeps none passes it over."""
         return None
 
 
@@ -75,6 +83,9 @@ class TensorBoard(Tracker):
         figures = {key: value for key, value in row.items() if key != "epoch"}
         self.logger.log_metrics(figures, step=int(row["epoch"]))
 
+    def figure(self, name: str, figure: "Figure", epoch: int) -> None:
+        self.logger.experiment.add_figure(f"figures/{name}", figure, epoch)
+
     def finish(self) -> None:
         self.logger.finalize("success")
 
@@ -93,6 +104,9 @@ class WandB(Tracker):
 
     def epoch(self, row: Row) -> None:
         self.run.log(dict(row), step=int(row["epoch"]))
+
+    def figure(self, name: str, figure: "Figure", epoch: int) -> None:
+        self.run.log({f"figures/{name}": self.library.Image(figure)}, step=epoch)
 
     def finish(self) -> None:
         self.run.finish()
@@ -119,6 +133,9 @@ class MLflow(Tracker):
         for key, value in row.items():
             self.client.log_metric(self.run, key, value, step=int(row["epoch"]))
 
+    def figure(self, name: str, figure: "Figure", epoch: int) -> None:
+        self.client.log_figure(self.run, figure, f"figures/{name}.png")
+
     def finish(self) -> None:
         self.client.set_terminated(self.run)
 
@@ -135,12 +152,32 @@ def required(module: str, extra: str) -> Any:
         raise RunError(f"tracking needs {extra}: pip install 'pyro-vae[{extra}]' ({reason})") from reason
 
 
+class Trackers:
+    """The trackers of one run."""
+
+    def __init__(self, trackers: Sequence[Tracker]):
+        self.trackers = trackers
+
+    def epoch(self, row: Row) -> None:
+        """Tell all of them of an epoch."""
+        for tracker in self.trackers:
+            tracker.epoch(row)
+
+    def finished(self, run: Run) -> None:
+        """Show all of them the figures of a run that is finished; those that its report has as well."""
+        drawings = plots.drawings(run.pair, run.data, run.history) if self.trackers else {}
+        for name, draw in drawings.items():
+            try:
+                figure = draw()
+            except (UserError, NotImplementedError):  # the report says why
+                continue
+            for tracker in self.trackers if figure is not None else ():
+                tracker.figure(name, figure, len(run.history))
+
+
 @contextmanager
-def tracking(
-    names: Sequence[str], folder: str | Path | None, settings: Mapping[str, Any]
-) -> Iterator[Callable[[Row], None]]:
-    """Trackers by name for the length of a run: yields what tells them of an epoch. Of several processes, the first has
-    them.
+def tracking(names: Sequence[str], folder: str | Path | None, settings: Mapping[str, Any]) -> Iterator[Trackers]:
+    """Trackers by name for the length of a run. Of several processes, the first has them.
 
     Raises:
         UnknownName: no such tracker.
@@ -152,13 +189,8 @@ def tracking(
     trackers = [kind(Path(folder) / "tracking", Path(folder).name) for kind in kinds]
     for tracker in trackers:
         tracker.settings(settings)
-
-    def tell(row: Row) -> None:
-        for tracker in trackers:
-            tracker.epoch(row)
-
     try:
-        yield tell
+        yield Trackers(trackers)
     finally:
         for tracker in trackers:
             tracker.finish()

@@ -125,7 +125,8 @@ def train(
             products of NVIDIA's GPUs).
         relaxed: allow grey values under a Bernoulli; the numbers are then a loss, not a likelihood.
         on_epoch: is given each epoch's row of the history; training stops where it returns True.
-        track: trackers that are told of each epoch: "csv", "tensorboard", "wandb", "mlflow". They need `out`.
+        track: trackers that are told of each epoch, and shown the figures of the finished run: "csv", "tensorboard",
+            "wandb", "mlflow". They need `out`.
         start: a run folder whose weights are where training starts from.
         resume: continue the run in `out` exactly where it was saved. It is the stored run: `epochs`, `patience`,
             `device`, `engine` and `progress` may differ, and what defines the pair, the data, the objective and the
@@ -211,9 +212,10 @@ def train(
         callbacks = [on_epoch]
         chosen = Chosen(optimizer, optimizer_options, schedule, schedule_options, callbacks)
         trainer = Trainer(fabric, pair, dataset, objective, settings, chosen=chosen, folder=folder, record=kept)
-        with tracking(track, out, asdict(settings)) as tell:
-            callbacks.append(tell)
+        with tracking(track, out, asdict(settings)) as trackers:
+            callbacks.append(trackers.epoch)
             run = trainer.fit(progress)
+            trackers.finished(run)
     if named and out is not None:
         finish(run)
     return run

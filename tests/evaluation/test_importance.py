@@ -23,7 +23,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.errors import ContractError, DataError, RunError
 from pyro_vae.evaluation import chunks
-from pyro_vae.evaluation.arviz_adapter import arviz, pareto_k, to_netcdf
+from pyro_vae.evaluation.arviz_adapter import arviz, pareto_k
 from pyro_vae.evaluation.blocks import Block
 from pyro_vae.evaluation.weights import WeightStream
 
@@ -313,7 +313,7 @@ def test_several_sites_and_discrete_ones_agree_between_seeds():
 def test_inference_data_is_written_and_read_as_netcdf(tmp_path):
     vae, x, _ = turned_vae()
     exported = pv.inference_data(vae, x, draws=5, limit=6)
-    to_netcdf(exported, str(tmp_path / "run.nc"))
+    exported.to_netcdf(str(tmp_path / "run.nc"))
     read = arviz.from_netcdf(str(tmp_path / "run.nc"))
     assert np.array_equal(read["posterior"]["z"].values, exported["posterior"]["z"].values)
     assert np.array_equal(read["observed_data"]["x"].values, x[:6].numpy())

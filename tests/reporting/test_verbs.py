@@ -1,5 +1,6 @@
 """What a run can be asked for: one function in Python, one command, the same options and results."""
 
+import builtins
 import inspect
 import json
 import re
@@ -13,6 +14,7 @@ from pyro_vae import plugins
 from pyro_vae.command_line import main as cli
 from pyro_vae.command_line.options import options_of
 from pyro_vae.data import load_data
+from pyro_vae.errors import ContractError, UnknownName
 
 VERBS = ["sample", "reconstruct", "encode", "export", "report"]
 
@@ -94,6 +96,57 @@ def test_train_does_the_same_by_both_doors(folder, tmp_path):
     assert mine == theirs[: len(mine)] and {path.name for path in folder.iterdir()} == {
         path.name for path in (tmp_path / "run").iterdir()
     }
+
+
+def test_check_says_the_same_by_both_doors(capsys):
+    assert cli.main("check burda --data digits --hidden 4 --latent_dim 2 --binarize static --seed 1".split()) == 0
+    told = capsys.readouterr().out.splitlines()
+    options = {"model_options": {"hidden": [4], "latent_dim": 2}, "data_options": {"binarize": "static"}}
+    state = torch.get_rng_state()
+    assert [f"ok: {line}" for line in pv.check("burda", "digits", 1, **options)] == told and len(told) > 5
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_check_has_the_defaults_of_its_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["check", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    defaults = {name: p.default for name, p in inspect.signature(pv.check).parameters.items()}
+    assert f"(default: {defaults['pair']})" in shown and defaults["data"] == "digits"
+    assert "--seed SEED fixes the run, bit for bit on the CPU. (default: 0)" in shown
+
+
+def test_a_pair_of_ones_own_is_checked_on_data_of_ones_own(capsys):
+    x = torch.rand(20, 1, 8, 8).round()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.arange(20)), batch_size=8)
+    pair = pv.VAE((1, 8, 8), hidden=(4,))
+    said = pv.check(pair, x)
+    assert said == pv.check(pair, loader, fields=("x", "label")) == pv.check("vae", x) == pv.check()
+    with pytest.raises(ContractError, match="Bernoulli likelihood needs 0 or 1"):
+        pv.check(pair, torch.rand(20, 1, 8, 8))
+
+
+def test_list_says_the_same_by_both_doors(capsys):
+    assert cli.main(["list"]) == 0
+    told = capsys.readouterr().out
+    lines = [
+        f"{kind}:\n" + "".join(f"  {n:<24} {line}\n" for n, line in found.items()) for kind, found in pv.list().items()
+    ]
+    assert told == "".join(lines)
+    assert cli.main(["list", "objectives"]) == 0
+    assert capsys.readouterr().out in told and list(pv.list("objectives")) == ["objectives"]
+    with pytest.raises(UnknownName, match="unknown kind of plugin 'objective'; known: objectives"):
+        pv.list("objective")
+
+
+def test_what_list_reads_from_the_source_is_what_is_imported():
+    for kind in plugins.GROUPS:
+        for name, line in pv.list(f"{kind}s")[f"{kind}s"].items():
+            assert line == plugins.load(kind, name).__doc__.strip().split("\n")[0] and not line.startswith("BROKEN")
+
+
+def test_no_public_name_hides_a_builtin():
+    assert not set(pv.__all__) & set(dir(builtins)) and "list" in dir(pv)
 
 
 def test_what_is_registered_is_reached_from_the_package():

@@ -215,6 +215,12 @@ def test_tensorboard_reads_its_files_back(tmp_path):
     read = events.Scalars("valid_loss")
     assert [event.step for event in read] == [1, 2, 3]
     assert [event.value for event in read] == pytest.approx([row["valid_loss"] for row in run.history])
+    pv.report(run)
+    drawn = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
+    assert set(events.Tags()["images"]) == {f"figures/{name}" for name in drawn} and "reconstructions" in drawn
+    for name in drawn:
+        (image,) = events.Images(f"figures/{name}")
+        assert image.step == 3 and image.encoded_image_string.startswith(b"\x89PNG") and image.width > 200
 
 
 def test_mlflow_keeps_the_run_in_a_local_folder(tmp_path):
@@ -227,6 +233,8 @@ def test_mlflow_keeps_the_run_in_a_local_folder(tmp_path):
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.data.metrics["valid_loss"] == pytest.approx(run.history[-1]["valid_loss"])
     assert found.data.params["batch_size"] == "16"
+    kept = [file.path for file in client.list_artifacts(found.info.run_id, "figures")]
+    assert {"figures/loss.png", "figures/reconstructions.png", "figures/samples.png"} <= set(kept)
 
 
 def test_wandb_works_offline(tmp_path, monkeypatch):
@@ -235,6 +243,26 @@ def test_wandb_works_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     trained(epochs=2, out=tmp_path / "run", track=["wandb"])
     assert list((tmp_path / "run" / "tracking").rglob("run-*.wandb"))
+    assert list((tmp_path / "run" / "tracking").rglob("media/images/figures/reconstructions_*.png"))
+
+
+def test_the_figures_of_a_run_on_data_loaders_are_of_the_first_batch(tmp_path):
+    pytest.importorskip("tensorboard")
+    loaders = [torch.utils.data.DataLoader(bits(n, seed=n), batch_size=8) for n in (60, 30)]
+    run = trained(epochs=1, data=loaders[0], valid=loaders[1], out=tmp_path / "run", track=["tensorboard"])
+    text = pv.report(run).read_text()
+    assert "![Reconstructions]" in text and "![Posterior means]" in text and "not drawn" not in text
+
+
+def test_a_figure_that_cannot_be_drawn_is_left_out(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RunError("no")
+
+    shown = []
+    monkeypatch.setattr("pyro_vae.plots.figures.samples", fails)
+    monkeypatch.setattr("pyro_vae.training.trackers.Csv.figure", lambda self, name, *_: shown.append(name))
+    trained(epochs=1, out=tmp_path / "run", track=["csv"])
+    assert "loss" in shown and "reconstructions" in shown and "samples" not in shown
 
 
 def test_a_tracker_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
@@ -265,6 +293,38 @@ def test_a_data_loader_is_read_anew_each_epoch():
         trained(data=loader, fields=("x", "label"))
     with pytest.raises(DataError, match="fields="):
         trained(data=loader, valid=bits(20))
+
+
+def with_one(value: float) -> torch.Tensor:
+    x = torch.zeros(40, *SHAPE)
+    x.view(40, -1)[30, 2] = value
+    return x
+
+
+class Words(torch.utils.data.Dataset):
+    """Numbers, and words at the end."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return torch.zeros(SHAPE) if index < 24 else "word"
+
+
+UNFIT = {
+    "nan": (with_one(float("nan")), r"batch 4 of the DataLoader: x\[6, 0, .*\] is nan; remove or replace"),
+    "infinite": (with_one(float("-inf")), r"batch 4 of the DataLoader: x\[6, 0, .*\] is -inf; remove or replace"),
+    "words": (Words(), "x of an item of the data is list, not numbers; turn it into a tensor"),
+}
+
+
+@pytest.mark.parametrize("data, words", UNFIT.values(), ids=UNFIT)
+def test_batches_that_cannot_be_trained_on_are_told_before_training(data, words, tmp_path):
+    loader = torch.utils.data.DataLoader(data, batch_size=8)
+    for given in ({"data": loader, "valid": bits(20)}, {"data": bits(20), "valid": loader}):
+        with pytest.raises(DataError, match=words):
+            trained(**given, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loader_that_does_not_know_its_length_is_counted():

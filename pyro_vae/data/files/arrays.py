@@ -1,12 +1,15 @@
 """NumPy arrays as tensors, and the check that their numbers are finite."""
 
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from pyro_vae.data.sparse import SparseRows, is_sparse, row_bytes
 from pyro_vae.errors import DataError
 
 CHUNK_BYTES = 2**26
@@ -15,14 +18,19 @@ CHUNK_BYTES = 2**26
 _SIGNED = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}
 
 
-def to_tensor(array: np.ndarray, name: str) -> Shaped[Tensor, "..."]:
-    """An array of numbers as a tensor; floats in torch's default dtype, but a memory map as it is, unread.
+def to_tensor(array: Any, name: str) -> Shaped[Tensor, "..."] | SparseRows:
+    """An array of numbers as a tensor; floats in torch's default dtype, but a memory map as it is, unread, and a sparse
+    matrix as its rows.
 
     Raises:
         DataError: elements that are not real numbers, or that torch cannot map; says which array.
     """
     if array.dtype.kind not in "buif":
         raise DataError(f"{name} holds elements of type {array.dtype}; save it as an array of real numbers")
+    if is_sparse(array):
+        rows = array.tocsr()
+        values = to_tensor(rows.data, name).numpy()
+        return SparseRows(type(rows)((values, rows.indices, rows.indptr), shape=rows.shape))
     if isinstance(array, np.memmap):
         return _view(array, name)
     dtype = np.dtype(_SIGNED.get(array.dtype.name, array.dtype.name))
@@ -31,20 +39,26 @@ def to_tensor(array: np.ndarray, name: str) -> Shaped[Tensor, "..."]:
     return torch.from_numpy(np.require(array, dtype, ["C", "W"]))
 
 
-def check_finite(field: Shaped[Tensor, "n ..."], name: str) -> None:
+def fit_the_memory(arrays: Iterable[Any]) -> bool:
+    """Whether arrays are in memory as they are: no memory map and no sparse matrix is."""
+    return not any(isinstance(array, np.memmap) or is_sparse(array) for array in arrays)
+
+
+def check_finite(field: Shaped[Tensor, "n ..."] | SparseRows, name: str) -> None:
     """Read a field in chunks.
 
     Raises:
         DataError: a value is NaN or infinite; names the first by its index.
     """
-    if not field.is_floating_point():
+    if not field.is_floating_point() or (isinstance(field, SparseRows) and field.is_finite()):
         return
-    rows = max(1, CHUNK_BYTES // max(1, field[0].nbytes))
+    rows = max(1, CHUNK_BYTES // max(1, row_bytes(field)))
     for start in range(0, len(field), rows):
-        wrong = ~torch.isfinite(field[start : start + rows])
+        values = field[start : start + rows].to_dense()
+        wrong = ~torch.isfinite(values)
         if wrong.any():
             first, *rest = wrong.nonzero()[0].tolist()
-            value = field[(start + first, *rest)].item()
+            value = values[(first, *rest)].item()
             raise DataError(f"{name}{[start + first, *rest]} is {value}; remove or replace what is not finite")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pyro_vae.data.dataset import Dataset
-from pyro_vae.data.files.arrays import check_finite, to_tensor
+from pyro_vae.data.files.arrays import check_finite, fit_the_memory, to_tensor
 from pyro_vae.data.partition import partition, tenth
 from pyro_vae.data.split import Split
 from pyro_vae.errors import DataError
@@ -76,11 +76,11 @@ def _split(arrays: Mapping[str, np.ndarray], suffix: str = "") -> Split:
         raise DataError(f"holds {', '.join(arrays)}; name the data x")
     fields = {name: to_tensor(array, name + suffix) for name, array in arrays.items()}
     x = fields["x"]
-    if x.ndim < 2 or x.numel() == 0:
+    if x.ndim < 2 or 0 in x.shape:
         raise DataError(f"x{suffix} has shape {list(x.shape)}; it must be [n, ...], a row a datum, and not be empty")
     if x.dtype == torch.uint8 and x.ndim == 3:
         fields["x"] = x.unsqueeze(1)
-    split = Split(fields, resident=not any(isinstance(array, np.memmap) for array in arrays.values()))
+    split = Split(fields, resident=fit_the_memory(arrays.values()))
     for name, field in fields.items():
         check_finite(field, name + suffix)
     return split

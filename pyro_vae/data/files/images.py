@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from pyro_vae.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -78,7 +81,9 @@ def _labels(places: Sequence[tuple[str, ...]]) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def _opened(file: Path) -> Iterator["Image"]:
+    from PIL import Image
+
     try:
         with Image.open(file) as image:
             yield image

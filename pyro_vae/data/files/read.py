@@ -1,6 +1,7 @@
 """Data sets from files: NumPy's .npy and .npz, and folders of images."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,16 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if isinstance(archive, np.ndarray):
         raise DataError("is an array, not an archive; rename it to .npy")
     with archive:
+        if {"format", "shape", "data"} <= set(archive.files):
+            return _read_sparse(path)
         return {name: _readable(archive.__getitem__, name) for name in archive.files}
+
+
+def _read_sparse(path: Path) -> dict[str, np.ndarray]:
+    """A matrix that `scipy.sparse.save_npz` wrote."""
+    from scipy import sparse
+
+    return named_arrays(_readable(sparse.load_npz, path))
 
 
 def _read_h5ad(path: Path) -> dict[str, np.ndarray]:
@@ -68,7 +78,11 @@ def _read_h5ad(path: Path) -> dict[str, np.ndarray]:
         import anndata
     except ImportError as reason:
         raise DataError("needs anndata: pip install 'pyro-vae[anndata]'") from reason
-    return named_arrays(_readable(anndata.read_h5ad, path))
+    data = _readable(partial(anndata.read_h5ad, backed="r"), path)
+    try:
+        return named_arrays(data)
+    finally:
+        data.file.close()
 
 
 READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {

@@ -1,7 +1,6 @@
 """scikit-learn's digits: 1,797 handwritten digits of 8 by 8 pixels, bundled with it."""
 
 import torch
-from sklearn.datasets import load_digits
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.partition import partition
@@ -13,6 +12,8 @@ def digits(seed: int = 0) -> Dataset:
 
     Source: Alpaydin & Kaynak, "Optical recognition of handwritten digits", UCI (1998), the test part.
     """
+    from sklearn.datasets import load_digits  # scikit-learn takes seconds to import
+
     bundled = load_digits()
     fields = {
         "x": torch.from_numpy(bundled.images).to(torch.uint8).unsqueeze(1),

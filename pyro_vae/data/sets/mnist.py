@@ -6,9 +6,6 @@ from pathlib import Path
 
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from torchvision.datasets import EMNIST, KMNIST, MNIST, FashionMNIST
-from torchvision.datasets.mnist import read_image_file, read_label_file
-from torchvision.datasets.utils import extract_archive
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.partition import partition
@@ -32,7 +29,7 @@ def mnist(seed: int = 0, root: str = ROOT, valid: int = 10_000) -> Dataset:
 
     Source: LeCun, Bottou, Bengio & Haffner, "Gradient-based learning applied to document recognition" (1998).
     """
-    return _dataset("mnist", *_train_and_test(MNIST, root), valid, seed)
+    return _dataset("mnist", *_train_and_test("MNIST", root), valid, seed)
 
 
 def fashion_mnist(seed: int = 0, root: str = ROOT, valid: int = 10_000) -> Dataset:
@@ -40,7 +37,7 @@ def fashion_mnist(seed: int = 0, root: str = ROOT, valid: int = 10_000) -> Datas
 
     Source: Xiao, Rasul & Vollgraf, "Fashion-MNIST: a novel image dataset" (2017).
     """
-    return _dataset("fashion_mnist", *_train_and_test(FashionMNIST, root), valid, seed)
+    return _dataset("fashion_mnist", *_train_and_test("FashionMNIST", root), valid, seed)
 
 
 def kmnist(seed: int = 0, root: str = ROOT, valid: int = 10_000) -> Dataset:
@@ -48,7 +45,7 @@ def kmnist(seed: int = 0, root: str = ROOT, valid: int = 10_000) -> Dataset:
 
     Source: Clanuwat et al., "Deep learning for classical Japanese literature" (2018).
     """
-    return _dataset("kmnist", *_train_and_test(KMNIST, root), valid, seed)
+    return _dataset("kmnist", *_train_and_test("KMNIST", root), valid, seed)
 
 
 def emnist(seed: int = 0, root: str = ROOT, valid: int = 10_000, split: str = "balanced") -> Dataset:
@@ -63,10 +60,12 @@ def emnist(seed: int = 0, root: str = ROOT, valid: int = 10_000, split: str = "b
 
     Source: Cohen, Afshar, Tapson & van Schaik, "EMNIST: extending MNIST to handwritten letters" (2017).
     """
+    from torchvision.datasets import EMNIST
+
     if split not in EMNIST.splits:
         raise UnknownName("split of emnist", split, EMNIST.splits)
     stems = (f"emnist-{split}-train", f"emnist-{split}-test")
-    parts = _train_and_test(EMNIST, root, stems, split=split)
+    parts = _train_and_test("EMNIST", root, stems, split=split)
     upright = [(images.transpose(1, 2).contiguous(), labels) for images, labels in parts]
     return _dataset("emnist", *upright, valid, seed)
 
@@ -78,20 +77,28 @@ def _dataset(name: str, train: Arrays, test: Arrays, valid: int, seed: int) -> D
 
 
 def _train_and_test(
-    family: type[MNIST], root: str, stems: tuple[str, str] = ("train", "t10k"), **options: str
+    family: str, root: str, stems: tuple[str, str] = ("train", "t10k"), **options: str
 ) -> tuple[Arrays, Arrays]:
+    """Both parts of a set that is a class of torchvision's, which takes seconds to import."""
+    from torchvision import datasets
+
     folder = Path(root).expanduser()
     train, test = (_on_disk(family, folder, stem) for stem in stems)
     if train and test:
         return train, test
-    with downloading(family.__name__, folder):
-        parts = [family(str(folder), train=is_train, download=True, **options) for is_train in (True, False)]
+    with downloading(family, folder):
+        parts = [
+            getattr(datasets, family)(str(folder), train=is_train, download=True, **options)
+            for is_train in (True, False)
+        ]
     return tuple((part.data, part.targets) for part in parts)
 
 
-def _on_disk(family: type[MNIST], root: Path, stem: str) -> Arrays | None:
+def _on_disk(family: str, root: Path, stem: str) -> Arrays | None:
     """One part's arrays, where its files are in `root` or in torchvision's folder below it."""
-    for folder in (root / family.__name__ / "raw", root):
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    for folder in (root / family / "raw", root):
         images = _existing(folder / f"{stem}-images-idx3-ubyte")
         labels = _existing(folder / f"{stem}-labels-idx1-ubyte")
         if images and labels:
@@ -105,6 +112,8 @@ def _existing(file: Path) -> Path | None:
 
 def _read(reader: Callable[[str], Tensor], file: Path) -> Tensor:
     """What torchvision's reader makes of a file; it raises nearly anything where the file is damaged."""
+    from torchvision.datasets.utils import extract_archive
+
     try:
         with tempfile.TemporaryDirectory() as scratch:
             return reader(extract_archive(str(file), scratch) if file.suffix == ".gz" else str(file))

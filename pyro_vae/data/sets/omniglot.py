@@ -7,7 +7,6 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.datasets import Omniglot
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.files.images import read_images
@@ -48,6 +47,8 @@ def omniglot(seed: int = 0, root: str = ROOT, valid: int = 1345, label: str = "a
 
 
 def _part(root: Path, background: bool, label_depth: int) -> dict[str, Tensor]:
+    from torchvision.datasets import Omniglot  # torchvision takes seconds to import
+
     folder = root / Omniglot.folder / ("images_background" if background else "images_evaluation")
     if not folder.is_dir():
         with downloading("omniglot", root):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.data import Split
-from pyro_vae.errors import ContractError, RunError, UnknownName
+from pyro_vae.errors import ContractError, RunError, UnknownName, check_positive
 from pyro_vae.evaluation.ais.annealing import HMC, Noise, Tick, anneal, moves_of, sigmoid_path, tune
 from pyro_vae.evaluation.ais.bridge import STARTS, PairBridge, Values
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks, seed_of
@@ -72,9 +72,7 @@ class AIS(Evaluator):
     ):
         if start not in STARTS:
             raise UnknownName("start", start, STARTS)
-        for name, value in {"distributions": distributions, "chains": chains, "leapfrog": leapfrog}.items():
-            if value is not None and value < 1:
-                raise RunError(f"{name} must be at least 1, not {value}")
+        check_positive(RunError, distributions=distributions, chains=chains, leapfrog=leapfrog)
         self.distributions, self.chains, self.leapfrog = distributions, chains, leapfrog
         self.start, self.bidirectional = start, bidirectional
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae.errors import RunError
+from pyro_vae.errors import RunError, check_positive
 from pyro_vae.evaluation.blocks import Blocks
 from pyro_vae.evaluation.evaluator import Evaluator, Progress, ticker
 from pyro_vae.evaluation.latent.aggregate import log_aggregate
@@ -43,8 +43,7 @@ class Latent(Evaluator):
     """
 
     def __init__(self, points: int = 10_000):
-        if points < 1:
-            raise RunError(f"points must be at least 1, not {points}")
+        check_positive(RunError, points=points)
         self.points = points
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
