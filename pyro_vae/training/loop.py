@@ -62,6 +62,8 @@ class Settings:
     beta: float = 1.0
     kl_warmup: int = 0
     kl_cycles: int = 0
+    free_bits: float = 0.0
+    free_bits_per: str = "dimension"
     accumulate: int = 1
     clip: float | None = None
     monitor: str = "valid_loss"
@@ -78,7 +80,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise RunError(f"{name} must be positive, not {value}")
-        for name in ("beta", "lr_warmup", "kl_warmup", "kl_cycles"):
+        for name in ("beta", "lr_warmup", "kl_warmup", "kl_cycles", "free_bits"):
             if not getattr(self, name) >= 0:
                 raise RunError(f"{name} must not be negative, but is {getattr(self, name)}")
         if not 0 <= self.ema < 1:
