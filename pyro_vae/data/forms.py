@@ -20,8 +20,8 @@ def named_arrays(data: Any, names: Sequence[str] | None = None) -> Arrays:
 
     Args:
         data: a tensor or array, which becomes the field `x`; a mapping of them; a pandas DataFrame (a column "label" is
-            the label); a scipy sparse matrix of counts; an AnnData (its X); a torch `Dataset` or `DataLoader`, whose
-            items are tensors, mappings or tuples.
+            the label); a scipy sparse matrix of counts; an AnnData (its X, and the columns "label" and "library" of
+            its obs); a torch `Dataset` or `DataLoader`, whose items are tensors, mappings or tuples.
         names: what the members of an item that is a tuple are called: ("x", "label").
 
     Raises:
@@ -101,8 +101,13 @@ def _together(parts: list[dict[str, Tensor]], join: Callable[[list[Tensor]], Ten
 
 
 def _from_anndata(data: Any, names: Sequence[str] | None) -> Arrays:
-    x = named_arrays(data.X)["x"]
-    return {"x": x} | ({"label": from_frame(data.obs[["label"]].assign(x=0))["label"]} if "label" in data.obs else {})
+    """Its X, and of `obs` the columns "label" and "library" where there are such."""
+    further = {}
+    if "label" in data.obs:
+        further["label"] = from_frame(data.obs[["label"]].assign(x=0))["label"]
+    if "library" in data.obs:
+        further["library"] = from_frame(data.obs[["library"]])["x"][:, 0]
+    return {"x": named_arrays(data.X)["x"], **further}
 
 
 def _of(module: str, name: str) -> Callable[[Any], bool]:

@@ -31,6 +31,8 @@ class VAE(Pair):
         sigma: standard deviation of a Gaussian likelihood (its start, where it is learned).
         components: number of components of a mixture prior.
         data_mean: mean of the training data [*data_shape]; where given, the decoder starts at it.
+        log_library: mean and standard deviation of the log of the training data's library sizes, for a likelihood that
+            asks for them.
 
     Raises:
         ContractError: a size that is not positive, or a net that does not fit the data's shape.
@@ -50,6 +52,7 @@ class VAE(Pair):
         sigma: float = 1.0,
         components: int = 10,
         data_mean: Float[Tensor, "..."] | None = None,
+        log_library: Sequence[float] | None = None,
     ):
         super().__init__()
         build.check_sizes(data_shape=data_shape, latent_dim=[latent_dim], hidden=hidden, components=[components])
@@ -60,8 +63,10 @@ class VAE(Pair):
             "activation": activation,
             "sigma": sigma,
             "components": components,
+            "log_library": log_library,
         }
         self.likelihood = build.build("likelihood", likelihood, LIKELIHOODS, **options)
+        self.optional_fields = self.likelihood.fields
         self.encoder = build.build("net", net, ENCODERS, **options)
         features = self.encoder.out_features
         self.posterior = build.build("posterior", posterior, POSTERIORS, **options, in_features=features)
@@ -71,11 +76,12 @@ class VAE(Pair):
         if data_mean is not None:
             self.decoder.set_output(self.likelihood.start(data_mean))
 
-    def model(self, x: Float[Tensor, "batch ..."]) -> None:
+    def model(self, x: Float[Tensor, "batch ..."], **fields: Tensor) -> None:
         with self.plate(x.shape[0]):
             z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+            pyro.sample("x", self.likelihood.conditioned(self.decoder(z), x, **fields), obs=x)
 
-    def guide(self, x: Float[Tensor, "batch ..."]) -> None:
+    def guide(self, x: Float[Tensor, "batch ..."], **fields: Tensor) -> None:
         with self.plate(x.shape[0]):
             pyro.sample("z", self.posterior(self.encoder(self.likelihood.encoder_input(x))))
+            self.likelihood.guide(x)
