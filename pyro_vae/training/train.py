@@ -163,6 +163,8 @@ def train(
         )
     objective = as_objective(plugins.load("objective", objective)() if isinstance(objective, str) else objective)
     objective = objective.with_free_bits(free_bits, free_bits_per) if free_bits else objective
+    if on_epoch is not None and not callable(on_epoch):
+        raise RunError(f"on_epoch must be a function of an epoch's row of the history, not {type(on_epoch).__name__}")
     if not any(parameter.requires_grad for parameter in pair.parameters()):
         raise RunError(f"{type(pair).__name__} has no parameter to train; evaluate it as it is")
     _refuse_a_lone_datum(pair, dataset.train.size, batch_size)
