@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 import pyro_vae as pv
-from pyro_vae import plots
 
 if __name__ == "__main__":
     torch.manual_seed(0)
@@ -16,5 +15,5 @@ if __name__ == "__main__":
     bound = pv.evaluate(vae, data, evaluator="elbo", progress=False)
     print(f"test ELBO: {bound.mean:.2f} ± {bound.standard_error:.2f} nats per image")
 
-    plots.save(plots.manifold(vae, data.test.head(1).take(slice(None))), Path("manifold.png"))
-    plots.save(plots.posterior_means(vae, data.test), Path("posterior_means.png"))
+    pv.plots.save(pv.plots.manifold(vae, data.test.head(1).take(slice(None))), Path("manifold.png"))
+    pv.plots.save(pv.plots.posterior_means(vae, data.test), Path("posterior_means.png"))

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
 STATUS = Path("/proc/self/status")
 Series = Mapping[str, Sequence[tuple[float, float]]]
@@ -41,6 +43,14 @@ def seconds_of(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+def save_arrays(arrays: Mapping[str, Tensor], path: Path) -> None:
+    """Write arrays as an .npz, whole or not at all."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, **{name: value.detach().cpu().numpy() for name, value in arrays.items()})
+    part.replace(path)
 
 
 def answer_of(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Any:

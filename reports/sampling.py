@@ -9,28 +9,27 @@ from peers import LATENT, SHAPE, PlainVAE, pythae_vae
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.evaluation import Blocks, Estimate, Evaluator
 from pyro_vae.evaluation.blocks import DATA_BLOCK, PARTICLE_BLOCK
 from pyro_vae.evaluation.chunks import even_step, rows_that_fit
-from pyro_vae.evaluation.importance import Importance
-from pyro_vae.models.presets import burda
 
 
 def net_and_images(count: int) -> tuple[pv.VAE, Tensor]:
     """The `burda` preset with random weights, and random binary images."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return burda(SHAPE).eval(), torch.bernoulli(torch.rand(count, *SHAPE))
+        return pv.models.burda(SHAPE).eval(), torch.bernoulli(torch.rand(count, *SHAPE))
 
 
-class Clocked(Evaluator):
+class Clocked(pv.evaluators.Evaluator):
     """An evaluator that notes when each block of samples was done."""
 
-    def __init__(self, evaluator: Importance):
+    def __init__(self, evaluator: pv.evaluators.Importance):
         self.evaluator = evaluator
         self.began, self.blocks = 0.0, []
 
-    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
+    def __call__(
+        self, pair: nn.Module, blocks: pv.evaluators.Blocks, particles: int, progress: Callable[[int], None]
+    ) -> pv.evaluators.Estimate:
         def tick(samples: int) -> None:
             progress(samples)
             self.blocks.append((time.perf_counter(), samples))
@@ -38,7 +37,7 @@ class Clocked(Evaluator):
         self.began = time.perf_counter()
         return self.evaluator(pair, blocks, particles, tick)
 
-    def summarise(self, found: Estimate, particles: int) -> Estimate:
+    def summarise(self, found: pv.evaluators.Estimate, particles: int) -> pv.evaluators.Estimate:
         return self.evaluator.summarise(found, particles)
 
     @property
@@ -53,7 +52,7 @@ class Clocked(Evaluator):
 
 
 def our_rate(engine: str, particles: int, images: Tensor, vae: pv.VAE, first: list[float]) -> float:
-    clock = Clocked(Importance(engine))
+    clock = Clocked(pv.evaluators.Importance(engine))
     result = pv.evaluate(vae, images, clock, particles, progress=False)
     assert result.estimate.summary["engine"].startswith(engine), result.estimate.summary["engine"]
     first.append(clock.seconds_to_first_block)

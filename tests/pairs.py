@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_vae import VAE
+from pyro_vae.data import Dataset, Split
 
 SHAPE = (1, 4, 4)
 
@@ -77,6 +78,30 @@ def interrupting_vae(after: int, seed: int = 0) -> Hooked:
         runs += 1
 
     return hooked_vae(hook, seed)
+
+
+class Sharp(nn.Module):
+    """A pair whose loss needs no draw: nothing that is observed depends on z, whose KL is |shift|^2 x^2 / 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor([1.0, 0.1]))
+        self.mean = nn.Parameter(torch.tensor(0.5))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.mean, 1.0).expand([len(x), 1]).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x * self.shift, 1.0).to_event(1))
+
+    @staticmethod
+    def data() -> Dataset:
+        """Large and small x in turn, which two processes share out between them."""
+        x = torch.tensor([3.0, 1.0]).repeat(12).unsqueeze(1)
+        return Dataset("turns", *(Split({"x": x[:n]}) for n in (24, 4, 4)))
 
 
 def counts(n: int = 40, dim: int = 4, seed: int = 0) -> Tensor:

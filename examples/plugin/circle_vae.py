@@ -9,9 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.data import Dataset, Split
-from pyro_vae.evaluation import Blocks, Estimate, Evaluator
-from pyro_vae.parts.nets import MLPDecoder, MLPEncoder
 
 WIDTH = 0.3
 """Of the hand. Thinner ones share no pixels with their neighbours, and the circle is easily found twisted."""
@@ -28,9 +25,9 @@ class CircleVAE(pv.Pair):
 
     def __init__(self, data_shape: Sequence[int], hidden: Sequence[int] = (64,), sharpness: float = 1.0):
         super().__init__()
-        self.encoder = MLPEncoder(data_shape, hidden, "relu")
+        self.encoder = pv.nets.MLPEncoder(data_shape, hidden, "relu")
         self.direction = nn.Linear(self.encoder.out_features, 2)
-        self.decoder = MLPDecoder(2, hidden[::-1], "relu", data_shape, 1)
+        self.decoder = pv.nets.MLPDecoder(2, hidden[::-1], "relu", data_shape, 1)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))
         self.event_dims = len(data_shape)
 
@@ -45,7 +42,7 @@ class CircleVAE(pv.Pair):
             pyro.sample("z", dist.ProjectedNormal(self.log_sharpness.exp() * self.direction(self.encoder(x))))
 
 
-def hands(seed: int = 0, side: int = 12, size: int = 2000) -> Dataset:
+def hands(seed: int = 0, side: int = 12, size: int = 2000) -> pv.Dataset:
     """Grey pictures x [n, 1, side, side] of a clock with one hand, and its `angle` [n] in radians.
 
     Args:
@@ -55,11 +52,11 @@ def hands(seed: int = 0, side: int = 12, size: int = 2000) -> Dataset:
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def split(n: int) -> Split:
+    def split(n: int) -> pv.Split:
         angle = 2 * math.pi * torch.rand(n, generator=generator)
-        return Split({"x": _picture(angle, side), "angle": angle})
+        return pv.Split({"x": _picture(angle, side), "angle": angle})
 
-    return Dataset("hands", split(size), split(size // 5), split(size // 5))
+    return pv.Dataset("hands", split(size), split(size // 5), split(size // 5))
 
 
 def _picture(angle: Tensor, side: int) -> Tensor:
@@ -72,13 +69,15 @@ def _picture(angle: Tensor, side: int) -> Tensor:
     return torch.exp(-beside / WIDTH).reshape(-1, 1, side, side)
 
 
-class Angle(Evaluator):
+class Angle(pv.evaluators.Evaluator):
     """How far the direction of q(z|x) is from the hand's, once the circle is turned, and mirrored, to fit best.
 
     Per datum: `angular_error` in radians; its mean is pi/2 where z knows nothing of the angle.
     """
 
-    def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Callable[[int], None]) -> Estimate:
+    def __call__(
+        self, pair: nn.Module, blocks: pv.evaluators.Blocks, particles: int, progress: Callable[[int], None]
+    ) -> pv.evaluators.Estimate:
         found, true = [], []
         for block in blocks:
             towards = block.guide["z"].fn.concentration
@@ -87,7 +86,7 @@ class Angle(Evaluator):
             progress(block.size * particles)
         found, true = torch.cat(found), torch.cat(true)
         errors = [_after_turning(sign * found, true) for sign in (1, -1)]
-        return Estimate({"angular_error": min(errors, key=lambda error: error.mean().item())})
+        return pv.evaluators.Estimate({"angular_error": min(errors, key=lambda error: error.mean().item())})
 
 
 def _after_turning(found: Tensor, true: Tensor) -> Tensor:

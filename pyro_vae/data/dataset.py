@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from pyro_vae.data.files.arrays import check_finite, fit_the_memory, to_tensor
@@ -14,7 +14,13 @@ from pyro_vae.data.forms import named_arrays
 from pyro_vae.data.split import Batch, Split, Step
 from pyro_vae.errors import DataError
 
-FIELDS_OF_FACTS = {"data_shape": "x", "data_mean": "x", "context_shape": "context", "num_labels": "label"}
+FIELDS_OF_FACTS = {
+    "data_shape": "x",
+    "data_mean": "x",
+    "log_library": "x",
+    "context_shape": "context",
+    "num_labels": "label",
+}
 """What a model's constructor may ask for, and the field that tells it; see `Dataset.facts`."""
 
 
@@ -53,15 +59,16 @@ class Dataset:
         """What a model's constructor may ask for: those of the following that these data have.
 
         `data_shape`: shape of one presented x. `data_mean`: mean of the training x [*data_shape], without the
-        draws of a dynamic binarisation. `num_labels`: one more than the largest `label`. `context_shape`:
-        shape of one presented `context`.
+        draws of a dynamic binarisation. `log_library`: mean and standard deviation of the log of the sums of the
+        training x, where these are positive. `num_labels`: one more than the largest `label`. `context_shape`: shape
+        of one presented `context`.
         """
         source = self.train if self.undrawn is None else self.undrawn
         with torch.random.fork_rng(devices=[source.device] if source.device.type == "cuda" else []):
             batch = source.take(slice(0, 1))
             facts: dict[str, Any] = {}
             if "x" in batch:
-                facts |= {"data_shape": tuple(batch["x"].shape[1:]), "data_mean": _mean(source)}
+                facts |= {"data_shape": tuple(batch["x"].shape[1:]), **_moments(source)}
         if "context" in batch:
             facts["context_shape"] = tuple(batch["context"].shape[1:])
         if "label" in batch and "label" in source and batch["label"].dtype == torch.int64:
@@ -110,6 +117,33 @@ def _in_default_dtype(batch: Batch) -> Batch:
     return {name: field.to(default) if field.is_floating_point() else field for name, field in batch.items()}
 
 
-def _mean(split: Split) -> Float[Tensor, "..."]:
-    total = sum(batch["x"].sum(0, dtype=torch.float64).cpu() for _, batch in split.scan())
-    return (total / split.size).to(torch.get_default_dtype())
+def log_library(x: Shaped[Tensor, "n ..."]) -> tuple[float, float]:
+    """Mean and standard deviation of the log of each datum's number of counts, its library size; data without counts
+    are left out.
+
+    Raises:
+        DataError: no datum has counts.
+    """
+    found = _of_sums(_sums(x))
+    if found is None:
+        raise DataError("no datum has counts, so there are no library sizes; give counts")
+    return found
+
+
+def _moments(split: Split) -> dict[str, Any]:
+    """`data_mean`, and `log_library` where a sum is positive, in one pass."""
+    total, sums = torch.zeros((), dtype=torch.float64), []
+    for _, batch in split.scan():
+        total = total + batch["x"].sum(0, dtype=torch.float64).cpu()
+        sums.append(_sums(batch["x"]))
+    found, mean = _of_sums(torch.cat(sums)), (total / split.size).to(torch.get_default_dtype())
+    return {"data_mean": mean} | ({} if found is None else {"log_library": found})
+
+
+def _sums(x: Shaped[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+    return x.reshape(len(x), -1).sum(1, dtype=torch.float64).cpu()
+
+
+def _of_sums(sums: Float[Tensor, " n"]) -> tuple[float, float] | None:
+    logs = sums[sums > 0].log()
+    return (logs.mean().item(), logs.std(correction=0).item()) if len(logs) else None

@@ -26,7 +26,8 @@ def named_arrays(data: Any, names: Sequence[str] | None = None) -> Arrays:
     Args:
         data: a tensor or array, which becomes the field `x`; a mapping of them; a pandas DataFrame (a column "label" is
             the label); a scipy sparse matrix of counts, which stays sparse where it would be too large; an AnnData (its
-            X); a torch `Dataset` or `DataLoader`, whose items are tensors, mappings or tuples.
+            X, and the columns "label" and "library" of its obs); a torch `Dataset` or `DataLoader`, whose items are
+            tensors, mappings or tuples.
         names: what the members of an item that is a tuple are called: ("x", "label").
 
     Raises:
@@ -106,8 +107,13 @@ def _together(parts: list[dict[str, Tensor]], join: Callable[[list[Tensor]], Ten
 
 
 def _from_anndata(data: Any, names: Sequence[str] | None) -> Arrays:
-    x = named_arrays(_in_memory(data.X) if data.isbacked else data.X)["x"]
-    return {"x": x} | ({"label": from_frame(data.obs[["label"]].assign(x=0))["label"]} if "label" in data.obs else {})
+    """Its X, and of `obs` the columns "label" and "library" where there are such."""
+    further = {}
+    if "label" in data.obs:
+        further["label"] = from_frame(data.obs[["label"]].assign(x=0))["label"]
+    if "library" in data.obs:
+        further["library"] = from_frame(data.obs[["library"]])["x"][:, 0]
+    return {"x": named_arrays(_in_memory(data.X) if data.isbacked else data.X)["x"], **further}
 
 
 def _in_memory(stored: Any) -> Any:

@@ -26,6 +26,8 @@ class VAE(Pair):
         net: a name, or an object with the interface of `pyro_vae.parts.nets.Net`; `hidden` are the channels of a
             convolutional one.
         data_mean: mean of the training data [*data_shape]; where given, the decoder starts at it.
+        log_library: mean and standard deviation of the log of the training data's library sizes, for a likelihood that
+            asks for them.
         part_options: options of the chosen parts, named after their kind: `prior="mixture", prior_components=20`.
 
     Raises:
@@ -45,12 +47,16 @@ class VAE(Pair):
         posterior: build.PosteriorPart = "diagonal_normal",
         net: build.NetPart = "mlp",
         data_mean: Float[Tensor, "..."] | None = None,
+        log_library: Sequence[float] | None = None,
         **part_options: Any,
     ):
         super().__init__()
         build.check_sizes(data_shape=data_shape, latent_dim=[latent_dim], hidden=hidden)
         parts = build.Parts(part_options)
-        self.likelihood = parts.build("likelihood", LIKELIHOOD, likelihood, data_shape=data_shape)
+        self.likelihood = parts.build(
+            "likelihood", LIKELIHOOD, likelihood, data_shape=data_shape, log_library=log_library
+        )
+        self.optional_fields = self.likelihood.fields
         nets = parts.build("net", NET, net, hidden=hidden, activation=activation)
         self.encoder = nets.encoder(data_shape)
         sizes = {"in_features": self.encoder.out_features, "latent_dim": latent_dim}
@@ -71,11 +77,12 @@ class VAE(Pair):
         if data_mean is not None:
             self.decoder.set_output(self.likelihood.start(data_mean))
 
-    def model(self, x: Float[Tensor, "batch ..."]) -> None:
+    def model(self, x: Float[Tensor, "batch ..."], **fields: Tensor) -> None:
         with self.plate(x.shape[0]):
             z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+            pyro.sample("x", self.likelihood.conditioned(self.decoder(z), x, **fields), obs=x)
 
-    def guide(self, x: Float[Tensor, "batch ..."]) -> None:
+    def guide(self, x: Float[Tensor, "batch ..."], **fields: Tensor) -> None:
         with self.plate(x.shape[0]):
             pyro.sample("z", self.posterior(self.encoder(self.likelihood.encoder_input(x))))
+            self.likelihood.guide(x)

@@ -1,18 +1,44 @@
 """Minus the ELBO as traced objectives: from draws alone, or with the KL in closed form."""
 
+import copy
+from typing import Self
+
 from torch import nn
 
+from pyro_vae.objectives.free_bits import FreeBits
 from pyro_vae.objectives.objective import Batch, Beta, Estimate, MinusBound, require_reparameterised, without_value
 from pyro_vae.pair import bounds
-from pyro_vae.pair.terms import elbo_terms, log_terms
+from pyro_vae.pair.terms import ElboTerms, elbo_terms, log_terms
 
 
-class TraceELBO(MinusBound):
+class MinusELBO(MinusBound):
+    """Minus an ELBO, whose KL may have free bits."""
+
+    free_bits: FreeBits | None = None
+
+    def with_free_bits(self, nats: float, per: str) -> Self:
+        chosen = copy.copy(self)
+        chosen.free_bits = FreeBits(nats, per)
+        return chosen
+
+    def elbo_terms(self, pair: nn.Module, batch: Batch, particles: int) -> ElboTerms:
+        """The terms of a training loss, with the KL in closed form wherever one is known, and floored."""
+        free = self.free_bits
+        by_dimension = free is not None and free.by_dimension
+        terms = elbo_terms(pair, batch, particles, as_loss=True, allow_shared=True, by_dimension=by_dimension)
+        return terms if free is None else free.floored(terms)
+
+
+class TraceELBO(MinusELBO):
     """Minus the ELBO at sampled z, equal to Pyro's `Trace_ELBO` per datum: pathwise gradients where sites can be
-    reparameterised, score-function gradients elsewhere (Ranganath, Gerrish & Blei 2014)."""
+    reparameterised, score-function gradients elsewhere (Ranganath, Gerrish & Blei 2014). With free bits the KL is in
+    closed form wherever one is known, since it is compared with its least value."""
 
     def bound(self, pair: nn.Module, batch: Batch, particles: int, beta: Beta) -> Estimate:
-        terms = log_terms(pair, batch, particles, as_loss=True, allow_shared=True)
+        if self.free_bits is None:
+            terms = log_terms(pair, batch, particles, as_loss=True, allow_shared=True)
+        else:
+            terms = self.elbo_terms(pair, batch, particles)
         bound = bounds.elbo(terms, beta)
         if terms.score is None:
             return bound, terms
@@ -21,7 +47,7 @@ class TraceELBO(MinusBound):
         return bound + without_value((terms.score * (cost.detach() + beta)).mean(0)), terms
 
 
-class TraceMeanFieldELBO(MinusBound):
+class TraceMeanFieldELBO(MinusELBO):
     """Minus the ELBO with the KL in closed form wherever one is known (Kingma & Welling 2014, eq. 7), equal to Pyro's
     `TraceMeanField_ELBO` per datum.
 
@@ -33,6 +59,6 @@ class TraceMeanFieldELBO(MinusBound):
     """
 
     def bound(self, pair: nn.Module, batch: Batch, particles: int, beta: Beta) -> Estimate:
-        terms = elbo_terms(pair, batch, particles, as_loss=True, allow_shared=True)
+        terms = self.elbo_terms(pair, batch, particles)
         require_reparameterised(terms, "trace_elbo or trace_graph_elbo")
         return bounds.elbo(terms, beta), terms

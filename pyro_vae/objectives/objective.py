@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae.errors import ContractError
+from pyro_vae.errors import ContractError, RunError
 from pyro_vae.pair.terms import ElboTerms, LogTerms
 
 Batch = Mapping[str, Tensor]
@@ -47,6 +47,17 @@ class Objective(ABC):
             ContractError: the pair breaks the contract, or has a site that the objective cannot take; names it.
             DataError: a field that the pair needs is missing.
         """
+
+    def with_free_bits(self, nats: float, per: str) -> "Objective":
+        """The same objective with free bits; see `FreeBits`.
+
+        Raises:
+            RunError: it has no KL that could have a least value.
+        """
+        raise RunError(
+            f"{self.identity()['objective']} takes no free bits, which are a least KL of an ELBO; use trace_elbo or "
+            "trace_mean_field_elbo, or leave free_bits out"
+        )
 
     def identity(self) -> dict[str, Any]:
         """What tells it from other objectives: its name, and the numbers and words that its constructor takes, as far

@@ -58,13 +58,13 @@ class TraceGraphELBO(Objective):
 
 class ScaleKL(Messenger):
     """Scales every latent site by beta, in model and guide alike, and sites outside the data plate by `share`. The
-    subsampling scale of the data plate is divided out."""
+    subsampling scale of the data plate is divided out. Handlers further out see the scale that the pair gave."""
 
     def __init__(self, beta: Beta, share: float, size: int, data_plate: str | None = None):
         super().__init__()
         self.beta, self.share, self.size, self.data_plate = beta, share, size, data_plate
 
-    def _pyro_sample(self, msg: dict) -> None:
+    def _pyro_post_sample(self, msg: dict) -> None:
         if not msg["is_observed"]:
             msg["scale"] = msg["scale"] * self.beta
         plate = next((frame for frame in msg["cond_indep_stack"] if self._is_of_data(frame)), None)

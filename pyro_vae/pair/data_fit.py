@@ -25,7 +25,10 @@ WAYS_OUT = {
         "(continuous_bernoulli, gaussian), or relaxed=True for a loss on grey values that is no likelihood"
     ),
     constraints.integer_interval: "this likelihood needs whole levels 0..{upper}; load 8-bit data with scale='raw'",
-    type(COUNTS): "this likelihood needs counts 0, 1, 2, ...; load counts with scale='raw'",
+    type(COUNTS): (
+        "this likelihood needs counts 0, 1, 2, ...: give them as they were counted, not normalised or averaged "
+        "(counts of 8 bits: load them with scale='raw')"
+    ),
     type(constraints.unit_interval): "this likelihood needs values in [0, 1]; rescale the data",
     type(constraints.real): "values must be finite numbers",
 }

@@ -2,7 +2,7 @@
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -27,6 +27,9 @@ class Pair(nn.Module):
     summed over the event dims, is [batch] in nats. What the two return is not used. A field that the data lack is a
     `DataError` when the pair is used, and a site that breaks the contract a `ContractError` that names it.
 
+    Attributes:
+        optional_fields: fields that both take as `**fields`, where the data have them.
+
     Example:
 
         class FactorAnalysis(Pair):
@@ -43,6 +46,8 @@ class Pair(nn.Module):
                 with self.plate(len(x)):
                     pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
     """
+
+    optional_fields: Sequence[str] = ()
 
     def model(self, **batch: Tensor) -> Any:
         """Declare p(z) p(x|z): sample the latents z, and observe the data x with `obs=`."""
@@ -144,7 +149,8 @@ def field_names(pair: nn.Module) -> FieldNames:
         raise ContractError(f"{type(pair).__name__} is not a torch.nn.Module; derive it from pyro_vae.Pair")
     programs = _undecorated(pair.model), _undecorated(pair.guide)
     kept = all(inspect.isfunction(function) for function, _ in programs)
-    return (_kept_fields if kept else _fields)(type(pair).__name__, *programs)
+    found = (_kept_fields if kept else _fields)(type(pair).__name__, *programs)
+    return found._replace(optional=[*found.optional, *getattr(pair, "optional_fields", ())])
 
 
 Program = tuple[Callable[..., Any], int]

@@ -5,17 +5,18 @@ here reads a tensor's value on the host, so a whole training step can be capture
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError
-from pyro_vae.pair.checks import check_auxiliary, check_density, check_per_datum, check_sites, prior_before_guide
+from pyro_vae.pair.checks import check_auxiliary, check_density, check_per_datum, check_sites
+from pyro_vae.pair.kl import kl_parts, summed
 from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.particles import FOLDED, Fields, Values, run_guide, run_guide_at, run_model, run_program, ways
-from pyro_vae.pair.sites import Site, Sites, is_point_mass, latent, observed, values_of
+from pyro_vae.pair.sites import Site, Sites, latent, observed, side_by_side, values_of
 
 T = TypeVar("T", bound=tuple)
 
@@ -49,13 +50,15 @@ class LogTerms(NamedTuple):
 
 class ElboTerms(NamedTuple):
     """What an ELBO is made of, in nats, each [particles, batch]: `kl` is KL(q(z|x) || p(z)) in closed form wherever one
-    is known, else log q - log p at the draws. The other fields are those of `LogTerms`."""
+    is known, else log q - log p at the draws. `kl_parts` is what it is the sum of, by site: [particles, batch], or
+    [particles, batch, *event] where it was asked for by dimension. The other fields are those of `LogTerms`."""
 
     log_likelihood: Float[Tensor, "particles batch"]
     kl: Float[Tensor, "particles batch"]
     score: Float[Tensor, "particles batch"] | None = None
     shared: Float[Tensor, " particles"] | None = None
     extra: Float[Tensor, "particles batch"] | None = None
+    kl_parts: dict[str, Float[Tensor, "particles batch ..."]] | None = None
 
 
 def log_terms(
@@ -98,14 +101,25 @@ def log_terms(
 
 
 def elbo_terms(
-    pair: nn.Module, batch: Fields, particles: int = 1, *, as_loss: bool = False, allow_shared: bool = False
+    pair: nn.Module,
+    batch: Fields,
+    particles: int = 1,
+    *,
+    as_loss: bool = False,
+    allow_shared: bool = False,
+    by_dimension: bool = False,
 ) -> ElboTerms:
-    """log p(x|z) at z ~ q(z|x), and KL(q(z|x) || p(z)); arguments and errors are those of `log_terms`."""
+    """log p(x|z) at z ~ q(z|x), and KL(q(z|x) || p(z)); arguments and errors are those of `log_terms`.
+
+    Args:
+        by_dimension: give the KL of each dimension as `kl_parts`, not that of each site.
+    """
     size = batch_size(select_fields(pair, batch))
     parts = []
     for count in counts(pair, batch, particles):
         guide, model = run_both(pair, batch, count)
-        parts.append(reduce_to_elbo(model, guide, count, size, as_loss=as_loss, allow_shared=allow_shared))
+        how = {"as_loss": as_loss, "allow_shared": allow_shared, "by_dimension": by_dimension}
+        parts.append(reduce_to_elbo(model, guide, count, size, **how))
     return joined(ElboTerms, parts)
 
 
@@ -134,8 +148,14 @@ def joined(kind: Callable[..., T], parts: Sequence[T]) -> T:
     """Terms of several runs, one after another along the particles."""
     if len(parts) == 1:
         return parts[0]
-    columns = zip(*parts, strict=True)
-    return kind(*[None if column[0] is None else torch.cat(column) for column in columns])
+    return kind(*map(_column, zip(*parts, strict=True)))
+
+
+def _column(values: Sequence[Any]) -> Any:
+    """The values of one term in several runs, one after another along the particles."""
+    if values[0] is None:
+        return None
+    return side_by_side(values) if isinstance(values[0], dict) else torch.cat(values)
 
 
 def model_terms(
@@ -177,24 +197,27 @@ def reduce_sites(
 
 
 def reduce_to_elbo(
-    model: Sites, guide: Sites, particles: int, size: int, *, as_loss: bool = False, allow_shared: bool = False
+    model: Sites,
+    guide: Sites,
+    particles: int,
+    size: int,
+    *,
+    as_loss: bool = False,
+    allow_shared: bool = False,
+    by_dimension: bool = False,
 ) -> ElboTerms:
     """Sum the sites of a model and a guide that ran on the same draws into `ElboTerms`."""
     sums = _checked_sums(model, guide, particles, size, as_loss, allow_shared)
-    closed_form = prior_before_guide(model, guide)
     for site in model.values():
-        if site.observed:
-            sums.add("log_likelihood", site)
-        elif site.in_plate:
-            sums.add_kl(guide[site.name], site, closed_form[site.name])
-        else:
-            sums.add("kl", site)
+        if site.observed or not site.in_plate:
+            sums.add("log_likelihood" if site.observed else "kl", site)
     for site in guide.values():
-        if site.observed:
-            sums.add("extra", site)
-        elif site.name not in model or not site.in_plate:
-            sums.add("kl", site, shared_sign=-1.0)
-    return sums.terms(ElboTerms, "log_likelihood", "kl")
+        if site.observed or not site.in_plate:
+            sums.add("extra" if site.observed else "kl", site, shared_sign=-1.0)
+    parts = kl_parts(model, guide, by_dimension)
+    for part in parts.values():
+        sums.add_term("kl", summed(part))
+    return sums.terms(ElboTerms, "log_likelihood", "kl")._replace(kl_parts=parts)
 
 
 def reduce_guide(guide: Mapping[str, Site], particles: int, size: int) -> Float[Tensor, "particles batch"]:
@@ -232,7 +255,7 @@ class _Sums:
     def add(self, name: str, site: Site, shared_sign: float = 1.0) -> None:
         if site.in_plate:
             site.check_shape()
-            self._add(name, site.log_prob())
+            self.add_term(name, site.log_prob())
         else:
             term = shared_sign * site.log_prob().reshape(self.particles)
             self.shared = term if self.shared is None else self.shared + term
@@ -251,16 +274,7 @@ class _Sums:
                 f"site {site.name!r} is outside the data plate and cannot be reparameterised; "
                 "use objective='trace_graph_elbo'"
             )
-        self._add("score", site.score())
-
-    def add_kl(self, guide: Site, model: Site, closed_form: bool) -> None:
-        guide.check_shape()
-        if closed_form and not is_point_mass(guide.fn):  # whose closed form leaves its log_density out
-            try:
-                return self._add("kl", guide.kl_to(model))
-            except NotImplementedError:
-                pass
-        self._add("kl", guide.log_prob() - model.log_prob())
+        self.add_term("score", site.score())
 
     def total(self, name: str) -> Float[Tensor, "particles batch"]:
         like = next(iter(self.totals.values()), torch.zeros(()))
@@ -270,5 +284,5 @@ class _Sums:
         """The named totals, and what serves training."""
         return kind(*map(self.total, names), self.totals.get("score"), self.shared, self.totals.get("extra"))
 
-    def _add(self, name: str, term: Tensor) -> None:
+    def add_term(self, name: str, term: Float[Tensor, "particles batch"]) -> None:
         self.totals[name] = self.totals[name] + term if name in self.totals else term

@@ -24,7 +24,7 @@ class Kind:
     handed: tuple[str, ...]
 
 
-LIKELIHOOD = Kind("likelihood", ("data_shape",))
+LIKELIHOOD = Kind("likelihood", ("data_shape", "log_library"))
 NET = Kind("net", ("hidden", "activation"))
 POSTERIOR = Kind("posterior", ("in_features", "latent_dim"))
 PRIOR = Kind("prior", ("latent_dim", "data_shape", "likelihood", "encoder", "posterior", "data_mean"))

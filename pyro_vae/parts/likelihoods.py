@@ -4,6 +4,9 @@ A likelihood is an `nn.Module` with `channels`, how many numbers the decoder giv
 `forward` from those numbers [..., channels, *data_shape] to a distribution with batch shape [...] and event shape
 `data_shape`. `start(mean)` says which numbers make the distribution's mean the given one, so that a decoder can start
 at the mean of the data, and `encoder_input(x)` is what the encoder is given. Log-probabilities are in nats.
+
+What a likelihood needs besides the decoder's numbers it asks for: `fields` are fields of the data that it takes where
+they are there, `conditioned` is the distribution of given data, and `guide` draws what that has drawn.
 """
 
 import math
@@ -22,16 +25,27 @@ from pyro_vae.parts.distributions import (
     DiscretizedLogisticDistribution,
     Levels,
 )
+from pyro_vae.parts.library import make_library
 
 
 class Likelihood(nn.Module):
     """Base class: remembers the shape of one datum."""
 
     channels = 1
+    fields: tuple[str, ...] = ()
 
     def __init__(self, data_shape: Sequence[int]):
         super().__init__()
         self.event_dims = len(data_shape)
+
+    def conditioned(
+        self, features: Float[Tensor, "..."], x: Float[Tensor, "batch ..."], **fields: Tensor
+    ) -> dist.Distribution:
+        """The distribution of the data x, for the model to observe; it may draw latent sites of its own."""
+        return self(features)
+
+    def guide(self, x: Float[Tensor, "batch ..."]) -> None:
+        """Draw the latent sites of `conditioned` in the guide."""
 
     def split(self, features: Float[Tensor, "..."]) -> tuple[Tensor, ...]:
         """[..., channels, *data_shape] -> `channels` tensors [..., *data_shape]."""
@@ -182,34 +196,47 @@ class DiscretizedLogistic(Likelihood):
         return x / 127.5 - 1
 
 
-class Poisson(Likelihood):
-    """Counts x in {0, 1, ...}: the rate is the softplus of the decoder's output."""
+class Counts(Likelihood):
+    """Counts x in {0, 1, ...}, whose means may be shares of the datum's library size, its number of counts.
 
-    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
-        (raw,) = self.split(features)
-        tiny = torch.finfo(raw.dtype).tiny
-        return dist.Poisson(F.softplus(raw) + tiny).to_event(self.event_dims)
+    With a library size, the shares are the softmax of the decoder's output over all elements, as scvi-tools has them
+    for genes (Lopez et al. 2018). "latent" gives log p(x). "observed" takes it as given: the number is
+    log p(x | library), of counts beside their library size. Where that is the sum of x itself, the number is no density
+    of x, and compares only with numbers that were found in the same way.
 
-    def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        rate = mean.clamp(min=1e-2)
-        return rate + torch.log(-torch.expm1(-rate))
+    Args:
+        library: "none"; "observed", the field `library` [batch] where the data have it, else the sum of x; "latent", a
+            site with a log-normal prior. Data without counts have the typical library size of the training data.
+        log_library: mean and standard deviation of the log of the training data's library sizes, which "observed" and
+            "latent" need; see `pyro_vae.data.log_library`. The data set's own on the command line.
 
-    def encoder_input(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return x.log1p()
+    Raises:
+        UnknownName: no such library.
+        ContractError: a library without `log_library`.
+    """
 
-
-class NegativeBinomial(Likelihood):
-    """Counts x in {0, 1, ...} that scatter more than a Poisson's: the mean m is the exponential of the decoder's
-    output, the variance m + m^2 / r with a learned r for each element (as Lopez et al. 2018 have it for genes)."""
-
-    def __init__(self, data_shape: Sequence[int]):
+    def __init__(self, data_shape: Sequence[int], library: str = "none", log_library: Sequence[float] | None = None):
         super().__init__(data_shape)
-        self.log_r = nn.Parameter(torch.zeros(tuple(data_shape)))
+        self.library = make_library(library, data_shape, log_library)
+        self.fields = () if self.library is None else self.library.fields
 
-    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
-        (log_mean,) = self.split(features)
-        counts = dist.NegativeBinomial(self.log_r.exp(), logits=log_mean - self.log_r, validate_args=False)
-        return counts.to_event(self.event_dims)
+    def conditioned(
+        self, features: Float[Tensor, "..."], x: Float[Tensor, "batch ..."], **fields: Tensor
+    ) -> dist.Distribution:
+        return self(features) if self.library is None else self(features, self.library.in_model(x, **fields))
+
+    def guide(self, x: Float[Tensor, "batch ..."]) -> None:
+        if self.library is not None:
+            self.library.in_guide(x)
+
+    def log_mean(self, raw: Float[Tensor, "..."], library: Float[Tensor, "..."] | None) -> Float[Tensor, "..."]:
+        """The log of the means: `raw` itself, or with a library size [...] the log of its shares."""
+        if self.library is None:
+            return raw
+        if library is None:
+            raise ContractError("this model gives its likelihood no library size; use a VAE, or library='none'")
+        shares = raw.flatten(-self.event_dims).log_softmax(-1).reshape(raw.shape)
+        return shares + library.log().reshape(*library.shape, *[1] * self.event_dims)
 
     def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return mean.clamp(min=1e-2).log()
@@ -218,17 +245,66 @@ class NegativeBinomial(Likelihood):
         return x.log1p()
 
 
+class Poisson(Counts):
+    """Counts x in {0, 1, ...}: the rate is the softplus of the decoder's output, or with a library size its softmax
+    times that size.
+
+    Args:
+        library: the library size that the counts are shares of: "none", "observed" (the field `library`, or the sum of
+            x) or "latent"; see `Counts`.
+        log_library: see `Counts`.
+    """
+
+    def forward(self, features: Float[Tensor, "..."], library: Float[Tensor, "..."] | None = None) -> dist.Distribution:
+        (raw,) = self.split(features)
+        rate = F.softplus(raw) if self.library is None else self.log_mean(raw, library).exp()
+        return dist.Poisson(rate + torch.finfo(raw.dtype).tiny).to_event(self.event_dims)
+
+    def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        if self.library is not None:
+            return super().inverse_mean(mean)
+        rate = mean.clamp(min=1e-2)
+        return rate + torch.log(-torch.expm1(-rate))
+
+
+class NegativeBinomial(Counts):
+    """Counts x in {0, 1, ...} that scatter more than a Poisson's: the mean m is the exponential of the decoder's
+    output, or with a library size its softmax times that size; the variance is m + m^2 / r with a learned r for each
+    element (as Lopez et al. 2018 have it for genes).
+
+    Args:
+        library: the library size that the counts are shares of: "none", "observed" (the field `library`, or the sum of
+            x) or "latent"; see `Counts`.
+        log_library: see `Counts`.
+    """
+
+    def __init__(self, data_shape: Sequence[int], library: str = "none", log_library: Sequence[float] | None = None):
+        super().__init__(data_shape, library, log_library)
+        self.log_r = nn.Parameter(torch.zeros(tuple(data_shape)))
+
+    def forward(self, features: Float[Tensor, "..."], library: Float[Tensor, "..."] | None = None) -> dist.Distribution:
+        (raw,) = self.split(features)
+        logits = self.log_mean(raw, library) - self.log_r
+        return dist.NegativeBinomial(self.log_r.exp(), logits=logits, validate_args=False).to_event(self.event_dims)
+
+
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
-    """The same with further zeros, whose log odds come from a second output of the decoder (Lopez et al. 2018)."""
+    """The same with further zeros, whose log odds come from a second output of the decoder (Lopez et al. 2018).
+
+    Args:
+        library: the library size that the counts are shares of: "none", "observed" (the field `library`, or the sum of
+            x) or "latent"; see `Counts`.
+        log_library: see `Counts`.
+    """
 
     channels = 2
     START = -3.0
 
-    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
-        log_mean, gate_logits = self.split(features)
+    def forward(self, features: Float[Tensor, "..."], library: Float[Tensor, "..."] | None = None) -> dist.Distribution:
+        raw, gate_logits = self.split(features)
         counts = dist.ZeroInflatedNegativeBinomial(
             self.log_r.exp(),
-            logits=log_mean - self.log_r,
+            logits=self.log_mean(raw, library) - self.log_r,
             gate_logits=gate_logits + self.START,
             validate_args=False,
         )

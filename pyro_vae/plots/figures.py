@@ -108,12 +108,13 @@ def loss_curves(history: History) -> Figure:
     return figure
 
 
-def reconstructions(pair: nn.Module, split: Split, n: int = 10) -> Figure:
+def reconstructions(pair: nn.Module, split: Split, n: int = 10, seed: int = 0) -> Figure:
     """`n` data, spread over the split, above the means of p(x|z) at the guide's means, in rows of at most 12.
 
-    On a reconstruction that is no image the outline of its datum is drawn.
+    On a reconstruction that is no image the outline of its datum is drawn. The seed fixes the draws of sites that have
+    no mean.
     """
-    with undisturbed(pair) as device:
+    with undisturbed(pair, seed) as device:
         batch = split.to(device).take(_spread(split.placed, n).to(device))
         site = picture_site(reconstruct(pair, batch))
         data, means = site.value.squeeze(0), center(site)
@@ -222,14 +223,14 @@ def planar_site(pair: nn.Module, fields: Fields) -> Site | None:
 
 
 @contextmanager
-def undisturbed(pair: nn.Module) -> Iterator[torch.device]:
-    """Run under `eval()`, without gradients and at a fixed seed, and yield the pair's device. The pair's modes and the
+def undisturbed(pair: nn.Module, seed: int = 0) -> Iterator[torch.device]:
+    """Run under `eval()`, without gradients and at this seed, and yield the pair's device. The pair's modes and the
     generators are afterwards as they were."""
     device = device_of(pair)
     cuda = [device.index or 0] if device.type == "cuda" else []
     with evaluating(pair), torch.random.fork_rng(devices=cuda), torch.no_grad():
         for generator in [torch.default_generator, *[torch.cuda.default_generators[i] for i in cuda]]:
-            generator.manual_seed(0)
+            generator.manual_seed(seed)
         yield device
 
 

@@ -27,7 +27,13 @@ Data = str | Path | Dataset | Split | Tensor | Mapping[str, Tensor] | None
 
 
 def sample(
-    run: Run | str | Path, n: int = 64, out: str | Path | None = None, seed: int = 0, device: str = "auto"
+    run: Run | str | Path,
+    n: int = 64,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    data: Data = None,
+    split: str = "test",
 ) -> dict[str, Tensor]:
     """Draw data from the model: every site's values [n, *event], by name.
 
@@ -36,13 +42,15 @@ def sample(
         out: a .png for a picture of the means of p(x|z), or an .npz for the values.
         seed: fixes the draws.
         device: auto, cpu or cuda.
+        data: what a conditional model is given, by name or file; the run's own data where none are named.
+        split: train, valid or test: which of these data.
 
     Raises:
-        RunError: fewer than one, or a file that cannot be written.
+        RunError: fewer than one, no such split, or a file that cannot be written.
     """
     path = _outlet(out, ".png", ".npz")
     run = as_run(run, device)
-    fields = _fields_to_sample(run, n)
+    fields = _fields_to_sample(run, n, data, split)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sites = generation.sample(run.pair, fields)
@@ -61,6 +69,7 @@ def reconstruct(
     split: str = "test",
     out: str | Path | None = None,
     device: str = "auto",
+    seed: int = 0,
 ) -> "Figure":
     """Draw data, spread over a split, above their reconstructions.
 
@@ -70,6 +79,7 @@ def reconstruct(
         split: train, valid or test.
         out: a .png.
         device: auto, cpu or cuda.
+        seed: fixes the draws of sites that have no mean.
 
     Raises:
         RunError: fewer than one, no such split, or a file that cannot be written.
@@ -77,7 +87,7 @@ def reconstruct(
     path = _outlet(out, ".png")
     check_positive(RunError, n=n)
     run = as_run(run, device)
-    figure = plots.reconstructions(run.pair, run.split(data, split), n)
+    figure = plots.reconstructions(run.pair, run.split(data, split), n, seed)
     if path is not None:
         plots.save(figure, path)
     return figure
@@ -155,13 +165,16 @@ def export(
     return exported
 
 
-def report(run: Run | str | Path) -> Path:
+def report(run: Run | str | Path, device: str = "auto") -> Path:
     """Write the run's `report.md` and its figures again; gives the path of report.md.
+
+    Args:
+        device: auto, cpu or cuda.
 
     Raises:
         RunError: the run has no folder, or the folder cannot be written.
     """
-    return write_report(as_run(run))
+    return write_report(as_run(run, device))
 
 
 def _outlet(out: str | Path | None, *suffixes: str) -> Path | None:
@@ -182,12 +195,12 @@ def _save_netcdf(exported: Any, path: Path) -> None:
         files.write_whole(path, lambda file: file.write(whole.read_bytes()))
 
 
-def _fields_to_sample(run: Run, n: int) -> dict[str, Tensor]:
-    """Fields for `n` draws: what the model conditions on is that of the test data, over and over if need be."""
+def _fields_to_sample(run: Run, n: int, data: Data, split: str) -> dict[str, Tensor]:
+    """Fields for `n` draws: what the model conditions on is that of the data, over and over if need be."""
     check_positive(RunError, n=n)
     if len(run.fields) == 1:
         fields = generation.blank_fields(run.fields, n)
     else:
-        test = run.data.test
-        fields = select_fields(run.pair, test.take(torch.arange(n) % test.size))
+        chosen = run.split(data, split)
+        fields = select_fields(run.pair, chosen.take(torch.arange(n) % chosen.size))
     return {name: value.to(device_of(run.pair)) for name, value in fields.items()}

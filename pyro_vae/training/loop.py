@@ -33,6 +33,7 @@ from pyro_vae.training.averaging import Average
 from pyro_vae.training.divergence import divergence, not_finite, weights_are_finite
 from pyro_vae.training.gradients import Gradients
 from pyro_vae.training.optimizers import make_optimizer
+from pyro_vae.training.scales import Scales
 from pyro_vae.training.schedules import SCHEDULES, TORCHS, Scheduler, constant, cyclical, is_torchs, ramp
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Settings:
     beta: float = 1.0
     kl_warmup: int = 0
     kl_cycles: int = 0
+    free_bits: float = 0.0
+    free_bits_per: str = "dimension"
     accumulate: int = 1
     clip: float | None = None
     monitor: str = "valid_loss"
@@ -77,7 +80,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise RunError(f"{name} must be positive, not {value}")
-        for name in ("beta", "lr_warmup", "kl_warmup", "kl_cycles"):
+        for name in ("beta", "lr_warmup", "kl_warmup", "kl_cycles", "free_bits"):
             if not getattr(self, name) >= 0:
                 raise RunError(f"{name} must not be negative, but is {getattr(self, name)}")
         if not 0 <= self.ema < 1:
@@ -171,6 +174,8 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.beta = torch.ones((), device=fabric.device)
         self.steps_per_epoch = self.train_split.num_batches(settings.batch_size)
+        self.scales, self.unscaled, self.watching = Scales(), Scales(), True
+        self.told = 0
         if self.folder.stored is not None:
             self._restore(self.folder.stored)
         self._prepare()
@@ -184,10 +189,12 @@ class Trainer:
                 trial = copy.deepcopy(self.objective)
                 trial(self.pair, example, self.settings.particles, self.beta, self.train_split.size)
                 check_auxiliary(self.pair, example)
-                guide = run_guide(self.pair, example)
-                faults = density_faults(run_model(self.pair, example, values_of(guide)), guide)
+                with self.unscaled:
+                    guide = run_guide(self.pair, example)
+                    faults = density_faults(run_model(self.pair, example, values_of(guide)), guide)
             shared = SharedStep(self.fabric.setup_module(self.loss)) if self.fabric.world_size > 1 else None
-            self.engine = choose_step(self.settings.engine, self.loss, example, steps, shared)
+            with self.scales:
+                self.engine = choose_step(self.settings.engine, self.loss, example, steps, shared)
         whole = self.settings.accumulate == 1 and self.optimizer.defaults.get("capturable", False)
         captured = self.engine.name == "compiled" and self.fabric.device.type == "cuda" and whole
         self.advance: Callable[[dict[str, Tensor]], Tensor] = CapturedStep(self._advance) if captured else self._advance
@@ -210,9 +217,7 @@ class Trainer:
         show = progress and self.fabric.is_global_zero
         with tqdm(total=total, initial=self.epoch * self.steps_per_epoch, disable=not show, unit="step") as bar:
             bar.set_description("training")
-            if show:
-                for line in self.notes:
-                    bar.write(line, file=sys.stderr)
+            self._tell(bar)
             while self.epoch < settings.epochs and not self._out_of_patience():
                 start = self._capture()
                 try:
@@ -222,6 +227,7 @@ class Trainer:
                     raise
                 self.history.append(row)
                 self.epoch += 1
+                self._tell(bar)
                 bar.set_postfix(loss=f"{row['loss']:.2f}", valid=f"{row['valid_loss']:.2f}")
                 self._keep_best(row)
                 if self._told_to_stop(row):
@@ -230,6 +236,12 @@ class Trainer:
                     self._write(self._capture())
         self._write(self._capture())
         return self._finished()
+
+    def _tell(self, bar: tqdm) -> None:
+        """Show the notes that have not been shown."""
+        for line in self.notes[self.told :] if not bar.disable else ():
+            bar.write(line, file=sys.stderr)
+        self.told = len(self.notes)
 
     def _told_to_stop(self, row: dict[str, float]) -> bool:
         """What the user's callback says of an epoch; where it raises, the run is saved first."""
@@ -268,8 +280,22 @@ class Trainer:
         """One pass over the training data, a step each time: losses in nats per datum, still on the device."""
         for step, batch in enumerate(self._batches()):
             self._set_rates(step)
-            yield self.advance(batch)
+            yield self._watched(batch) if self.watching else self.advance(batch)
         self._take_what_is_left()
+
+    def _watched(self, batch: dict[str, Tensor]) -> Tensor:
+        """The first step, with a note where the pair scales a site under train() that it does not under eval()."""
+        self.watching = False
+        with self.scales:
+            loss = self.advance(batch)
+        still = self.unscaled.found()
+        for name, scale in self.scales.found().items():
+            if name not in still:
+                self.notes.append(
+                    f"the training loss is scaled: the pair multiplies site {name!r} by {scale:.4g} under train(); "
+                    "the validation figures are not"
+                )
+        return loss
 
     def _advance(self, batch: dict[str, Tensor]) -> Tensor:
         loss = self.engine.run(batch, self.beta)

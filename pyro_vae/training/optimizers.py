@@ -54,6 +54,11 @@ def make_optimizer(
         raise RunError(f"options go with an optimizer's name; give {', '.join(options)} to the optimizer itself")
     if hasattr(optimizer, "pt_optim_constructor"):
         return _of_class(_taken_apart(optimizer), parameters, {"lr": lr, **optimizer.pt_optim_args})
+    if not callable(optimizer):
+        raise RunError(
+            f"optimizer is {type(optimizer).__name__}, neither a name nor a function; give a function that makes it: "
+            "optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)"
+        )
     made = optimizer(parameters)
     if not isinstance(made, Optimizer):
         raise RunError(f"the optimizer's function returned {type(made).__name__}, not a torch.optim.Optimizer")

@@ -64,6 +64,8 @@ def train(
     beta: float = 1.0,
     kl_warmup: int = 0,
     kl_cycles: int = 0,
+    free_bits: float = 0.0,
+    free_bits_per: str = "dimension",
     accumulate: int = 1,
     clip: float | None = None,
     valid: Any = None,
@@ -114,6 +116,9 @@ def train(
         beta: weight of the KL.
         kl_warmup: epochs over which that weight rises linearly from 0.
         kl_cycles: how often the weight of the KL rises from 0 in the course of training (Fu et al. 2019).
+        free_bits: a least KL in nats per datum, for objectives that are an ELBO: where the batch's mean KL is below it,
+            it counts as this number (Kingma et al. 2016). The validation ELBO is the true one.
+        free_bits_per: "dimension": each latent dimension has this least KL; "site": each latent site.
         accumulate: batches whose gradients make up one step.
         clip: largest norm of the gradient.
         valid: validation data of your own, in any form that `data` may have.
@@ -173,6 +178,8 @@ def train(
         beta=beta,
         kl_warmup=kl_warmup,
         kl_cycles=kl_cycles,
+        free_bits=free_bits,
+        free_bits_per=free_bits_per,
         accumulate=accumulate,
         clip=clip,
         monitor=monitor,
@@ -189,6 +196,9 @@ def train(
             f"batch_size is {batch_size} but there are {dataset.train.size} training data; use a smaller batch_size"
         )
     objective = made(objective, objective_options)
+    objective = objective.with_free_bits(free_bits, free_bits_per) if free_bits else objective
+    if on_epoch is not None and not callable(on_epoch):
+        raise RunError(f"on_epoch must be a function of an epoch's row of the history, not {type(on_epoch).__name__}")
     if not any(parameter.requires_grad for parameter in pair.parameters()):
         raise RunError(f"{type(pair).__name__} has no parameter to train; evaluate it as it is")
     _refuse_a_lone_datum(pair, dataset.train.size, batch_size)

@@ -7,27 +7,25 @@ and writes README.md and its figures. With --only, it stops after these tasks. P
 """
 
 import argparse
+import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from pyro import poutine
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae import plots, runs
-from pyro_vae.data import Dataset
-from pyro_vae.pair import generation
-from pyro_vae.reporting.verbs import save_arrays
-from pyro_vae.runs.folder import LAST
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from machine import header, table  # noqa: E402
+from measure import save_arrays  # noqa: E402
 
 PARTICLES = 500
 MANY = {"1 quadrant": 50_000, "2 quadrants": 10_000, "3 quadrants": 5_000}
@@ -76,9 +74,9 @@ def settings(task: str, model: str, root: str, baseline: Path | None, particles:
         given["baseline"] = str(baseline)
     return {
         "pair": model,
-        "data": data,
-        "data_options": {"source": "mnist", "root": root, "valid": VALID, **options},
         "model_options": given,
+        "data": data,
+        "data_options": {"binarize": "dynamic", "source": "mnist", "root": root, "valid": VALID, **options},
         "objective": "trace_mean_field_elbo" if particles == 1 else "iwae",
         "particles": particles,
         "epochs": EPOCHS_OF_TASK.get(task, EPOCHS)[model] if particles == 1 else WEIGHTED_EPOCHS[task],
@@ -99,10 +97,10 @@ def long_regressor(task: str, model: str, root: str) -> dict[str, Any]:
     return usual | {"data_options": data_options, "epochs": LONG[task], "relaxed": grey}
 
 
-def ensure_trained(folder: Path, chosen: Mapping[str, Any]) -> None:
+def ensure_trained(folder: Path, chosen: dict[str, Any]) -> None:
     """Train, or continue where an earlier call was stopped."""
-    started = (folder / LAST).exists()
-    if started and len(runs.load_run(folder).history) == chosen["epochs"]:
+    started = (folder / "last.pt").exists()
+    if started and len(pv.load_run(folder).history) == chosen["epochs"]:
         return
     pv.train(**chosen, out=folder, resume=started, progress=False)
 
@@ -119,7 +117,7 @@ def ensure_evaluated(folder: Path, name: str, particles: int) -> dict[str, np.nd
 
 def ensure_evaluated_in_pieces(folder: Path, name: str, particles: int) -> dict[str, np.ndarray]:
     """The same of the whole test set for very many draws, a file for each thousand images: what was stopped goes on."""
-    run = runs.load_run(folder)
+    run = pv.load_run(folder)
     pair, test = run.pair, run.data.test
     parts = []
     for index, start in enumerate(range(0, test.size, PIECE)):
@@ -161,7 +159,7 @@ def nll(figures: dict[str, np.ndarray]) -> str:
     return f"{values.mean():.2f} ± {values.std() / len(values) ** 0.5:.2f}"
 
 
-def examples(data: Dataset) -> dict[str, Tensor]:
+def examples(data: pv.Dataset) -> dict[str, Tensor]:
     """One test image of each of the first labels, as it is presented."""
     labels = data.test["label"]
     rows = torch.stack([(labels == label).nonzero()[3, 0] for label in range(ROWS)])
@@ -171,8 +169,8 @@ def examples(data: Dataset) -> dict[str, Tensor]:
 def completions(folder: Path) -> Figure:
     """A row a digit: what is given, the regressor's guess, draws of the CVAE (means of p(x|z, c)), and the truth."""
     torch.manual_seed(0)
-    run = runs.load_run(folder / "cvae")
-    regressor, cvae = runs.load_run(folder / "regressor").pair, run.pair
+    run = pv.load_run(folder / "cvae")
+    regressor, cvae = pv.load_run(folder / "regressor").pair, run.pair
     batch = examples(run.data)
     given = torch.where(batch["mask"], 0.5, batch["x"])
     columns = {"given": given, "regressor": mean_of(regressor, batch)}
@@ -182,19 +180,28 @@ def completions(folder: Path) -> Figure:
 
 def mean_of(pair: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The mean of p(x|z, c) at a draw of z from the prior."""
-    return generation.center(generation.sample(pair, batch)["x"])
+    with poutine.uncondition():
+        return mean_of_x(pair, batch)
+
+
+def mean_of_x(pair: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The mean of p(x|z, c) in a run of the model."""
+    fields = {name: batch[name] for name in inspect.signature(pair.model).parameters if name in batch}
+    with torch.no_grad():
+        return poutine.trace(lambda: pair.model(**fields)).get_trace().nodes["x"]["fn"].mean
 
 
 def digits_of(folder: Path) -> Figure:
     """A row a label, a column one draw of the noise that p(z|label) scales and shifts."""
-    cvae = runs.load_run(folder / "cvae").pair
+    cvae = pv.load_run(folder / "cvae").pair
     batch = {"x": torch.zeros(10, 1, 28, 28), "context": torch.eye(10)}
     prior = cvae.prior(cvae.features(batch["context"]))
     columns = {}
     for draw in range(10):
         torch.manual_seed(draw)
         z = prior.mean + prior.stddev * torch.randn(1, cvae.latent_dim)
-        columns[f"z {draw + 1}"] = generation.center(generation.decode(cvae, batch, {"z": z})["x"])
+        with poutine.condition(data={"z": z}):
+            columns[f"z {draw + 1}"] = mean_of_x(cvae, batch)
     return grid(columns)
 
 
@@ -211,7 +218,7 @@ def grid(columns: dict[str, Tensor]) -> Figure:
 
 
 def minutes(folder: Path) -> str:
-    history = runs.load_run(folder).history
+    history = pv.load_run(folder).history
     best = max(history, key=lambda row: row["valid_elbo"])
     return f"{len(history)} epochs, {sum(row['seconds'] for row in history) / 60:.0f} min, best {best['epoch']}"
 
@@ -227,9 +234,9 @@ def write(folder: Path, found: dict[str, dict[str, dict[str, np.ndarray]]]) -> N
         few = [nll(figures[f"{model}, prior"]) for model in ("cvae", "cvae_iwae")]
         draws.append([task, *few, f"{nll(figures['many from the prior'])} ({MANY[task]:,} draws)"])
     for task in SOHN:
-        plots.save(completions(folder / task.replace(" ", "_")), HERE / f"{task.replace(' ', '_')}.png")
-    plots.save(completions(folder / "column"), HERE / "column.png")
-    plots.save(digits_of(folder / "label"), HERE / "label.png")
+        pv.plots.save(completions(folder / task.replace(" ", "_")), HERE / f"{task.replace(' ', '_')}.png")
+    pv.plots.save(completions(folder / "column"), HERE / "column.png")
+    pv.plots.save(digits_of(folder / "label"), HERE / "label.png")
     columns = ["observed", "regressor, grey levels", "regressor", "CVAE, `importance`", "CVAE on L_K, `prior`"]
     columns += ["CVAE on L_K, `importance`", "Sohn et al.: regressor / Monte Carlo / importance"]
     columns.append("Pyro's tutorial: regressor")

@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -16,14 +17,18 @@ from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
 import pyro_vae as pv
-from pyro_vae import plots
-from pyro_vae.runs import build_model
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from machine import header, table  # noqa: E402
 
 EPOCHS, BATCH, LR, ROUNDS = 50, 128, 3e-4, 3
+
+
+def settings(root: str) -> dict[str, Any]:
+    """`pyro-vae train blog --data mnist --epochs 50 --batch_size 128 --lr 3e-4`, in Python."""
+    data = {"data": "mnist", "data_options": {"binarize": "dynamic", "root": root, "valid": 10_000}}
+    return {"pair": "blog", **data, "epochs": EPOCHS, "batch_size": BATCH, "lr": LR}
 
 
 def plain_epoch(root: str, vae: torch.nn.Module, svi: SVI) -> float:
@@ -42,12 +47,17 @@ def our_epoch(vae: torch.nn.Module, data: pv.Dataset) -> float:
     return run.history[-1]["seconds"]
 
 
+def ours_of(data: pv.Dataset) -> pv.VAE:
+    """The `blog` preset with the same initial weights each time."""
+    torch.manual_seed(0)
+    return pv.models.blog(data.facts["data_shape"], data_mean=data.facts["data_mean"])
+
+
 def timings(root: str) -> tuple[list[float], list[float]]:
     """Interleaved seconds per epoch: ours (validation included) and the plain script's."""
     data = pv.load_data("mnist", binarize="dynamic", root=root)
     ours, plain = [], []
-    vae = build_model("blog", data.facts, {})
-    tutorial = build_model("blog", data.facts, {})
+    vae, tutorial = ours_of(data), ours_of(data)
     svi = SVI(tutorial.model, tutorial.guide, pyro.optim.Adam({"lr": LR}), Trace_ELBO())
     for _ in range(ROUNDS):
         ours.append(our_epoch(vae, data))
@@ -62,12 +72,10 @@ def main() -> None:
     torch.manual_seed(0)
     ours, plain = timings(root)
     folder = Path("runs") / "first_run"
-    where = {"root": root, "valid": 10_000}
-    how = {"epochs": EPOCHS, "batch_size": BATCH, "lr": LR}
-    results = pv.train("blog", "mnist", data_options=where, out=folder, overwrite=True, **how).results
+    results = pv.train(**settings(root), out=folder, overwrite=True).results
     for picture in sorted((folder / "figures").glob("*.png")):
         (HERE / picture.name).write_bytes(picture.read_bytes())
-    plots.save(plots.loss_curves(pv.load_run(folder).history), HERE / "loss.png")
+    pv.plots.save(pv.plots.loss_curves(pv.load_run(folder).history), HERE / "loss.png")
     history = pv.load_run(folder).history
     training = sum(row["seconds"] for row in history)
     ratio = statistics.median(p / o for p, o in zip(plain, ours, strict=True))

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae import plots
-from pyro_vae.objectives.importance_weighted import IWAE
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests")]
@@ -39,7 +37,7 @@ def draws_of(estimator: str, particles: int) -> dict[str, Tensor]:
     """Independent draws [copies] of the gradient of minus L_K by each parameter of the small Gaussian model."""
     torch.manual_seed(0)
     options = {"normal": NonReparameterisedNormal} if estimator == "vimco" else {}
-    return gradient_draws(IWAE(estimator), Scalar(COPIES, **options), READING, particles)
+    return gradient_draws(pv.objectives.IWAE(estimator), Scalar(COPIES, **options), READING, particles)
 
 
 def small_model() -> tuple[str, Figure]:
@@ -73,7 +71,7 @@ def discrete_model() -> str:
     rows = []
     for particles in (2, 4, 8, 16):
         torch.manual_seed(0)
-        draws = gradient_draws(IWAE("vimco"), Clusters(COPIES), READING, particles)
+        draws = gradient_draws(pv.objectives.IWAE("vimco"), Clusters(COPIES), READING, particles)
         exact = exact_gradients(Clusters, READING, particles)
         for name in ("guide_logits", "centres"):
             largest = z_scores(draws[name], exact[name]).abs().max().item()
@@ -97,7 +95,7 @@ def summed_variance(vae: nn.Module, x: Tensor, estimator: str, particles: int) -
     torch.manual_seed(1)
     draws: dict[str, list[Tensor]] = {name: [] for name in nets}
     for _ in range(REPEATS):
-        loss = IWAE(estimator)(vae, {"x": x}, particles)
+        loss = pv.objectives.IWAE(estimator)(vae, {"x": x}, particles)
         gradients = torch.autograd.grad(loss, [p for net in nets.values() for p in net])
         first = len(nets["encoder"])
         for name, part in zip(nets, (gradients[:first], gradients[first:]), strict=True):
@@ -133,9 +131,9 @@ def main() -> None:
         "Gradient estimators of the importance-weighted bound", "python reports/gradients/run.py", "which needs no data"
     )
     gaussian, figure = small_model()
-    plots.save(figure, HERE / "small_model.png")
+    pv.plots.save(figure, HERE / "small_model.png")
     vae, figure = digits()
-    plots.save(figure, HERE / "digits.png")
+    pv.plots.save(figure, HERE / "digits.png")
     text = f"""{head}
 Objective `iwae` with `gradient=` pathwise (Burda, Grosse & Salakhutdinov 2016), stl (sticking the landing: Roeder, Wu &
 Duvenaud 2017), dreg (doubly reparameterised: Tucker et al. 2019) and vimco (Mnih & Rezende 2016).

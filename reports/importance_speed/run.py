@@ -18,8 +18,6 @@ from pathlib import Path
 import torch
 
 import pyro_vae as pv
-from pyro_vae import plots
-from pyro_vae.evaluation import Estimate
 from pyro_vae.evaluation.blocks import DATA_BLOCK, PARTICLE_BLOCK
 
 HERE = Path(__file__).parent
@@ -129,7 +127,7 @@ memory is the peak of the resident set (Python and torch are most of it). Peak m
 {table(["", "K", "seconds", "peak memory, MiB"], rows)}"""
 
 
-def growth_figure(found: dict[str, list[dict[str, float]]]) -> Estimate:
+def growth_figure(found: dict[str, list[dict[str, float]]]) -> pv.evaluators.Estimate:
     panels = {
         "time": {kind: [(p["K"], p["seconds"]) for p in points] for kind, points in found.items()},
         "memory": {kind: [(p["K"], p["bytes"] / 2**20) for p in points] for kind, points in found.items()},
@@ -155,7 +153,7 @@ def main() -> None:
     began = time.perf_counter()
     rates, firsts, settings = measure_speed(options)
     found = measure_growth(options)
-    plots.save(growth_figure(found), HERE / "growth.png")
+    pv.plots.save(growth_figure(found), HERE / "growth.png")
     threads = " ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT") if key in os.environ)
     command = " ".join([threads, "python reports/importance_speed/run.py", *sys.argv[1:]]).strip()
     text = header("The speed of the importance-weighted bound", command, data="with random weights and images")

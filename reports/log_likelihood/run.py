@@ -19,15 +19,11 @@ import torch
 from matplotlib.figure import Figure
 
 import pyro_vae as pv
-from pyro_vae import plots
-from pyro_vae.data import Dataset, Split
-from pyro_vae.reporting.verbs import save_arrays
-from pyro_vae.runs import load_run
-from pyro_vae.runs.folder import BEST, LAST
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from machine import header, table  # noqa: E402
+from measure import save_arrays  # noqa: E402
 
 TITLES = {"dynamic": "Dynamic binarisation", "static": "Fixed binarisation (Larochelle & Murray)"}
 EPOCHS = {"dynamic": 650, "static": 450}
@@ -62,6 +58,7 @@ def settings(kind: str, root: str) -> dict[str, Any]:
         "static": ("static_mnist", "none", {"file": file}),
     }[kind]
     return {
+        "pair": "burda",
         "data": data,
         "data_options": {"binarize": binarize, **options},
         "epochs": EPOCHS[kind],
@@ -75,10 +72,10 @@ def settings(kind: str, root: str) -> dict[str, Any]:
 
 def ensure_trained(folder: Path, kind: str, root: str) -> None:
     """Train, or continue where an earlier call was stopped."""
-    started = (folder / LAST).exists()
-    if started and len(load_run(folder).history) == EPOCHS[kind] and (folder / BEST).exists():
+    started = (folder / "last.pt").exists()
+    if started and len(pv.load_run(folder).history) == EPOCHS[kind] and (folder / "best.pt").exists():
         return
-    pv.train("burda", out=folder, resume=started, **settings(kind, root))
+    pv.train(**settings(kind, root), out=folder, resume=started)
 
 
 def ensure_evaluated(folder: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -88,7 +85,7 @@ def ensure_evaluated(folder: Path) -> dict[str, dict[str, np.ndarray]]:
         key = f"{name}_{particles}_{limit}"
         path = folder / f"{key}.npz"
         if not path.exists():
-            data = load_run(folder).data
+            data = pv.load_run(folder).data
             data = data if limit == ALL else in_random_order(data)
             result = pv.evaluate(folder, data, name, particles, limit, **options)
             save_arrays(result.estimate.per_datum, path)
@@ -96,10 +93,10 @@ def ensure_evaluated(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     return figures
 
 
-def in_random_order(data: Dataset) -> Dataset:
+def in_random_order(data: pv.Dataset) -> pv.Dataset:
     """The test images in an order that is always the same: the file of the fixed binarisation begins with zeros."""
     order = torch.randperm(data.test.size, generator=torch.Generator().manual_seed(0))
-    return replace(data, test=Split(data.test.fields, data.test.transform, order))
+    return replace(data, test=pv.Split(data.test.fields, data.test.transform, order))
 
 
 def entries(folder: Path) -> dict[str, dict]:
@@ -119,7 +116,7 @@ def draw_pareto(figures: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     axes.axvline(0.7, color="black", linestyle=":", label="not reliable above 0.7")
     axes.set(xlabel="k-hat", ylabel="test images")
     axes.legend(frameon=False)
-    plots.save(figure, path)
+    pv.plots.save(figure, path)
 
 
 def draw_bounds(found: dict[str, dict], path: Path) -> None:
@@ -133,7 +130,7 @@ def draw_bounds(found: dict[str, dict], path: Path) -> None:
     )
     axes.set(xlabel="K", ylabel="nats per image")
     axes.legend(frameon=False)
-    plots.save(figure, path)
+    pv.plots.save(figure, path)
 
 
 def negative(entry: dict) -> str:
@@ -143,7 +140,7 @@ def negative(entry: dict) -> str:
 def section(kind: str, folder: Path, figures: dict[str, dict[str, np.ndarray]]) -> str:
     """All figures of one run."""
     found = entries(folder)
-    history = load_run(folder).history
+    history = pv.load_run(folder).history
     rows = [["-ELBO (analytic KL)", negative(found[f"elbo_1_{ALL}"]), "", ""]]
     for particles in (1, 5, 50, 500, 5000):
         entry = found[f"importance_{particles}_{ALL}"]

@@ -17,8 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
 import pyro_vae as pv
-from pyro_vae import plugins
-from pyro_vae.data import Split
 from pyro_vae.data.binarize import dynamic
 from pyro_vae.engine.cuda_graph import CapturedStep
 from pyro_vae.engine.devices import launch
@@ -218,8 +216,8 @@ def pythae_trainer(case: Case, images: Tensor, device: str) -> Epoch:
 
 
 def our_trainer(case: Case, images: Tensor, device: str, engine: str, precision: str = "32-true") -> Trainer:
-    grey = pv.Dataset("grey", *[Split({"x": (images.float() / 255).unsqueeze(1)})] * 3)
-    objective = plugins.load("objective", "trace_mean_field_elbo" if case.particles == 1 else "iwae")()
+    grey = pv.Dataset("grey", *[pv.Split({"x": (images.float() / 255).unsqueeze(1)})] * 3)
+    objective = pv.objectives.TraceMeanFieldELBO() if case.particles == 1 else pv.objectives.IWAE()
     settings = Settings(10**6, case.batch, RATE, particles=case.particles, engine=engine, precision=precision)
     trainer = Trainer(launch(device, precision), case.build(), dynamic(grey, 0), objective, settings)
     assert trainer.engine.name == engine, trainer.engine.reason

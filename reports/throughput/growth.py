@@ -13,8 +13,6 @@ import numpy as np
 import torch
 
 import pyro_vae as pv
-from pyro_vae import plugins
-from pyro_vae.data import Split
 from pyro_vae.data.split import CHUNK_BYTES
 from pyro_vae.engine.devices import launch
 from pyro_vae.training.loop import Settings, Trainer
@@ -55,12 +53,12 @@ def point(axis: str, value: int, engine: str, device: str) -> dict[str, float]:
 def _mapped_trainer(size: dict[str, int], path: Path, engine: str, device: str) -> Trainer:
     """On bits in a .npy that is mapped, not read; the file is sparse, so it takes no room on the disk."""
     array = np.lib.format.open_memmap(path, "w+", np.uint8, (size["images"], *SHAPE))
-    train = Split({"x": torch.from_numpy(array)}, resident=False)
-    held_out = Split({"x": torch.zeros(100, *SHAPE)})
+    train = pv.Split({"x": torch.from_numpy(array)}, resident=False)
+    held_out = pv.Split({"x": torch.zeros(100, *SHAPE)})
     settings = Settings(10**6, size["batch"], RATE, engine=engine)
     data = pv.Dataset("mapped", train, held_out, held_out)
     pair = pv.VAE(SHAPE, size["latent"], hidden=(400,))
-    objective = plugins.load("objective", "trace_mean_field_elbo")()
+    objective = pv.objectives.TraceMeanFieldELBO()
     return Trainer(launch(device), pair, data, objective, settings)
 
 

@@ -26,8 +26,6 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import pyro_vae as pv
-from pyro_vae import plots
-from pyro_vae.models.presets import burda
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -170,7 +168,7 @@ def precisions(epochs: int) -> dict[str, dict[str, Any]] | None:
     for name, (precision, seed) in settings.items():
         torch.manual_seed(seed)
         options = {"batch_size": 100, "engine": "compiled", "schedule": "cosine", "seed": seed, "progress": False}
-        run = pv.train(burda(SHAPE), data, epochs=epochs, precision=precision, **options)
+        run = pv.train(pv.models.burda(SHAPE), data, epochs=epochs, precision=precision, **options)
         result = pv.evaluate(run.pair, data.test.head(500), "importance", 5000, progress=False)
         first = result.log_likelihood if first is None else first
         away = result.log_likelihood - first
@@ -243,7 +241,7 @@ def main() -> None:
     else:
         text = tables.text(found, options.rounds, options.epochs, part.seconds)
         (HERE / "README.md").write_text(text)
-        plots.save(tables.growth_figure(found["growth"]), HERE / "growth.png")
+        pv.plots.save(tables.growth_figure(found["growth"]), HERE / "growth.png")
 
 
 if __name__ == "__main__":

@@ -411,6 +411,7 @@ def wrong_files(tmp_path) -> Path:
     (tmp_path / "text.npy").write_text("1 2 3")
     (tmp_path / "table.txt").write_text("1,2,3")
     (tmp_path / "table.csv").write_text("a,b\n1,2\n3,\n")
+    (tmp_path / "words.csv").write_text("a,b\n1,two\n3,4\n")
     (tmp_path / "images").mkdir()
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "broken.yaml").write_text("lr: [")
@@ -470,6 +471,7 @@ MISTAKES = {
     "words": ("train --data words.npy --out new", "words.npy: x holds elements of type"),
     "table": ("train --data ./table.txt --out new", "table.txt: is not a folder of images"),
     "missing_cell": ("train --data ./table.csv --out new", "table.csv: row 1, column 'b' is missing"),
+    "text_cell": ("train --data ./words.csv --out new", "words.csv: row 0, column 'b' holds 'two'"),
     "empty_folder": ("train --data ./images --out new", "images: "),
     "no_rows": ("train --data norows.npy --out new", "norows.npy: "),
     "flat_array": ("train --data row.npy --out new", "row.npy: x has shape [10]; it must be [n, ...]"),
@@ -489,6 +491,14 @@ MISTAKES = {
         "train --data signed.npy --binarize none --likelihood poisson --batch_size 9 --out new",
         "this likelihood needs counts",
     ),
+    "fractional_counts": (
+        "train --data grey.npy --binarize none --likelihood negative_binomial --batch_size 9 --out new",
+        "this likelihood needs counts 0, 1, 2, ...",
+    ),
+    "option_of_another_optimizer": ("train --optimizer adam --momentum 0.9 --out new", "unknown option '--momentum'"),
+    "unknown_optimizer": ("train --optimizer adm --out new", "unknown optimizer 'adm'; known: adam, "),
+    "unknown_column_to_monitor": ("train --monitor elbo --out new", "unknown column to monitor 'elbo'; known: "),
+    "free_bits_of_another_objective": ("train --free_bits 1 --objective iwae --out new", "takes no free bits"),
     "binarizing_counts": ("train --data signed.npy --out new", "binarizing needs values in [0, 1]"),
     "large_batch": ("train --data few.npy --out new", "batch_size is 128 but there are 24 training data"),
     "flat_latent": ("train --latent_dim 0 --out new", "latent_dim must be at least 1, not 0"),

@@ -82,7 +82,9 @@ def test_a_csv_is_read_with_and_without_names(tmp_path):
 
 
 WRONG = {
-    "text": (frame(name=["a", "b", "c", "d"]), "column 'name' holds 'a'"),
+    "text": (frame(name=["a", "b", "c", "d"]), "row 0, column 'name' holds 'a', which is no number"),
+    "a_word_among_numbers": (frame(d=[1.0, 2.0, "three", 4.0]), "row 2, column 'd' holds 'three'"),
+    "dates": (frame(day=pandas.to_datetime(["2020-01-01"] * 4)), "column 'day' holds '2020"),
     "missing": (frame(d=[1.0, np.nan, 2.0, 3.0]), "row 1, column 'd' is missing"),
     "words": (Items([("a", 1), ("b", 2)]), r"tuple of 2, but none are given; .*fields="),
     "string": (DataLoader(Items(["one", "two"])), "x of an item of the data is list, not numbers|is str, not numbers"),
@@ -104,3 +106,23 @@ def test_a_missing_cell_of_a_csv_is_named(tmp_path):
     (tmp_path / "gap.csv").write_text("a,b\n" + "1,2\n" * 5 + "3,\n" + "1,2\n" * 20)
     with pytest.raises(DataError, match="gap.csv: row 5, column 'b' is missing"):
         pv.load_data(tmp_path / "gap.csv")
+
+
+TABLES = {
+    "a,b\n1,2\n1,word\n": "row 1, column 'b' holds 'word'",
+    "1,2\n3,\n": "row 1, column '1' is missing",
+    "1,\n3,4\n": "row 0, column '1' is missing",
+    "a,b\n": "0 rows",
+}
+
+
+@pytest.mark.parametrize("text, words", TABLES.items())
+def test_a_cell_that_is_no_number_is_named(text, words, tmp_path):
+    (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        pv.load_data(tmp_path / "table.csv")
+
+
+def test_numbers_of_mixed_kinds_are_numbers():
+    mixed = pandas.DataFrame({"a": pandas.Series([1, 2.5, True, np.float32(3)], dtype=object), "b": [True] * 4})
+    assert as_split(mixed)["x"].tolist() == [[1.0, 1.0], [2.5, 1.0], [1.0, 1.0], [3.0, 1.0]]

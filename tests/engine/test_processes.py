@@ -36,7 +36,6 @@ sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
 from pairs import bits, small_vae
 
 torch.set_num_threads(1)
-torch.optim.Adam = lambda parameters, lr, **_: torch.optim.SGD(parameters, lr)  # linear in the gradients
 
 
 def reconstruct(vae, batch, particles=1, beta=1.0, data_size=None):
@@ -46,8 +45,21 @@ def reconstruct(vae, batch, particles=1, beta=1.0, data_size=None):
 
 data = Dataset("bits", *(Split({{"x": bits(n)}}) for n in (50, 10, 10)))
 vae = small_vae()
-run = pv.train(vae, data, epochs=1, batch_size=7, lr=0.01, objective=reconstruct, progress=False, device="cpu")
+plain = {{"epochs": 1, "lr": 0.01, "optimizer": "sgd", "progress": False, "device": "cpu"}}  # linear in the gradients
+run = pv.train(vae, data, batch_size=7, objective=reconstruct, **plain)
 torch.save((run.history[0]["loss"], vae.state_dict()), sys.argv[1] + str(rank()))
+"""
+
+FREE_BITS = f"""
+import pyro_vae as pv
+from pyro_vae.engine.processes import rank
+
+sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
+from pairs import Sharp
+
+vae = Sharp()
+run = pv.train(vae, Sharp.data(), batch_size=8, free_bits=2.2, **plain)
+torch.save((run.history[0]["loss"], vae.state_dict()), sys.argv[1] + "free_" + str(rank()))
 """
 
 EVALUATORS = {
@@ -112,7 +124,7 @@ def two_processes(arguments, folder):
 def together(tmp_path_factory):
     """The folder and the output of two processes that run all three programs, for they take seconds to start."""
     folder = tmp_path_factory.mktemp("together")
-    return folder, two_processes(["-c", TRAIN + EVALUATE + REMAINDERS, "two_"], folder)
+    return folder, two_processes(["-c", TRAIN + EVALUATE + REMAINDERS + FREE_BITS, "two_"], folder)
 
 
 def test_two_processes_end_with_the_same_weights(together):
@@ -126,11 +138,22 @@ def test_every_datum_counts_once_however_the_batch_divides(together, tmp_path, m
     """50 data by 7: each batch has a share of 4 and one of 3, the last one of 1 and one of 0."""
     monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path / "one_")])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(torch.optim, "Adam", torch.optim.Adam)
     exec(REMAINDERS, {})
-    loss, weights = torch.load(tmp_path / "one_0")
+    check_same_training(tmp_path / "one_0", together[0], "two_")
+
+
+def test_free_bits_are_those_of_the_whole_batch(together, tmp_path, monkeypatch):
+    """The shares of a batch lie on either side of the floor, its mean above it."""
+    monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path / "one_")])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    exec(REMAINDERS + FREE_BITS, {})
+    check_same_training(tmp_path / "one_free_0", together[0], "two_free_")
+
+
+def check_same_training(alone, folder, shared):
+    loss, weights = torch.load(alone)
     for rank in range(2):
-        shared_loss, shared_weights = torch.load(together[0] / f"two_{rank}")
+        shared_loss, shared_weights = torch.load(folder / f"{shared}{rank}")
         assert shared_loss == pytest.approx(loss, rel=1e-5)
         for name, weight in weights.items():
             assert torch.allclose(shared_weights[name], weight, rtol=1e-4, atol=1e-6), name

@@ -55,6 +55,12 @@ WRONG = {
     ),
     "value": ({"optimizer_options": {"eps": -1.0}}, RunError, "Adam refuses its options"),
     "function": ({"optimizer": lambda parameters: 3}, RunError, "returned int"),
+    "finished": (
+        {"optimizer": torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])},
+        RunError,
+        "optimizer is Adam, neither a name nor a function",
+    ),
+    "callback": ({"on_epoch": 3}, RunError, "on_epoch must be a function .* not int"),
     "scheduled": (
         {
             "optimizer": pyro.optim.ExponentialLR(

@@ -1,5 +1,6 @@
 """Tables, as data frames and .csv files hold them, as arrays of numbers."""
 
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     import pandas
 
 LABEL = "label"
+UNNAMED = "Unnamed: "
+"""How pandas names a column whose name is missing."""
 
 
 def read_csv(path: Path) -> dict[str, np.ndarray]:
@@ -23,7 +26,7 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
 
     try:
         frame = pandas.read_csv(path)
-        if all(_is_number(name) for name in frame.columns):
+        if all(_is_number(name) or str(name).startswith(UNNAMED) for name in frame.columns):
             frame = pandas.read_csv(path, header=None)
     except (ValueError, OSError) as reason:
         raise DataError(f"cannot be read as a table ({' '.join(str(reason).split())}); save it with commas") from reason
@@ -48,13 +51,25 @@ def from_frame(frame: "pandas.DataFrame") -> dict[str, np.ndarray]:
         frame = frame.drop(columns=LABEL)
     if not frame.shape[1]:
         raise DataError("holds no column but the label")
+    if not len(frame):
+        raise DataError("there are no data: 0 rows")
     for name, column in frame.items():
-        if column.dtype.kind not in "buif":
-            raise DataError(
-                f"column {str(name)!r} holds {column.iloc[0]!r}, which is no number; turn it into numbers, or drop it"
-            )
+        _check_numbers(str(name), column)
     values = frame.to_numpy()
     return {"x": values.astype(float) if values.dtype == object else values, **fields}  # bools beside numbers
+
+
+def _check_numbers(name: str, column: "pandas.Series") -> None:
+    """Raise `DataError` for the first cell of a column that is no number."""
+    if column.dtype.kind in "buif":
+        return
+    for row, cell in enumerate(column):
+        if not isinstance(cell, Real) and not _is_number(cell):
+            raise DataError(
+                f"row {row}, column {name!r} holds {str(cell)!r}, which is no number; turn it into numbers, or drop it"
+            )
+    if column.dtype.kind != "O":
+        raise DataError(f"column {name!r} holds elements of type {column.dtype}; turn it into numbers, or drop it")
 
 
 def _codes(labels: np.ndarray) -> np.ndarray:
