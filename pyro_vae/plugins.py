@@ -1,4 +1,4 @@
-"""Models, data sets, objectives and evaluators, found by name through entry points.
+"""Models and their parts, data sets, objectives, evaluators and trackers, found by name through entry points.
 
 Built-in ones are registered in this project's own `pyproject.toml`, under the groups that third parties use. Nothing
 is imported until its name is first used, so a broken plugin never stops the others.
@@ -18,10 +18,18 @@ GROUPS = {
     "objective": "pyro_vae.objectives",
     "evaluator": "pyro_vae.evaluators",
     "tracker": "pyro_vae.trackers",
+    "likelihood": "pyro_vae.likelihoods",
+    "prior": "pyro_vae.priors",
+    "context_prior": "pyro_vae.context_priors",
+    "posterior": "pyro_vae.posteriors",
+    "net": "pyro_vae.nets",
 }
 
 RENAMED = {("model", "iwae"): "burda", ("schedule", "iwae"): "burda_steps"}
 """What something is called now, by its kind and its old name, which goes on working."""
+
+RENAMED_OPTIONS = {"sigma": "likelihood_sigma", "components": "prior_components"}
+"""What an option of a model's part is called now, by its old name, which goes on working."""
 
 
 def names(kind: str) -> list[str]:
@@ -56,7 +64,7 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     name = current_name(kind, name)
     claims = {(entry.value, _package(entry)): entry for entry in entry_points(group=GROUPS[kind], name=name)}
     if not claims:
-        raise UnknownName(kind, name, names(kind))
+        raise UnknownName(kind.replace("_", " "), name, names(kind))
     if len(claims) > 1:
         packages = " and ".join(sorted(package for _, package in claims))
         raise PluginError(f"{kind} {name!r} is registered by {packages}; uninstall one of them")
@@ -66,6 +74,12 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     except Exception as reason:
         message = f"{kind} {name!r} of package {_package(entry)} is broken: {type(reason).__name__}: {reason}"
         raise PluginError(" ".join(message.split())) from reason
+
+
+def name_of(kind: str, plugin: Any) -> str | None:
+    """The name under which a class or function is registered, or None."""
+    value = f"{plugin.__module__}:{plugin.__qualname__}"
+    return next((entry.name for entry in entry_points(group=GROUPS[kind]) if entry.value == value), None)
 
 
 def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:

@@ -16,10 +16,6 @@ from pyro_vae import files, plugins, runs
 from pyro_vae.errors import ContractError, DataError
 from pyro_vae.pair import generation
 from pyro_vae.pair.pair import batch_size, select_fields
-from pyro_vae.parts.likelihoods import LIKELIHOODS
-from pyro_vae.parts.nets import ENCODERS
-from pyro_vae.parts.posteriors import POSTERIORS
-from pyro_vae.parts.priors import PRIORS
 from pyro_vae.testing import check_pair
 
 MODELS = plugins.names("model")
@@ -302,10 +298,10 @@ def fitting_data(likelihood: str, n: int = 6) -> torch.Tensor:
     return special.get(likelihood, grey)
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("likelihood", plugins.names("likelihood"))
 def test_all_parts_fit_together(likelihood):
     x = fitting_data(likelihood)
-    for net, prior, posterior in product(ENCODERS, PRIORS, POSTERIORS):
+    for net, prior, posterior in product(*map(plugins.names, ("net", "prior", "posterior"))):
         options = {"likelihood": likelihood, "net": net, "prior": prior, "posterior": posterior}
         torch.manual_seed(0)
         pair = pv.VAE(SHAPE, 3, hidden=(4, 3), activation="tanh", **options, data_mean=x.mean(0))

@@ -4,6 +4,7 @@ import sys
 from importlib.metadata import EntryPoint
 
 import pytest
+import yaml
 
 import pyro_vae as pv
 from pyro_vae import plugins
@@ -20,6 +21,11 @@ class Wide(pv.VAE):
     def __init__(self, data_shape, width: int = 7):
         super().__init__(data_shape, hidden=(width,))
 
+class Greedy(pv.VAE):
+    """Its options have names that others have too."""
+    def __init__(self, data_shape, lr: float = 7.0, out: int = 3, alpha: float = 0.25):
+        super().__init__(data_shape, hidden=(out,))
+
 class Needy(pv.VAE):
     """Asks for what digits do not offer."""
     def __init__(self, data_shape, wavelength):
@@ -29,6 +35,7 @@ class Needy(pv.VAE):
 ENTRIES = """[pyro_vae.models]
 wide = third_party:Wide
 needy = third_party:Needy
+greedy = third_party:Greedy
 broken = third_party_broken:Nothing
 absent = third_party:Absent
 """
@@ -77,7 +84,32 @@ def test_a_model_is_told_only_what_it_asks_for_and_what_it_lacks_is_named(third_
 def test_a_third_party_model_is_trained_from_the_command_line(third_party, capsys, monkeypatch):
     monkeypatch.chdir(third_party)
     assert cli.main("train wide --width 6 --print_config".split()) == 0
-    assert "model: wide\nwidth: 6\n" in capsys.readouterr().out
+    assert "model:\n  name: wide\n  width: 6\n" in capsys.readouterr().out
+
+
+def test_options_of_one_name_are_told_apart_by_their_owners(third_party, capsys):
+    line = "train greedy --model_lr 5 --lr 0.5 --model_out 4 --objective renyi --print_config"
+    named = "--optimizer rmsprop --model_alpha 1 --objective_alpha 0.5 --optimizer_alpha 0.75"
+    assert cli.main([*line.split(), *named.split()]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"] == {"name": "greedy", "lr": 5.0, "out": 4, "alpha": 1.0}
+    assert config["training"]["lr"] == 0.5 and config["training"]["optimizer_options"]["alpha"] == 0.75
+    assert config["objective"]["alpha"] == 0.5
+    assert cli.main(f"{line} --optimizer rmsprop --alpha 0.5".split()) == 2
+    said = "--alpha could be --model_alpha or --objective_alpha or --optimizer_alpha; say which\n"
+    assert capsys.readouterr().err == f"pyro-vae: {said}"
+    assert cli.main("train --schedule ReduceLROnPlateau --schedule_patience 3 --patience 9 --print_config".split()) == 0
+    training = yaml.safe_load(capsys.readouterr().out)["training"]
+    assert training["patience"] == 9 and training["schedule_options"]["patience"] == 3
+
+
+def test_any_option_may_be_named_after_its_owner(capsys):
+    assert (
+        cli.main("train --optimizer adamw --optimizer_weight_decay 0.5 --model_latent_dim 3 --print_config".split())
+        == 0
+    )
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["training"]["optimizer_options"]["weight_decay"] == 0.5 and config["model"]["latent_dim"] == 3
 
 
 def test_a_broken_plugin_is_named_and_stops_no_other(third_party, capsys):

@@ -87,21 +87,22 @@ def _first_process() -> bool:
 
 
 def train_command(arguments: list[str]) -> None:
-    from pyro_vae.command_line import commands
     from pyro_vae.command_line.settings import parse_train
     from pyro_vae.runs.folder import REPORT, new_folder
+    from pyro_vae.training.by_name import config_of
+    from pyro_vae.training.train import train
 
     parser = _parser("train", "Train a model and write a run folder with its report.")
-    settings, switches = parse_train(parser, arguments)
+    asked, switches = parse_train(parser, arguments)
     if switches.print_config:
         import yaml
 
-        print(yaml.safe_dump(settings.flat(), sort_keys=False), end="")
+        print(yaml.safe_dump(config_of(asked), sort_keys=False), end="")
         return
-    name = re.sub(r"[^\w.-]+", "_", Path(settings.data["data"]).stem)
-    out = Path(switches.out) if switches.out else new_folder(f"{settings.model}-{name}")
-    results = commands.train_run(settings, out, switches.resume, switches.overwrite, not switches.quiet)
-    print_results(results)
+    name = re.sub(r"[^\w.-]+", "_", Path(asked["data"]).stem)
+    out = Path(switches.out) if switches.out else new_folder(f"{asked['pair']}-{name}")
+    how = {"resume": switches.resume, "overwrite": switches.overwrite, "progress": not switches.quiet}
+    print_results(train(**asked, out=out, **how).results)
     say(f"report: {out / REPORT}")
 
 
@@ -160,8 +161,8 @@ def check_command(arguments: list[str]) -> None:
     from pyro_vae.command_line.settings import parse_train
 
     parser = _parser("check", "Check that a model keeps the contract of a pair on a data set.")
-    settings, _ = parse_train(parser, arguments)
-    for checked in commands.check_model(settings):
+    asked, _ = parse_train(parser, arguments)
+    for checked in commands.check_model(asked):
         print(f"ok: {checked}")
 
 

@@ -1,83 +1,16 @@
-"""The typed options of a plugin, read from its signature and its docstring."""
+"""Options on a command line: what is typed becomes a value of its type."""
 
 import argparse
-import inspect
-import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from docstring_parser import parse
-
 from pyro_vae.errors import UsageError
-from pyro_vae.pair.pair import Pair
+from pyro_vae.runs.options import Option, options_of
 
-SIMPLE = (bool, int, float, str, type(None))
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option: its name, type, default and one line of help. `required` ones have no default."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-    required: bool = False
-
-
-def options_of(plugin: Callable[..., Any], skip: Sequence[str] = ()) -> list[Option]:
-    """The options that a class or function takes and a command line can give: numbers, strings, and lists of them, and
-    of another pair the folder of its run.
-
-    Args:
-        skip: parameters that are not the user's to set.
-    """
-    function = plugin.__init__ if inspect.isclass(plugin) else plugin
-    hints = typing.get_type_hints(function)
-    docs = _help_texts(plugin)
-    options = []
-    for name, parameter in inspect.signature(plugin).parameters.items():
-        kind = _plain_type(hints.get(name, str))
-        if parameter.kind is parameter.VAR_KEYWORD:
-            options += _passed_on(hints.get(name))
-        elif name not in skip and kind is not None and parameter.kind is not parameter.VAR_POSITIONAL:
-            required = parameter.default is parameter.empty
-            default = None if required else parameter.default
-            if kind is float and default is not None:
-                default = float(default)  # torch writes 0 where it means a number
-            options.append(Option(name, kind, default, docs.get(name, ""), required))
-    return options
-
-
-def _passed_on(hint: Any) -> list[Option]:
-    """The options of `**options: Unpack[SomeTypedDict]`, which a plugin passes on; None where they are not given."""
-    if typing.get_origin(hint) is not typing.Unpack:
-        return []
-    (fields,) = typing.get_args(hint)
-    docs = _help_texts(fields)
-    return [Option(n, _plain_type(kind), None, docs.get(n, "")) for n, kind in typing.get_type_hints(fields).items()]
-
-
-def _help_texts(documented: Any) -> dict[str, str]:
-    return {p.arg_name: " ".join((p.description or "").split()) for p in parse(inspect.getdoc(documented) or "").params}
-
-
-def _plain_type(hint: Any) -> Any:
-    """What of a type hint a command line can express, or None."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        plain = [kind for kind in map(_plain_type, typing.get_args(hint)) if kind not in (None, type(None))]
-        nullable = type(None) in typing.get_args(hint)
-        return (plain[0] | None if nullable else plain[0]) if plain else None
-    if origin in (list, tuple, Sequence):
-        (inner, *_) = typing.get_args(hint)
-        return list[inner] if inner in SIMPLE else None
-    if inspect.isclass(hint) and issubclass(hint, Pair):
-        return str
-    return hint if hint in SIMPLE else None
+__all__ = ["Option", "add_flags", "add_options", "add_shared_options", "options_of", "own_values", "parse_value"]
 
 
 def parse_value(option: Option, value: Any) -> Any:
@@ -129,6 +62,14 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option], titl
     for option in options:
         text = option.help.replace("%", "%%") + _default(option, "%(default)s")
         _add_option(group, option, help=text, default=option.default, required=option.required)
+
+
+def add_flags(group: Any, option: Option, dest: str, flags: Sequence[str]) -> None:
+    """Add an option under several flags, of which the help shows the first; nothing is set where none is given."""
+    text = (option.help + _default(option, str(option.default))).replace("%", "%%")
+    for flag in flags:
+        told = text if flag == flags[0] else argparse.SUPPRESS
+        _add_option(group, replace(option, name=flag), help=told, default=argparse.SUPPRESS, dest=dest)
 
 
 def add_shared_options(parser: argparse.ArgumentParser, owners: Mapping[str, Sequence[Option]]) -> None:

@@ -106,7 +106,7 @@ def evaluate_each(
         raise RunError(f"seed must be at least 0, not {seed}")
     run = as_run(pair, device) if isinstance(pair, Run | str | Path) else None
     if run is not None:
-        pair, data, relaxed = run.pair, run.data_like(data), relaxed or bool(run.config.get("relaxed"))
+        pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
     with torch.random.fork_rng(), unchanged(pair):
         check_support(pair, chosen, relaxed)
@@ -121,7 +121,7 @@ def evaluate_each(
             estimate = _estimate(name, evaluator, whole, mine, particles, progress)
         result = Result(
             evaluator=name,
-            model=type(pair).__name__ if run is None else run.config.get("model", type(pair).__name__),
+            model=type(pair).__name__ if run is None else run.model_name,
             data=data.name if isinstance(data, Dataset) else "data",
             split=split,
             n=chosen.size,

@@ -2,20 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyro
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.errors import ContractError, UnfitPair
 from pyro_vae.pair.pair import Pair
 from pyro_vae.parts import build
+from pyro_vae.parts.build import CONTEXT_PRIOR, LIKELIHOOD, POSTERIOR
 from pyro_vae.parts.distributions import completed
-from pyro_vae.parts.likelihoods import LIKELIHOODS
 from pyro_vae.parts.nets import ContextDecoder, mlp
-from pyro_vae.parts.posteriors import DiagonalNormal
-from pyro_vae.parts.priors import CONTEXT_PRIORS
+from pyro_vae.parts.priors import ContextFree
 
 Field = Float[Tensor, "batch ..."]
 
@@ -38,12 +38,13 @@ class CVAE(Pair):
         prior: "conditional", a normal whose mean and scale are a net of the context (Sohn, Lee & Yan 2015);
             "standard_normal", the same z for every context (Doersch 2016); or a module from features of the context
             to a distribution of z.
+        posterior: a name or an object, as for a VAE.
         decoder_context: whether the decoder sees the context beside z.
         baseline: a trained pair with a `guess(context)` of x and with `shapes`, as a `Regressor` has them (on the
             command line: the folder of its run). Its guess stands beside the context as prior, encoder and decoder see
             it; it is frozen, and stored with this pair.
-        sigma: standard deviation of a Gaussian likelihood (its start, where it is learned).
         data_mean: mean of the training data [*data_shape]; where given, the decoder starts at it.
+        part_options: options of the chosen parts, named after their kind, as for a VAE.
 
     Raises:
         ContractError: a size that is not positive, or options that leave the context out of the model.
@@ -58,30 +59,33 @@ class CVAE(Pair):
         latent_dim: int = 50,
         hidden: Sequence[int] = (512,),
         activation: str = "relu",
-        likelihood: str | nn.Module = "bernoulli",
-        prior: str | nn.Module = "conditional",
+        likelihood: build.LikelihoodPart = "bernoulli",
+        prior: build.ContextPriorPart = "conditional",
         decoder_context: bool = True,
         baseline: Pair | None = None,
-        sigma: float = 1.0,
         data_mean: Float[Tensor, "..."] | None = None,
+        posterior: build.PosteriorPart = "diagonal_normal",
+        **part_options: Any,
     ):
         super().__init__()
         build.check_sizes(data_shape=data_shape, context_shape=context_shape, latent_dim=[latent_dim], hidden=hidden)
-        if prior == "standard_normal" and not decoder_context:
-            raise ContractError(
-                "prior='standard_normal' and decoder_context=False leave the context out of p(x|c); change one of them"
-            )
         self.shapes = {"x": tuple(data_shape), "context": tuple(context_shape), "mask": tuple(data_shape)}
         size, seen = math.prod(data_shape), math.prod(context_shape)
         self.baseline = None if baseline is None else frozen(baseline, self.shapes)
-        self.likelihood = build.build("likelihood", likelihood, LIKELIHOODS, data_shape=data_shape, sigma=sigma)
+        parts = build.Parts(part_options)
+        self.likelihood = parts.build("likelihood", LIKELIHOOD, likelihood, data_shape=data_shape)
         sizes = [seen if baseline is None else seen + size, *hidden]
         self.context_net, features = mlp(sizes, activation), sizes[-1]
         sizes = [size + features, *hidden]
         self.encoder = mlp(sizes, activation)
         self.latent_dim = latent_dim
-        self.posterior = DiagonalNormal(sizes[-1], latent_dim)
-        self.prior = build.build("prior", prior, CONTEXT_PRIORS, in_features=features, latent_dim=latent_dim)
+        self.posterior = parts.build("posterior", POSTERIOR, posterior, in_features=sizes[-1], latent_dim=latent_dim)
+        self.prior = parts.build("prior", CONTEXT_PRIOR, prior, in_features=features, latent_dim=latent_dim)
+        parts.check_all_taken()
+        if isinstance(self.prior, ContextFree) and not decoder_context:
+            raise ContractError(
+                "prior='standard_normal' and decoder_context=False leave the context out of p(x|c); change one of them"
+            )
         shown = features if decoder_context else 0
         out_shape = (self.likelihood.channels, *data_shape)
         self.decoder = ContextDecoder(latent_dim, shown, hidden[::-1], activation, out_shape)

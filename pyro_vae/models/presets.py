@@ -1,11 +1,13 @@
 """The nets of published VAEs, by name. Every one is a `VAE` with the paper's sizes as defaults."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.models.vae import VAE
+from pyro_vae.parts.build import LikelihoodPart
 
 
 def blog(
@@ -13,11 +15,22 @@ def blog(
     latent_dim: int = 2,
     hidden: Sequence[int] = (256, 64, 32),
     activation: str = "elu",
-    likelihood: str = "bernoulli",
+    likelihood: LikelihoodPart = "bernoulli",
     data_mean: Float[Tensor, "..."] | None = None,
+    log_library: Sequence[float] | None = None,
+    **part_options: Any,
 ) -> VAE:
     """784-256-64-32-2z with ELU: the small two-dimensional VAE of many tutorials."""
-    return VAE(data_shape, latent_dim, hidden, activation, likelihood, data_mean=data_mean)
+    return VAE(
+        data_shape,
+        latent_dim,
+        hidden,
+        activation,
+        likelihood,
+        data_mean=data_mean,
+        log_library=log_library,
+        **part_options,
+    )
 
 
 def burda(
@@ -25,11 +38,13 @@ def burda(
     latent_dim: int = 50,
     hidden: Sequence[int] = (200, 200),
     activation: str = "tanh",
-    likelihood: str = "bernoulli",
+    likelihood: LikelihoodPart = "bernoulli",
     data_mean: Float[Tensor, "..."] | None = None,
+    log_library: Sequence[float] | None = None,
+    **part_options: Any,
 ) -> VAE:
     """tanh 200-200, z = 50, Glorot uniform weights (Burda, Grosse & Salakhutdinov 2016, one stochastic layer)."""
-    vae = VAE(data_shape, latent_dim, hidden, activation, likelihood)
+    vae = VAE(data_shape, latent_dim, hidden, activation, likelihood, log_library=log_library, **part_options)
     for module in vae.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -44,8 +59,19 @@ def kingma(
     latent_dim: int = 20,
     hidden: Sequence[int] = (500,),
     activation: str = "tanh",
-    likelihood: str = "bernoulli",
+    likelihood: LikelihoodPart = "bernoulli",
     data_mean: Float[Tensor, "..."] | None = None,
+    log_library: Sequence[float] | None = None,
+    **part_options: Any,
 ) -> VAE:
     """tanh 500 (Kingma & Welling 2014, MNIST; their Frey faces use hidden=(200,) and a Gaussian with its own sigma)."""
-    return VAE(data_shape, latent_dim, hidden, activation, likelihood, data_mean=data_mean)
+    return VAE(
+        data_shape,
+        latent_dim,
+        hidden,
+        activation,
+        likelihood,
+        data_mean=data_mean,
+        log_library=log_library,
+        **part_options,
+    )

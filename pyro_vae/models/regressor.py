@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.pair.pair import Pair
 from pyro_vae.parts import build
+from pyro_vae.parts.build import LIKELIHOOD
 from pyro_vae.parts.distributions import completed
-from pyro_vae.parts.likelihoods import LIKELIHOODS
 from pyro_vae.parts.nets import MLPDecoder
 
 Field = Float[Tensor, "batch ..."]
@@ -27,8 +28,8 @@ class Regressor(Pair):
         hidden: widths of the hidden layers.
         activation: any torch activation by name ("relu", "elu", "tanh", ...).
         likelihood: a name or an object, as for a VAE.
-        sigma: standard deviation of a Gaussian likelihood (its start, where it is learned).
         data_mean: mean of the training data [*data_shape]; where given, the net starts at it.
+        part_options: options of the likelihood: `likelihood_sigma=0.1`.
 
     Raises:
         ContractError: a size that is not positive.
@@ -41,14 +42,16 @@ class Regressor(Pair):
         context_shape: Sequence[int],
         hidden: Sequence[int] = (512,),
         activation: str = "relu",
-        likelihood: str | nn.Module = "bernoulli",
-        sigma: float = 1.0,
+        likelihood: build.LikelihoodPart = "bernoulli",
         data_mean: Float[Tensor, "..."] | None = None,
+        **part_options: Any,
     ):
         super().__init__()
         build.check_sizes(data_shape=data_shape, context_shape=context_shape, hidden=hidden)
         self.shapes = {"x": tuple(data_shape), "context": tuple(context_shape), "mask": tuple(data_shape)}
-        self.likelihood = build.build("likelihood", likelihood, LIKELIHOODS, data_shape=data_shape, sigma=sigma)
+        parts = build.Parts(part_options)
+        self.likelihood = parts.build("likelihood", LIKELIHOOD, likelihood, data_shape=data_shape)
+        parts.check_all_taken()
         self.net = MLPDecoder(math.prod(context_shape), hidden, activation, data_shape, self.likelihood.channels)
         if data_mean is not None:
             self.net.set_output(self.likelihood.start(data_mean))

@@ -1,17 +1,15 @@
 """The variational autoencoder (Kingma & Welling 2014; Rezende, Mohamed & Wierstra 2014)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.pair.pair import Pair
 from pyro_vae.parts import build
-from pyro_vae.parts.likelihoods import LIKELIHOODS
-from pyro_vae.parts.nets import DECODERS, ENCODERS
-from pyro_vae.parts.posteriors import POSTERIORS
-from pyro_vae.parts.priors import PRIORS
+from pyro_vae.parts.build import LIKELIHOOD, NET, POSTERIOR, PRIOR
 
 
 class VAE(Pair):
@@ -22,20 +20,19 @@ class VAE(Pair):
         latent_dim: size of z.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them. Empty: a linear VAE.
         activation: any torch activation by name ("relu", "elu", "tanh", ...).
-        likelihood: "bernoulli", "continuous_bernoulli", "gaussian" (fixed `sigma`), "gaussian_learned",
-            "gaussian_per_dimension", "gaussian_net", "categorical", "discretized_logistic" (both for 8-bit data),
-            "poisson"; or an object with the interface of `pyro_vae.parts.likelihoods.Likelihood`.
-        prior: "standard_normal", "mixture"; or a module whose forward() is a distribution of z.
-        posterior: "diagonal_normal", "full_covariance"; or a module from features to a distribution of z.
-        net: "mlp", "conv", "residual"; `hidden` are channels in the latter two.
-        sigma: standard deviation of a Gaussian likelihood (its start, where it is learned).
-        components: number of components of a mixture prior.
+        likelihood: a name, or an object with the interface of `pyro_vae.parts.likelihoods.Likelihood`.
+        prior: a name, or a module whose forward() is a distribution of z.
+        posterior: a name, or a module from features to a distribution of z.
+        net: a name, or an object with the interface of `pyro_vae.parts.nets.Net`; `hidden` are the channels of a
+            convolutional one.
         data_mean: mean of the training data [*data_shape]; where given, the decoder starts at it.
         log_library: mean and standard deviation of the log of the training data's library sizes, for a likelihood that
             asks for them.
+        part_options: options of the chosen parts, named after their kind: `prior="mixture", prior_components=20`.
 
     Raises:
-        ContractError: a size that is not positive, or a net that does not fit the data's shape.
+        ContractError: a size that is not positive, a net that does not fit the data's shape, or an option of a part
+            that was not chosen.
         UnknownName: a part that is not known; lists those that are.
     """
 
@@ -45,34 +42,37 @@ class VAE(Pair):
         latent_dim: int = 2,
         hidden: Sequence[int] = (512,),
         activation: str = "relu",
-        likelihood: str | nn.Module = "bernoulli",
-        prior: str | nn.Module = "standard_normal",
-        posterior: str | nn.Module = "diagonal_normal",
-        net: str = "mlp",
-        sigma: float = 1.0,
-        components: int = 10,
+        likelihood: build.LikelihoodPart = "bernoulli",
+        prior: build.PriorPart = "standard_normal",
+        posterior: build.PosteriorPart = "diagonal_normal",
+        net: build.NetPart = "mlp",
         data_mean: Float[Tensor, "..."] | None = None,
         log_library: Sequence[float] | None = None,
+        **part_options: Any,
     ):
         super().__init__()
-        build.check_sizes(data_shape=data_shape, latent_dim=[latent_dim], hidden=hidden, components=[components])
-        options = {
-            "data_shape": data_shape,
-            "latent_dim": latent_dim,
-            "hidden": hidden,
-            "activation": activation,
-            "sigma": sigma,
-            "components": components,
-            "log_library": log_library,
-        }
-        self.likelihood = build.build("likelihood", likelihood, LIKELIHOODS, **options)
+        build.check_sizes(data_shape=data_shape, latent_dim=[latent_dim], hidden=hidden)
+        parts = build.Parts(part_options)
+        of_data = {"data_shape": data_shape, "log_library": log_library}
+        self.likelihood = parts.build("likelihood", LIKELIHOOD, likelihood, **of_data)
         self.optional_fields = self.likelihood.fields
-        self.encoder = build.build("net", net, ENCODERS, **options)
-        features = self.encoder.out_features
-        self.posterior = build.build("posterior", posterior, POSTERIORS, **options, in_features=features)
-        self.prior = build.build("prior", prior, PRIORS, **options)
-        options |= {"hidden": hidden[::-1], "channels": self.likelihood.channels}
-        self.decoder = build.build("net", net, DECODERS, **options)
+        nets = parts.build("net", NET, net, hidden=hidden, activation=activation)
+        self.encoder = nets.encoder(data_shape)
+        sizes = {"in_features": self.encoder.out_features, "latent_dim": latent_dim}
+        self.posterior = parts.build("posterior", POSTERIOR, posterior, **sizes)
+        self.prior = parts.build(
+            "prior",
+            PRIOR,
+            prior,
+            latent_dim=latent_dim,
+            data_shape=data_shape,
+            likelihood=self.likelihood,
+            encoder=self.encoder,
+            posterior=self.posterior,
+            data_mean=data_mean,
+        )
+        self.decoder = nets.decoder(latent_dim, data_shape, self.likelihood.channels)
+        parts.check_all_taken()
         if data_mean is not None:
             self.decoder.set_output(self.likelihood.start(data_mean))
 

@@ -1,30 +1,124 @@
-"""A part of a model is a name out of a table, or an object of the user's own."""
+"""A part of a model is the name of a plugin, or an object of the user's own."""
 
 import inspect
+import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_vae.errors import ContractError, DataError, find
+from pyro_vae import plugins
+from pyro_vae.errors import ContractError, DataError, PluginError, UnknownName
+from pyro_vae.parts.nets import Net
 
 
-def build(kind: str, part: Any, table: Mapping[str, Callable[..., Any]], **options: Any) -> Any:
-    """Build the part that `part` names, with those of `options` that its constructor takes.
+@dataclass(frozen=True)
+class Kind:
+    """A kind of part: that of its plugins, and what a model hands to such a part where its constructor asks for it.
+
+    All other parameters of a part's constructor are options of its own.
+    """
+
+    plugin: str
+    handed: tuple[str, ...]
+
+
+LIKELIHOOD = Kind("likelihood", ("data_shape", "log_library"))
+NET = Kind("net", ("hidden", "activation"))
+POSTERIOR = Kind("posterior", ("in_features", "latent_dim"))
+PRIOR = Kind("prior", ("latent_dim", "data_shape", "likelihood", "encoder", "posterior", "data_mean"))
+CONTEXT_PRIOR = Kind("context_prior", ("in_features", "latent_dim"))
+
+LikelihoodPart = Annotated[str | nn.Module, LIKELIHOOD]
+NetPart = Annotated[str | Net, NET]
+PosteriorPart = Annotated[str | nn.Module, POSTERIOR]
+PriorPart = Annotated[str | nn.Module, PRIOR]
+ContextPriorPart = Annotated[str | nn.Module, CONTEXT_PRIOR]
+"""The annotations of a model's parameters that are parts. Their options carry the parameter's name."""
+
+
+class Parts:
+    """Builds the parts of a model, each with its own of the options that the model was given.
 
     Args:
-        kind: what the part is, for messages ("likelihood", "prior", ...).
-        part: a name in `table`, or a finished object, which is returned as it is.
-        table: the known names and their constructors.
-
-    Raises:
-        UnknownName: the name is not in the table.
+        options: `PARAMETER_OPTION: value`, such as `prior_components: 20`.
     """
-    if not isinstance(part, str):
-        return part
-    constructor = find(kind, part, table)
-    accepted = inspect.signature(constructor).parameters
-    return constructor(**{name: value for name, value in options.items() if name in accepted})
+
+    def __init__(self, options: Mapping[str, Any]):
+        self.left = {plugins.RENAMED_OPTIONS.get(name, name): value for name, value in options.items()}
+        self.known: list[str] = []
+
+    def build(self, parameter: str, kind: Kind, part: Any, **handed: Any) -> Any:
+        """The part that `part` names, from what it asks for of `handed` and its own options; an object as it is.
+
+        Raises:
+            UnknownName: the name is not that of a plugin, or it has no such option.
+            ContractError: an option of another part than the one that was chosen, or a part that needs more.
+        """
+        prefix = f"{parameter}_"
+        own = {n.removeprefix(prefix): self.left.pop(n) for n in list(self.left) if n.startswith(prefix)}
+        if not isinstance(part, str):
+            if own:
+                raise ContractError(f"{parameter} is an object; give it its {next(iter(own))} when you make it")
+            return part
+        constructor = plugins.load(kind.plugin, part)
+        known = own_options(constructor, kind)
+        self.known += [prefix + name for name in known]
+        for name in own:
+            if name not in known:
+                line = needs(parameter, kind, name)
+                raise ContractError(line) if line else UnknownName("option", prefix + name, self.known)
+        parameters = named_parameters(constructor)
+        given = {name: value for name, value in handed.items() if name in parameters} | own
+        for name, asked in parameters.items():
+            if asked.default is asked.empty and name not in given:
+                how = f"give {prefix}{name}" if name in known else "this model has none for it; choose another"
+                raise ContractError(f"the {parameter} {part!r} needs {name}: {how}")
+        return constructor(**given)
+
+    def check_all_taken(self) -> None:
+        """Raise `UnknownName` where an option is left that no part took."""
+        for name in self.left:
+            raise UnknownName("option", name, self.known)
+
+
+def part_kinds(constructor: Callable[..., Any]) -> dict[str, Kind]:
+    """The parameters of a model's constructor that are parts, and their kinds."""
+    function = constructor.__init__ if inspect.isclass(constructor) else constructor
+    hints = typing.get_type_hints(function, include_extras=True)
+    marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: mark for name, found in marks.items() for mark in found if isinstance(mark, Kind)}
+
+
+def own_options(constructor: Callable[..., Any], kind: Kind) -> list[str]:
+    """The parameters of a part's constructor that no model hands to it."""
+    return [name for name in named_parameters(constructor) if name not in kind.handed]
+
+
+def named_parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a constructor that have a name of their own."""
+    parameters = inspect.signature(constructor).parameters
+    return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def needed(model: Callable[..., Any], option: str, dashes: str = "") -> str | None:
+    """The line of an option of a part of the model that was not chosen; None where it is none."""
+    for parameter, kind in part_kinds(model).items():
+        if option.startswith(f"{parameter}_"):
+            return needs(parameter, kind, option.removeprefix(f"{parameter}_"), dashes)
+    return None
+
+
+def needs(parameter: str, kind: Kind, option: str, dashes: str = "") -> str | None:
+    """The line of an option that the chosen part has not but others of its kind have; None where none has it."""
+    having = []
+    for name in plugins.names(kind.plugin):
+        try:
+            having += [name] if option in own_options(plugins.load(kind.plugin, name), kind) else []
+        except PluginError:
+            continue
+    return f"{dashes}{parameter}_{option} needs {dashes}{parameter} {' or '.join(having)}" if having else None
 
 
 def check_sizes(**sizes: Sequence[int]) -> None:

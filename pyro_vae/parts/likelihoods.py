@@ -96,7 +96,14 @@ class ContinuousBernoulli(Likelihood):
 
 
 class Gaussian(Likelihood):
-    """Real x: means from the decoder, one fixed standard deviation `sigma`."""
+    """Real x: means from the decoder, one fixed standard deviation `sigma`.
+
+    Args:
+        sigma: the standard deviation.
+
+    Raises:
+        ContractError: it is not positive.
+    """
 
     def __init__(self, data_shape: Sequence[int], sigma: float = 1.0):
         super().__init__(data_shape)
@@ -110,7 +117,11 @@ class Gaussian(Likelihood):
 
 
 class GaussianLearned(Likelihood):
-    """Real x: means from the decoder, one learned standard deviation for all elements."""
+    """Real x: means from the decoder, one learned standard deviation for all elements.
+
+    Args:
+        sigma: where the standard deviation starts.
+    """
 
     def __init__(self, data_shape: Sequence[int], sigma: float = 1.0):
         super().__init__(data_shape)
@@ -122,7 +133,11 @@ class GaussianLearned(Likelihood):
 
 
 class GaussianPerDimension(GaussianLearned):
-    """Real x: means from the decoder, a learned standard deviation for each element."""
+    """Real x: means from the decoder, a learned standard deviation for each element.
+
+    Args:
+        sigma: where the standard deviations start.
+    """
 
     def __init__(self, data_shape: Sequence[int], sigma: float = 1.0):
         super().__init__(data_shape)
@@ -297,18 +312,3 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
     def inverse_mean(self, mean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return super().inverse_mean(mean) + math.log1p(math.exp(self.START))
-
-
-LIKELIHOODS = {
-    "bernoulli": Bernoulli,
-    "continuous_bernoulli": ContinuousBernoulli,
-    "gaussian": Gaussian,
-    "gaussian_learned": GaussianLearned,
-    "gaussian_per_dimension": GaussianPerDimension,
-    "gaussian_net": GaussianNet,
-    "categorical": Categorical,
-    "discretized_logistic": DiscretizedLogistic,
-    "poisson": Poisson,
-    "negative_binomial": NegativeBinomial,
-    "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
-}

@@ -1,8 +1,8 @@
-"""Encoder and decoder trunks. They know sizes only; every one accepts any number of leading dimensions."""
+"""Nets, each an encoder and a decoder. They know sizes only; every one accepts any number of leading dimensions."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -188,5 +188,50 @@ def _image_shape(data_shape: Sequence[int], hidden: Sequence[int]) -> Sequence[i
     return data_shape
 
 
-ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder, "residual": partial(ConvEncoder, residual=True)}
-DECODERS = {"mlp": MLPDecoder, "conv": ConvDecoder, "residual": partial(ConvDecoder, residual=True)}
+class Net(ABC):
+    """An encoder and the decoder that mirrors it.
+
+    Args:
+        hidden: widths of the encoder's hidden layers.
+        activation: the name of a torch activation.
+    """
+
+    def __init__(self, hidden: Sequence[int], activation: str):
+        self.hidden, self.activation = tuple(hidden), activation
+
+    @abstractmethod
+    def encoder(self, data_shape: Sequence[int]) -> nn.Module:
+        """A module from x [..., *data_shape] to features [..., out_features], with this attribute `out_features`."""
+
+    @abstractmethod
+    def decoder(self, latent_dim: int, data_shape: Sequence[int], channels: int) -> nn.Module:
+        """A module from z [..., latent_dim] to [..., channels, *data_shape], with a method `set_output(values)` that
+        lets its output start around `values` [channels, *data_shape]."""
+
+
+class MLP(Net):
+    """Fully connected layers, `hidden` their widths; none makes a linear model."""
+
+    def encoder(self, data_shape: Sequence[int]) -> nn.Module:
+        return MLPEncoder(data_shape, self.hidden, self.activation)
+
+    def decoder(self, latent_dim: int, data_shape: Sequence[int], channels: int) -> nn.Module:
+        return MLPDecoder(latent_dim, self.hidden[::-1], self.activation, data_shape, channels)
+
+
+class Conv(Net):
+    """Convolutions that halve the resolution of images once for each number of channels in `hidden`."""
+
+    residual = False
+
+    def encoder(self, data_shape: Sequence[int]) -> nn.Module:
+        return ConvEncoder(data_shape, self.hidden, self.activation, self.residual)
+
+    def decoder(self, latent_dim: int, data_shape: Sequence[int], channels: int) -> nn.Module:
+        return ConvDecoder(latent_dim, self.hidden[::-1], self.activation, data_shape, channels, self.residual)
+
+
+class Residual(Conv):
+    """The same with a residual block at each resolution."""
+
+    residual = True

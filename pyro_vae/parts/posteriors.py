@@ -37,6 +37,3 @@ class FullCovarianceNormal(nn.Module):
         tril = flat.unflatten(-1, (self.latent_dim, self.latent_dim))
         scale_tril = tril + torch.diag_embed(self.log_diagonal(features).exp())
         return dist.MultivariateNormal(self.loc(features), scale_tril=scale_tril)
-
-
-POSTERIORS = {"diagonal_normal": DiagonalNormal, "full_covariance": FullCovarianceNormal}

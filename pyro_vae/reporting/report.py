@@ -54,9 +54,9 @@ def write_report(run: Run) -> Path:
     """
     if run.out is None:
         raise RunError("the run has no folder to write its report to; train it with out=DIR")
-    results, relaxed = read_results(run.out), bool(run.config.get("relaxed"))
+    results, relaxed = read_results(run.out), run.relaxed
     sections = [
-        f"# {_line(run.config.get('model', type(run.pair).__name__))} on {_line(run.data.name)}",
+        f"# {_line(run.model_name)} on {_line(run.data.name)}",
         *_overview(run.data, run.history),
         *_settings(run.out, run.config),
         *_evaluation(results, relaxed),

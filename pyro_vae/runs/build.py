@@ -14,6 +14,7 @@ from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.errors import DataError, RunError, UnfitPair
 from pyro_vae.pair.pair import Pair
 from pyro_vae.runs.folder import BEST
+from pyro_vae.runs.options import current_options
 
 RECORD = ("model", "facts", "options")
 """What a checkpoint keeps so that its pair can be built again."""
@@ -34,9 +35,9 @@ def build_model(name: str, facts: Mapping[str, Any], options: Mapping[str, Any],
     """
     constructor = plugins.load("model", name)
     parameters = inspect.signature(constructor).parameters
-    given = {key: value for key, value in facts.items() if key in parameters} | dict(options)
+    given = {key: value for key, value in facts.items() if key in parameters} | current_options(constructor, options)
     for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in given:
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD and key not in given:
             field = f", so data with a field {FIELDS_OF_FACTS[key]}" if key in FIELDS_OF_FACTS else ""
             raise DataError(f"model {name!r} needs {key}{field}; these data offer {', '.join(facts)}")
     for key in given.keys() & pair_parameters(constructor):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pyro_vae import files, plugins
+from pyro_vae import files
 from pyro_vae.engine import processes
 from pyro_vae.errors import RunError
 
@@ -104,25 +104,6 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     """The entries of `evaluation.json`."""
     path = folder / EVALUATION
     return json.loads(path.read_text()) if path.exists() else []
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The settings of a run; empty for a run that was not started by the command line."""
-    path = folder / CONFIG
-    return read_settings(path) if path.exists() else {}
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Settings from a YAML file, by their present names; raises `RunError` where it cannot be read or is no mapping."""
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except OSError as problem:
-        raise RunError(f"cannot read {path}: {problem.strerror}") from problem
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
-        raise RunError(f"{path} is not YAML: {' '.join(str(reason).split())}") from reason
-    if not isinstance(settings, dict):
-        raise RunError(f"{path} must hold settings, one `name: value` a line")
-    return {name: plugins.current_name(name, value) for name, value in settings.items()}
 
 
 def new_folder(name: str) -> Path:

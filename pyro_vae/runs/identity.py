@@ -29,7 +29,8 @@ def check_same_run(folder: str | Path, stored: Mapping[str, Any], given: Mapping
     Raises:
         RunError: one differs that may not; says which, what it was and what it is.
     """
-    stored = {name: plugins.current_name(name, value) for name, value in stored.items()}
+    now = {old: new for old, new in plugins.RENAMED_OPTIONS.items() if old not in given}
+    stored = {now.get(name, name): plugins.current_name(name, value) for name, value in stored.items()}
     for name in given:
         if name in stored and name not in MAY_DIFFER and _listed(stored[name]) != _listed(given[name]):
             raise RunError(

@@ -1,23 +1,23 @@
 """A run: a trained pair, and how it came to be."""
 
-import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pyro_vae import files, plugins
+from pyro_vae import files
 from pyro_vae.data import Dataset, Split, choose_split, load_data
 from pyro_vae.engine import processes
 from pyro_vae.engine.devices import find_device, launch
 from pyro_vae.errors import DataError, RunError
 from pyro_vae.pair.generation import field_shapes
 from pyro_vae.runs.build import stored_pair
-from pyro_vae.runs.folder import BEST, CONFIG, LAST, read_config
+from pyro_vae.runs.config import Config, read_config
+from pyro_vae.runs.folder import BEST, CONFIG, LAST
 
-PRESENTATION = ("binarize", "seed", "scale")
-"""The settings by which a run's data are presented, and other data as well."""
+PRESENTATION = ("binarize", "scale")
+"""The settings by which a run's data are presented, and other data as well; the seed is that of the training."""
 
 
 @dataclass
@@ -30,10 +30,12 @@ class Run:
         history: a row an epoch; losses and bounds in nats per datum.
         best_epoch: the epoch of these weights, from 1.
         fields: shape and dtype of one datum of each field that the pair takes.
-        config: every setting, as `config.yaml` holds them; empty for a run that was not started by the command line.
+        config: every setting, as `config.yaml` holds them, in the sections `model`, `data`, `objective` and `training`;
+            empty for a run whose pair was given as an object.
         out: the run folder, or None.
         engine: which engine ran the steps; None for a run that was read from its folder.
         notes: what training had to say.
+        results: what was evaluated at the end of training, for a run that was started by names.
         trained_on: the data set, where it is at hand; see `data`.
     """
 
@@ -41,11 +43,22 @@ class Run:
     history: list[dict[str, float]]
     best_epoch: int
     fields: dict[str, tuple[list[int], str]]
-    config: dict[str, Any] = field(default_factory=dict)
+    config: Config = field(default_factory=dict)
     out: Path | None = None
     engine: str | None = None
     notes: list[str] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
     trained_on: Dataset | None = None
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model, or of the pair's class."""
+        return self.config.get("model", {}).get("name", type(self.pair).__name__)
+
+    @property
+    def relaxed(self) -> bool:
+        """Whether grey values were trained on as if they were binary, so that all numbers are a loss."""
+        return bool(self.config.get("training", {}).get("relaxed"))
 
     @property
     def data(self) -> Dataset:
@@ -64,7 +77,7 @@ class Run:
         as they are. Raises as `data` does."""
         if not isinstance(data, str | Path | None):
             return data
-        return self.data if data in (None, self.config.get("data")) else self._load(str(data))
+        return self.data if data in (None, self._data_settings.get("name")) else self._load(str(data))
 
     def split(self, data: Any, name: str) -> Split:
         """A split of `data_like(data)`, by name; data that are no `Dataset` are one split.
@@ -74,15 +87,18 @@ class Run:
         """
         return choose_split(self.data_like(data), name)
 
+    @property
+    def _data_settings(self) -> dict[str, Any]:
+        return self.config.get("data", {})
+
     def _load(self, name: str | None) -> Dataset:
-        if not {"data", *PRESENTATION} <= self.config.keys():
+        settings = self._data_settings
+        if not {"name", *PRESENTATION} <= settings.keys():
             raise RunError(f"{self.out} has no {CONFIG} that names its data; hand the data over in Python")
-        presented = {key: self.config[key] for key in PRESENTATION}
+        presented = {key: settings[key] for key in PRESENTATION} | {"seed": self.config["training"]["seed"]}
         if name is None:
-            name = self.config["data"]
-            registered = name in plugins.names("dataset")
-            options = inspect.signature(plugins.load("dataset", name)).parameters if registered else ()
-            presented |= {key: self.config[key] for key in options if key in self.config}
+            name = settings["name"]
+            presented |= {key: value for key, value in settings.items() if key != "name"}
         data = load_data(name, **presented)
         for field_name, (shape, _) in field_shapes(self.pair, data.test).items():
             trained = list(self.fields[field_name][0])

@@ -12,30 +12,40 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from pyro_vae import files, plugins
-from pyro_vae.data import Dataset, Split, as_split
+from pyro_vae.data import Dataset, Split, as_split, load_data
 from pyro_vae.data.partition import partition, tenth
 from pyro_vae.data.stream import Stream
 from pyro_vae.engine.denormals import flushed
 from pyro_vae.engine.devices import cuda_devices, launch, matrix_products
 from pyro_vae.errors import DataError, RunError
-from pyro_vae.objectives.objective import as_objective
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.runs.build import load_weights
+from pyro_vae.runs.config import DEFAULTS
 from pyro_vae.runs.folder import BEST, RunFolder
 from pyro_vae.runs.identity import check_same_run, identity
 from pyro_vae.runs.run import Run
+from pyro_vae.training.by_name import (
+    built,
+    config_of,
+    data_settings,
+    finish,
+    made,
+    options_of_optimizer,
+    options_of_schedule,
+    with_defaults,
+)
 from pyro_vae.training.loop import Chosen, Settings, Trainer
 from pyro_vae.training.optimizers import MakeOptimizer
 from pyro_vae.training.trackers import tracking
 
 
 def train(
-    pair: nn.Module,
-    data: Dataset | Split | Tensor | Mapping[str, Tensor],
+    pair: nn.Module | str = DEFAULTS["model"],
+    data: Dataset | Split | Tensor | Mapping[str, Tensor] | str | Path = DEFAULTS["data"],
     epochs: int = 100,
     batch_size: int = 128,
     lr: float = 1e-3,
-    objective: Any = "trace_mean_field_elbo",
+    objective: Any = DEFAULTS["objective"],
     particles: int = 1,
     engine: str = "auto",
     device: str = "auto",
@@ -43,6 +53,9 @@ def train(
     out: str | Path | None = None,
     progress: bool = True,
     *,
+    model_options: Mapping[str, Any] | None = None,
+    data_options: Mapping[str, Any] | None = None,
+    objective_options: Mapping[str, Any] | None = None,
     optimizer: str | MakeOptimizer | Any = "adam",
     optimizer_options: Mapping[str, Any] | None = None,
     schedule: str | Callable[[Optimizer], LRScheduler] = "constant",
@@ -72,10 +85,12 @@ def train(
     """Train a pair by stochastic variational inference.
 
     Args:
-        pair: a model and a guide on one module; trained in place.
-        data: a `Dataset`, or training data alone, of which a tenth is then held out: a tensor or array, which is the
-            field `x`; a mapping of them; a pandas DataFrame; a scipy sparse matrix; an AnnData; a torch `Dataset`; or a
-            `DataLoader`, which is read anew at each pass and needs `valid`.
+        pair: a model and a guide on one module, which is trained in place; or the name of a registered model, which is
+            built for the data. With `out`, the run of a named model is evaluated at its end and reported on.
+        data: the name of a data set or a file, as `load_data` takes it; a `Dataset`; or training data alone, of which a
+            tenth is then held out: a tensor or array, which is the field `x`; a mapping of them; a pandas DataFrame; a
+            scipy sparse matrix; an AnnData; a torch `Dataset`; or a `DataLoader`, which is read anew at each pass and
+            needs `valid`.
         epochs: passes over the training data.
         batch_size: data a step; a `DataLoader` has its own.
         lr: the learning rate, before the schedule.
@@ -86,6 +101,9 @@ def train(
         seed: fixes the run, bit for bit on the CPU.
         out: folder to write checkpoints and metrics to; None writes nothing.
         progress: the engine and a progress bar on stderr.
+        model_options: of a named model, its own and those of its parts: `{"prior": "mixture", "prior_components": 20}`.
+        data_options: of data that are named: `{"binarize": "dynamic"}`, which is the default, and the data set's own.
+        objective_options: of a named objective: `{"gradient": "dreg"}`.
         optimizer: a name in `torch.optim` ("adam", "adamw", "sgd", ...); a function from parameters to an optimizer,
             whose learning rates are its own; or an object of `pyro.optim`. Parameters that require no gradient stay as
             they are.
@@ -130,8 +148,23 @@ def train(
         RunError: a setting or the run folder cannot be used, or a run is resumed with other settings.
         DivergenceError: a loss is not finite; names the epoch, step and site. The last checkpoint is kept.
     """
-    schedule = plugins.current_name("schedule", schedule, warn=True)
+    asked = dict(locals())
+    pair = asked["pair"] = plugins.current_name("model", pair, warn=True)
+    schedule = asked["schedule"] = plugins.current_name("schedule", schedule, warn=True)
+    optimizer_options = asked["optimizer_options"] = with_defaults(options_of_optimizer(optimizer), optimizer_options)
+    schedule_options = asked["schedule_options"] = with_defaults(options_of_schedule(schedule), schedule_options)
+    folder = RunFolder(out, resume, overwrite)
+    named = isinstance(pair, str)
+    config = config_of(asked) if named else {}
+    if isinstance(data, str | Path):
+        data = load_data(data, seed=seed, **data_settings(data, data_options))
+    elif data_options:
+        raise RunError(f"data_options go with the name of a data set; {', '.join(data_options)} changes no other data")
     dataset = as_dataset(data, seed, valid, fields)
+    if isinstance(pair, str):
+        pair, record = built(pair, dataset, config, seed, folder.stored)
+    elif model_options:
+        raise RunError(f"model_options go with the name of a model; give {', '.join(model_options)} to the pair itself")
     if isinstance(dataset.train, Stream):
         batch_size = dataset.train.batch_size
     settings = Settings(
@@ -161,7 +194,7 @@ def train(
         raise DataError(
             f"batch_size is {batch_size} but there are {dataset.train.size} training data; use a smaller batch_size"
         )
-    objective = as_objective(plugins.load("objective", objective)() if isinstance(objective, str) else objective)
+    objective = made(objective, objective_options)
     objective = objective.with_free_bits(free_bits, free_bits_per) if free_bits else objective
     if on_epoch is not None and not callable(on_epoch):
         raise RunError(f"on_epoch must be a function of an epoch's row of the history, not {type(on_epoch).__name__}")
@@ -171,9 +204,14 @@ def train(
     fabric = launch(device, precision)
     for split in (dataset.train, dataset.valid):
         check_support(pair.cpu(), split, relaxed)
-    folder = RunFolder(out, resume, overwrite)
-    options = {**(optimizer_options or {}), **(schedule_options or {})}
-    own = {**(record or {}).get("options", {}), **asdict(settings), **options}
+    others = {*asdict(settings), *objective.identity()}
+    model = {f"model_{n}" if n in others else n: v for n, v in (record or {}).get("options", {}).items()}
+    own = {
+        **model,
+        **asdict(settings),
+        **{f"optimizer_{name}": value for name, value in optimizer_options.items()},
+        **{f"schedule_{name}": value for name, value in schedule_options.items()},
+    }
     same = identity(pair, dataset, objective, own)
     check_same_run(out, (folder.stored or {}).get("identity", {}), same)
     with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision), flushed():
@@ -181,11 +219,14 @@ def train(
             load_weights(pair, files.load(Path(start) / BEST), Path(start))
         kept = {**(record or {}), "identity": same}
         callbacks = [on_epoch]
-        chosen = Chosen(optimizer, optimizer_options or {}, schedule, schedule_options or {}, callbacks)
+        chosen = Chosen(optimizer, optimizer_options, schedule, schedule_options, callbacks)
         trainer = Trainer(fabric, pair, dataset, objective, settings, chosen=chosen, folder=folder, record=kept)
         with tracking(track, out, asdict(settings)) as tell:
             callbacks.append(tell)
-            return trainer.fit(progress)
+            run = trainer.fit(progress)
+    if named and out is not None:
+        finish(run)
+    return run
 
 
 def _refuse_a_lone_datum(pair: nn.Module, size: int, batch_size: int) -> None:

@@ -18,11 +18,10 @@ from matplotlib.image import imread
 
 import pyro_vae as pv
 from pyro_vae import files, plugins
-from pyro_vae.command_line import commands
 from pyro_vae.command_line import main as cli
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.elbo import ELBO
-from pyro_vae.training import loop
+from pyro_vae.training import by_name, loop
 
 TRAIN = "train --hidden 16 --quiet"
 RUN_FILES = {"config.yaml", "metrics.csv", "last.pt", "best.pt", "evaluation.json", "report.md", "figures"}
@@ -50,7 +49,7 @@ def pyro_vae(capsys, tmp_path, monkeypatch):
 @pytest.fixture
 def unreported(pyro_vae, monkeypatch):
     """Runs a command that writes no report, whose figures take most of the time of a short training."""
-    monkeypatch.setattr(commands, "write_report", lambda *_: None)
+    monkeypatch.setattr(by_name, "write_report", lambda *_: None)
     return pyro_vae
 
 
@@ -152,8 +151,10 @@ def test_a_run_folder_holds_what_the_design_promises(trained):
     for name in ("loss", "reconstructions", "samples", "manifold", "posterior_means"):
         assert imread(trained / "figures" / f"{name}.png").ndim == 3 and f"figures/{name}.png" in report
     settings = yaml.safe_load((trained / "config.yaml").read_text())
-    assert settings["model"] == "vae" and settings["data"] == "digits" and settings["binarize"] == "dynamic"
-    assert settings["hidden"] == [16] and settings["epochs"] == 2
+    assert list(settings) == ["model", "data", "objective", "training"]
+    assert settings["data"] == {"name": "digits", "binarize": "dynamic", "scale": "unit"}
+    assert settings["model"]["name"] == "vae" and settings["model"]["hidden"] == [16]
+    assert settings["training"]["epochs"] == 2
 
 
 def test_training_ends_by_naming_its_elbo_and_its_report(pyro_vae, tmp_path):
@@ -176,7 +177,7 @@ def test_a_printed_config_is_that_of_the_run_and_options_go_before_it(trained, p
     assert printed.out == (trained / "config.yaml").read_text() and not list(tmp_path.iterdir())
     changed = pyro_vae("train --config {run}/config.yaml --lr 0.5 --print_config", run=trained)
     settings = yaml.safe_load(printed.out)
-    assert yaml.safe_load(changed.out) == settings | {"lr": 0.5}
+    assert yaml.safe_load(changed.out) == settings | {"training": settings["training"] | {"lr": 0.5}}
 
 
 def test_a_config_stands_in_for_an_option_without_default(unreported, tmp_path):
@@ -369,7 +370,9 @@ def test_a_run_that_is_stored_under_old_names_is_used_silently(pyro_vae):
     for name in ("last.pt", "best.pt"):
         torch.save(with_old_names(torch.load(folder / name, weights_only=True)), folder / name)
     config = with_old_names(yaml.safe_load((folder / "config.yaml").read_text()))
-    assert config["model"] == config["schedule"] == files.load(folder / "best.pt")["model"] == "iwae"
+    assert (
+        config["model"]["name"] == config["training"]["schedule"] == files.load(folder / "best.pt")["model"] == "iwae"
+    )
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     for command in ("evaluate old --quiet", "report old", "train --resume --out old --epochs 2 --quiet"):
         done = pyro_vae(command)
@@ -423,7 +426,8 @@ def test_optimizer_and_schedule_bring_their_own_options(pyro_vae, tmp_path, monk
     line = "train --data digits --hidden 4 --epochs 2 --quiet --out run --optimizer adamw --weight_decay 0.25"
     assert pyro_vae(f"{line} --schedule StepLR --step_size 1 --gamma 0.5").status == 0
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (config["weight_decay"], config["step_size"], config["gamma"]) == (0.25, 1, 0.5)
+    assert config["training"]["optimizer_options"]["weight_decay"] == 0.25
+    assert config["training"]["schedule_options"] == {"step_size": 1, "gamma": 0.5}
     assert pyro_vae("train --resume --out run --epochs 3 --quiet").status == 0
     history = pv.load_run(tmp_path / "run").history
     assert [row["lr"] for row in history] == pytest.approx([1e-3, 5e-4, 2.5e-4])

@@ -10,8 +10,6 @@ from pairs import bits, same_state
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.command_line import commands
-from pyro_vae.command_line.settings import TrainSettings
 from pyro_vae.errors import ContractError, DataError, RunError
 from pyro_vae.models.cvae import CVAE
 from pyro_vae.models.regressor import Regressor
@@ -140,16 +138,8 @@ def test_a_regressor_has_no_latent_and_an_exact_likelihood():
 
 
 def run(folder, model: str, data: str = "quadrants", epochs: int = 3, resume: bool = False, **options):
-    settings = TrainSettings(
-        model=model,
-        data={"data": data, "binarize": "dynamic", "seed": 0, "scale": "unit"},
-        data_options={},
-        model_options={"hidden": (20,), **options},
-        objective="trace_mean_field_elbo",
-        objective_options={},
-        training={"epochs": epochs, "engine": "eager", "device": "cpu"},
-    )
-    commands.train_run(settings, folder, resume=resume, overwrite=False, progress=False)
+    how = {"epochs": epochs, "engine": "eager", "device": "cpu", "progress": False}
+    pv.train(model, data, model_options={"hidden": (20,), **options}, out=folder, resume=resume, **how)
     return folder
 
 

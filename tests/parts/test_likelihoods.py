@@ -9,13 +9,15 @@ import torch
 from scipy import integrate, stats
 from torch import Tensor
 
+from pyro_vae import plugins
 from pyro_vae.errors import ContractError
-from pyro_vae.parts.likelihoods import LIKELIHOODS
 
 SHAPE = (2, 3)
 CONTINUOUS = ["gaussian", "gaussian_learned", "gaussian_per_dimension", "gaussian_net"]
 SCATTERED = ["negative_binomial", "zero_inflated_negative_binomial"]
 EIGHT_BIT = ["categorical", "discretized_logistic"]
+
+LIKELIHOODS = {name: plugins.load("likelihood", name) for name in plugins.names("likelihood")}
 
 
 def likelihood(name: str, shape: tuple[int, ...] = SHAPE):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_vae import plugins
 from pyro_vae.errors import ContractError, UnknownName
-from pyro_vae.parts.nets import ACTIVATIONS, DECODERS, ENCODERS, activation_class, mlp
+from pyro_vae.parts.nets import ACTIVATIONS, activation_class, mlp
 
 LATENT, CHANNELS = 3, 2
 CASES = [
@@ -25,12 +26,12 @@ CASES = [
 
 def encoder(net: str, data_shape: tuple[int, ...], hidden: tuple[int, ...], activation: str = "tanh") -> nn.Module:
     torch.manual_seed(0)
-    return ENCODERS[net](data_shape, hidden, activation).double()
+    return plugins.load("net", net)(hidden, activation).encoder(data_shape).double()
 
 
 def decoder(net: str, data_shape: tuple[int, ...], hidden: tuple[int, ...], activation: str = "tanh") -> nn.Module:
     torch.manual_seed(0)
-    return DECODERS[net](LATENT, hidden[::-1], activation, data_shape, CHANNELS).double()
+    return plugins.load("net", net)(hidden, activation).decoder(LATENT, data_shape, CHANNELS).double()
 
 
 # --- activations and MLPs -----------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from scipy.special import logsumexp
 from torch.distributions import kl_divergence
 
 import pyro_vae as pv
+from pyro_vae import plugins
 from pyro_vae.pair.particles import run_guide
 from pyro_vae.pair.terms import elbo_terms, log_terms
-from pyro_vae.parts.posteriors import POSTERIORS, DiagonalNormal, FullCovarianceNormal
-from pyro_vae.parts.priors import PRIORS, MixtureOfNormals, StandardNormal
+from pyro_vae.parts.posteriors import DiagonalNormal, FullCovarianceNormal
+from pyro_vae.parts.priors import MixtureOfNormals, StandardNormal
 
 FEATURES, LATENT = 5, 3
 
@@ -86,10 +87,10 @@ def test_the_full_covariance_is_of_a_lower_triangular_root(latent):
         assert torch.allclose(distribution.log_prob(z)[i], expected)
 
 
-@pytest.mark.parametrize("name", POSTERIORS)
+@pytest.mark.parametrize("name", plugins.names("posterior"))
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
 def test_posteriors_take_any_leading_dims(name, lead):
-    posterior = POSTERIORS[name](FEATURES, LATENT).double()
+    posterior = plugins.load("posterior", name)(FEATURES, LATENT).double()
     distribution = posterior(values(*lead, latent=FEATURES))
     assert distribution.batch_shape == lead and distribution.event_shape == (LATENT,)
     assert distribution.rsample((7,)).shape == (7, *lead, LATENT)
@@ -152,8 +153,8 @@ def test_a_mixture_of_one_standard_normal_is_the_standard_normal():
 
 
 @pytest.mark.parametrize("latent", [1, 3])
-@pytest.mark.parametrize("posterior", POSTERIORS)
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("posterior", plugins.names("posterior"))
+@pytest.mark.parametrize("prior", plugins.names("prior"))
 def test_every_parameter_of_prior_and_posterior_gets_a_gradient(prior, posterior, latent):
     pair = vae(latent, prior=prior, posterior=posterior)
     (-log_terms(pair, {"x": torch.randn(6, 6).double()}, 2).log_weight.mean()).backward()

@@ -1,6 +1,8 @@
 """What a run can be asked for: one function in Python, one command, the same options and results."""
 
 import inspect
+import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pyro_vae as pv
 from pyro_vae import plugins
 from pyro_vae.command_line import main as cli
 from pyro_vae.command_line.options import options_of
+from pyro_vae.data import load_data
 
 VERBS = ["sample", "reconstruct", "encode", "export", "report"]
 
@@ -52,6 +55,45 @@ def test_both_doors_give_the_same(folder, tmp_path):
     assert pv.report(run) == folder / "report.md"
     exported = pv.export(run, draws=3, limit=4, seed=1)
     assert exported.posterior["z"].shape == (1, 3, 4, 2)
+
+
+TRAIN = {"epochs": 1, "engine": "eager", "device": "cpu"}
+NOT_TYPED = {"valid", "fields", "on_epoch", "record", "pair", "progress"}
+"""Parameters of `pv.train` that are objects, the first word, or `--quiet`."""
+
+
+def test_train_has_the_options_and_defaults_of_its_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main("train vae --data digits --help".split())
+    shown = " ".join(capsys.readouterr().out.split())
+    parameters = inspect.signature(pv.train).parameters
+    flags = set(re.findall(r"--(\w+)", shown.partition("positional arguments:")[2]))
+    grouped = {name for name in parameters if name.endswith("_options")}
+    assert parameters.keys() - grouped - NOT_TYPED <= flags, "each has a flag of its own"
+    options = {option.name: option for option in options_of(pv.train)}
+    for name in flags & options.keys():
+        if options[name].default not in (None, (), "", False) and name not in ("data", "objective"):
+            assert f"--{name} {name.upper()}" in shown
+            default = re.search(rf"--{name} {name.upper()} .*?\(default: (.*?)\)", shown)
+            assert default and default[1] == str(options[name].default), name
+    owners = (plugins.load("model", "vae"), load_data, torch.optim.Adam)
+    known = {option.name for owner in owners for option in options_of(owner)}
+    assert flags - parameters.keys() - {"help", "config", "print_config", "quiet"} <= known
+
+
+def test_train_does_the_same_by_both_doors(folder, tmp_path):
+    run = pv.train("vae", "digits", model_options={"hidden": (4,)}, out=tmp_path / "run", progress=False, **TRAIN)
+    other = pv.load_run(folder)
+    assert run.config == other.config and (tmp_path / "run" / "report.md").exists()
+    assert all(torch.equal(value, other.pair.state_dict()[name]) for name, value in run.pair.state_dict().items())
+    figures = [json.loads((f / "evaluation.json").read_text()) for f in (tmp_path / "run", folder)]
+    for entries in figures:
+        for entry in entries:
+            entry.pop("seconds")
+    mine, theirs = figures
+    assert mine == theirs[: len(mine)] and {path.name for path in folder.iterdir()} == {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
 
 
 def test_what_is_registered_is_reached_from_the_package():

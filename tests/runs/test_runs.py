@@ -14,7 +14,8 @@ from pairs import SHAPE, bits, same_state, small_vae
 import pyro_vae as pv
 from pyro_vae import files, runs
 from pyro_vae.errors import ContractError, DataError, RunError, UnknownName
-from pyro_vae.runs.folder import BEST, CONFIG, LAST, new_folder, read_config
+from pyro_vae.runs.config import read_config
+from pyro_vae.runs.folder import BEST, CONFIG, LAST, new_folder
 
 STATE = {"pair": {"w": torch.arange(3.0)}, "epoch": 2, "history": [{"loss": 1.5}], "none": None, "name": "x"}
 FACTS = {"data_shape": SHAPE}
@@ -199,7 +200,12 @@ def test_a_missing_checkpoint_asks_whether_this_is_a_run_folder(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    record = {"model": "vae", "options": {"hidden": (8,)}, "facts": FACTS, "config": {"model": "vae", "lr": 0.001}}
+    record = {
+        "model": "vae",
+        "options": {"hidden": (8,)},
+        "facts": FACTS,
+        "config": {"model": {"name": "vae"}, "training": {"lr": 0.001}},
+    }
     pair = small_vae()
     pv.train(pair, bits(), epochs=2, batch_size=16, out=tmp_path, record=record, progress=False)
     return tmp_path
@@ -210,12 +216,12 @@ def test_a_run_is_read_back_with_its_best_weights(folder):
     assert type(run.pair) is pv.VAE and not run.pair.training
     best = files.load(folder / BEST)["pair"]
     assert all(torch.equal(best[name], value) for name, value in run.pair.state_dict().items())
-    assert run.config == {"model": "vae", "lr": 0.001} and len(run.history) == 2
+    assert run.config == {"model": {"name": "vae"}, "training": {"lr": 0.001}} and len(run.history) == 2
     assert {name: (list(shape), dtype) for name, (shape, dtype) in run.fields.items()} == {"x": ([*SHAPE], "float32")}
 
 
 def test_a_run_is_the_same_thing_trained_and_read(tmp_path):
-    record = {"model": "vae", "options": {"hidden": (8,)}, "facts": FACTS, "config": {"model": "vae"}}
+    record = {"model": "vae", "options": {"hidden": (8,)}, "facts": FACTS, "config": {"model": {"name": "vae"}}}
     trained = pv.train(
         small_vae(), bits(), epochs=3, batch_size=16, lr=0.1, out=tmp_path, record=record, progress=False
     )

@@ -26,7 +26,8 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_stored_run_is_read_and_evaluated_to_the_figures_of_then(name, folder):
     run = pv.load_run(name)
-    assert run.config["model"] == plugins.current_name("model", name) and len(run.history) == run.config["epochs"]
+    assert run.model_name == plugins.current_name("model", name)
+    assert len(run.history) == run.config["training"]["epochs"]
     elbo, reconstruction = json.loads((folder / name / "evaluation.json").read_text())
     again = pv.evaluate(run.pair, run.data, "reconstruction", progress=False)
     assert again.mean == pytest.approx(reconstruction["nats"]["mean"], rel=1e-5)
@@ -41,8 +42,8 @@ def test_a_stored_run_is_evaluated_reported_and_resumed_by_command(name, folder)
     before = pv.load_run(name)
     assert (folder / name / "figures" / "reconstructions.png").exists()
     report = (folder / name / "report.md").read_text()
-    assert report.startswith(f"# {before.config['model']} on ") and "Test `importance`" in report
-    epochs = before.config["epochs"] + 1
+    assert report.startswith(f"# {before.model_name} on ") and "Test `importance`" in report
+    epochs = before.config["training"]["epochs"] + 1
     assert cli.main(f"train --resume --out {name} --epochs {epochs} --quiet".split()) == 0
     resumed = pv.load_run(name)
     assert resumed.history[:-1] == before.history and len(resumed.history) == epochs
