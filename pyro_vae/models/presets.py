@@ -17,10 +17,20 @@ def blog(
     activation: str = "elu",
     likelihood: LikelihoodPart = "bernoulli",
     data_mean: Float[Tensor, "..."] | None = None,
+    log_library: Sequence[float] | None = None,
     **part_options: Any,
 ) -> VAE:
     """784-256-64-32-2z with ELU: the small two-dimensional VAE of many tutorials."""
-    return VAE(data_shape, latent_dim, hidden, activation, likelihood, data_mean=data_mean, **part_options)
+    return VAE(
+        data_shape,
+        latent_dim,
+        hidden,
+        activation,
+        likelihood,
+        data_mean=data_mean,
+        log_library=log_library,
+        **part_options,
+    )
 
 
 def burda(
@@ -30,10 +40,11 @@ def burda(
     activation: str = "tanh",
     likelihood: LikelihoodPart = "bernoulli",
     data_mean: Float[Tensor, "..."] | None = None,
+    log_library: Sequence[float] | None = None,
     **part_options: Any,
 ) -> VAE:
     """tanh 200-200, z = 50, Glorot uniform weights (Burda, Grosse & Salakhutdinov 2016, one stochastic layer)."""
-    vae = VAE(data_shape, latent_dim, hidden, activation, likelihood, **part_options)
+    vae = VAE(data_shape, latent_dim, hidden, activation, likelihood, log_library=log_library, **part_options)
     for module in vae.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -50,7 +61,17 @@ def kingma(
     activation: str = "tanh",
     likelihood: LikelihoodPart = "bernoulli",
     data_mean: Float[Tensor, "..."] | None = None,
+    log_library: Sequence[float] | None = None,
     **part_options: Any,
 ) -> VAE:
     """tanh 500 (Kingma & Welling 2014, MNIST; their Frey faces use hidden=(200,) and a Gaussian with its own sigma)."""
-    return VAE(data_shape, latent_dim, hidden, activation, likelihood, data_mean=data_mean, **part_options)
+    return VAE(
+        data_shape,
+        latent_dim,
+        hidden,
+        activation,
+        likelihood,
+        data_mean=data_mean,
+        log_library=log_library,
+        **part_options,
+    )

@@ -53,9 +53,8 @@ class VAE(Pair):
         super().__init__()
         build.check_sizes(data_shape=data_shape, latent_dim=[latent_dim], hidden=hidden)
         parts = build.Parts(part_options)
-        self.likelihood = parts.build(
-            "likelihood", LIKELIHOOD, likelihood, data_shape=data_shape, log_library=log_library
-        )
+        of_data = {"data_shape": data_shape, "log_library": log_library}
+        self.likelihood = parts.build("likelihood", LIKELIHOOD, likelihood, **of_data)
         self.optional_fields = self.likelihood.fields
         nets = parts.build("net", NET, net, hidden=hidden, activation=activation)
         self.encoder = nets.encoder(data_shape)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae.command_line import main as cli
 from pyro_vae.errors import ContractError, DataError, UnknownName
 from pyro_vae.pair import generation
 from pyro_vae.pair.particles import run_guide, run_model
@@ -222,3 +223,26 @@ def test_single_cells_from_a_file_to_figures(tmp_path):
         assert ("library_mean" in codes) == (library == "latent") and len(codes["label"]) == data.test.size
         assert pv.sample(run, 5)["x"].shape == (5, 20)
         assert pv.load_run(tmp_path / library, pair=run.pair).best_epoch == run.best_epoch
+
+
+def test_both_doors_take_the_library_as_an_option_of_the_likelihood(tmp_path, monkeypatch, capsys):
+    """The command line and names in Python: the data tell the prior, and a run is loaded as it was."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("cells.npz", x=cells(120, genes=20).numpy().astype(np.int64))
+    options = {"likelihood": "negative_binomial", "likelihood_library": "latent", "hidden": (8,)}
+    how = {"epochs": 1, "batch_size": 32, "out": "python", **QUIET}
+    run = pv.train("vae", "cells.npz", model_options=options, data_options={"binarize": "none"}, **how)
+    shared = "--data cells.npz --binarize none --hidden 8 --epochs 1 --batch_size 32 --device cpu --quiet"
+    line = f"train vae {shared} --likelihood negative_binomial --likelihood_library"
+    assert cli.main(f"{line} latent --out command".split()) == 0
+    for loaded in (pv.load_run("python"), pv.load_run("command")):
+        for name, value in run.pair.state_dict().items():
+            assert torch.equal(loaded.pair.state_dict()[name], value), name
+        assert loaded.pair.likelihood.library.loc.item() == pytest.approx(run.data.facts["log_library"][0])
+    assert cli.main(f"train burda {shared} --likelihood poisson --likelihood_library observed --out burda".split()) == 0
+    capsys.readouterr()
+    assert cli.main(f"{line} size".split()) == 2
+    assert cli.main(f"train vae {shared} --likelihood_library latent".split()) == 2
+    wrong_name, wrong_part = capsys.readouterr().err.splitlines()
+    assert "unknown library 'size'; known: " in wrong_name
+    assert "--likelihood_library needs --likelihood " in wrong_part and "negative_binomial" in wrong_part
