@@ -50,7 +50,7 @@ def item_fields(item: Any, names: Sequence[str] | None) -> dict[str, Any]:
     """
     if isinstance(item, Mapping):
         found = {str(name): value for name, value in item.items()}
-    elif isinstance(item, list | tuple) and not any(isinstance(member, str | bytes) for member in item):
+    elif isinstance(item, list | tuple) and not all(isinstance(member, str | bytes) for member in item):
         if len(item) == 1 and names is None:
             names = ("x",)
         if names is None or len(names) != len(item):

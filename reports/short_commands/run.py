@@ -68,8 +68,9 @@ def main() -> None:
         seconds = interleaved(contenders, rounds)
     text = header("What short commands take", f"python reports/short_commands/run.py --rounds {rounds}", "without data")
     text += f"""
-Each command is a process of its own. They run turn by turn, {rounds} rounds after one that is thrown away, so their files
-are in the system's cache. A ratio is the median over the rounds of that within each. RUN is `pyro-vae {TRAINING}`.
+Each command is a process of its own. They run turn by turn, {rounds} rounds after one that is thrown away, so their
+files are in the system's cache. A ratio is the median over the rounds of that within each. RUN is
+`pyro-vae {TRAINING}`.
 
 {table(["command", "seconds: median (smallest to largest)", "ratio to importing torch", "at most"], rows(seconds))}
 `list` reads the first docstring lines of what is built in from the source, and imports only other packages' plugins.
