@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pairs import bits, same_state, small_vae
-from references import Clusters, ScalarMixture, TwoLayers, exact_gradients, gradient_draws, z_scores
+from references import Clusters, ScalarMixture, SharedNoise, TwoLayers, exact_gradients, gradient_draws, z_scores
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -216,6 +216,19 @@ def test_a_kl_that_is_no_number_is_not_hidden_by_the_floor():
     with torch.no_grad():
         pair.loc[0, 0] = torch.nan
     assert TraceMeanFieldELBO().with_free_bits(5.0, "dimension")(pair, readings()).isnan()
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_latents_outside_the_plate_count_as_they_do_without(kind):
+    """Their particles run one after another, and the parts are put together; the local `code` alone has a floor."""
+    pair, batch = SharedNoise(), {"reading": torch.randn(5, dtype=torch.float64)}
+    losses = []
+    for objective in (TraceMeanFieldELBO(), kind().with_free_bits(0.7, "site")):
+        torch.manual_seed(1)
+        losses.append(objective(pair, batch, 3, 1.0, 50))
+    terms = elbo_terms(pair, batch, 3, as_loss=True, allow_shared=True)
+    assert terms.shared is not None and list(terms.kl_parts) == ["code"] and terms.kl_parts["code"].shape == (3, 5)
+    assert terms.kl.mean() < 0.7 and torch.allclose(losses[1] - losses[0], 0.7 - terms.kl.mean())
 
 
 def test_what_follows_an_auxiliary_site_is_one_part():

@@ -249,6 +249,27 @@ def test_a_module_that_stands_for_a_method_is_looked_into():
     assert log_terms(pair, {"label": torch.zeros(N), "x": torch.randn(N)}).log_guide.shape == (1, N)
 
 
+def test_a_pair_may_name_further_fields_that_it_takes_where_the_data_have_them():
+    class Exposed(pv.Pair):
+        optional_fields = ("library", "exposure")
+
+        def model(self, x, **fields):
+            self.seen = sorted(fields)
+            with self.plate(len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x, **fields):
+            with self.plate(len(x)):
+                pyro.sample("z", dist.Normal(x, 1.0))
+
+    pair = Exposed()
+    log_terms(pair, {"x": torch.zeros(3), "library": torch.ones(3), "label": torch.ones(3)})
+    assert pair.seen == ["library"]
+    log_terms(pair, {"x": torch.zeros(3)})
+    assert pair.seen == []
+
+
 def test_a_pair_that_takes_any_field_by_name_is_handed_every_one():
     class Open(nn.Module):
         def model(self, **batch):
