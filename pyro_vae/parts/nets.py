@@ -232,6 +232,6 @@ class Conv(Net):
 
 
 class Residual(Conv):
-    """The same with a residual block at each resolution."""
+    """Convolutions as `conv` has them, and a residual block at each resolution."""
 
     residual = True
