@@ -15,6 +15,7 @@ from pyro_vae.training.schedules import SCHEDULES
 
 MODULE = '''
 import pyro_vae as pv
+from pyro_vae.parts.build import PriorPart
 
 class Wide(pv.VAE):
     """A wide one."""
@@ -26,6 +27,11 @@ class Greedy(pv.VAE):
     def __init__(self, data_shape, lr: float = 7.0, out: int = 3, alpha: float = 0.25):
         super().__init__(data_shape, hidden=(out,))
 
+class Closed(pv.VAE):
+    """Lets its prior be chosen, but not that prior's options."""
+    def __init__(self, data_shape, prior: PriorPart = "mixture"):
+        super().__init__(data_shape, prior=prior)
+
 class Needy(pv.VAE):
     """Asks for what digits do not offer."""
     def __init__(self, data_shape, wavelength):
@@ -36,6 +42,7 @@ ENTRIES = """[pyro_vae.models]
 wide = third_party:Wide
 needy = third_party:Needy
 greedy = third_party:Greedy
+closed = third_party:Closed
 broken = third_party_broken:Nothing
 absent = third_party:Absent
 """
@@ -101,6 +108,11 @@ def test_options_of_one_name_are_told_apart_by_their_owners(third_party, capsys)
     assert cli.main("train --schedule ReduceLROnPlateau --schedule_patience 3 --patience 9 --print_config".split()) == 0
     training = yaml.safe_load(capsys.readouterr().out)["training"]
     assert training["patience"] == 9 and training["schedule_options"]["patience"] == 3
+
+
+def test_a_family_that_passes_no_options_on_has_none_of_its_parts(third_party, capsys):
+    assert cli.main("train closed --prior vamp --print_config".split()) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"] == {"name": "closed", "prior": "vamp"}
 
 
 def test_any_option_may_be_named_after_its_owner(capsys):

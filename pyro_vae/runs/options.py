@@ -88,19 +88,21 @@ def _plain_type(hint: Any) -> Any:
 
 
 def model_options(model: Callable[..., Any], chosen: Mapping[str, Any]) -> list[Option]:
-    """The options of a model's own, then those of its parts, named after the model's parameter: `prior_components`.
+    """The options of a model's own, then those of its parts, where it takes them as `**part_options`: they are named
+    after the model's parameter, such as `prior_components`.
 
     Args:
         chosen: values of options; of the parameters that are parts, which part; where none is given, the default.
     """
     kinds = part_kinds(model)
+    passes_on = any(asked.kind is asked.VAR_KEYWORD for asked in inspect.signature(model).parameters.values())
     options = {option.name: option for option in options_of(model, FIELDS_OF_FACTS)}
     for parameter, kind in kinds.items():
         option = options[parameter]
         told = f"{option.help} Installed: {', '.join(plugins.names(kind.plugin))}."
         options[parameter] = replace(option, help=told)
         part = chosen.get(parameter) or option.default
-        if isinstance(part, str):
+        if isinstance(part, str) and passes_on:
             for own in options_of(plugins.load(kind.plugin, part), kind.handed):
                 name = f"{parameter}_{own.name}"
                 options[name] = replace(own, name=name)
