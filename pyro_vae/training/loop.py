@@ -19,6 +19,7 @@ from pyro_vae.engine.cuda_graph import CapturedStep
 from pyro_vae.engine.devices import TOLERANCES, cuda_devices
 from pyro_vae.engine.step import Loss, SharedStep, choose_step
 from pyro_vae.errors import RunError, UnknownName, find
+from pyro_vae.objectives.free_bits import PER
 from pyro_vae.objectives.objective import Objective, shared_loss
 from pyro_vae.pair import bounds
 from pyro_vae.pair.checks import check_auxiliary, density_faults
@@ -83,6 +84,7 @@ class Settings:
         for name in ("beta", "lr_warmup", "kl_warmup", "kl_cycles", "free_bits"):
             if not getattr(self, name) >= 0:
                 raise RunError(f"{name} must not be negative, but is {getattr(self, name)}")
+        find("unit of free bits", self.free_bits_per, PER)
         if not 0 <= self.ema < 1:
             raise RunError(f"ema is a decay in [0, 1), not {self.ema}")
 

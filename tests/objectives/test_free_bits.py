@@ -209,6 +209,8 @@ def test_dimensions_that_depend_on_each_other_are_refused_and_their_site_is_not(
 def test_an_unknown_unit_lists_those_that_there_are():
     with pytest.raises(UnknownName, match="dimension"):
         TraceELBO().with_free_bits(0.1, "batch")
+    with pytest.raises(UnknownName, match="unit of free bits 'datum'"):
+        pv.train(small_vae(), bits(), free_bits_per="datum", **QUIET)
 
 
 def test_a_kl_that_is_no_number_is_not_hidden_by_the_floor():
