@@ -66,7 +66,7 @@ def _terms(block: Block, particles: int) -> Iterator[ElboTerms]:
 def _drawn(block: Block, batch: dict[str, Tensor], count: int) -> ElboTerms:
     if block.draws_apart and block.ways.model != FOLDED:
         guide = block.draw(count)
-        model = run_model(block.pair, batch, values_of(guide), count)
+        model = run_model(block.pair, batch, values_of(guide), count, summing=True)
     else:
-        guide, model = run_both(block.pair, batch, count)
+        guide, model = run_both(block.pair, batch, count, summing=True)
     return reduce_to_elbo(model, guide, count, block.size, as_loss=True)
