@@ -77,6 +77,11 @@ class Block:
         (site,) = self.guide.values()
         return len(site.fn.batch_shape) == site.layout.depth
 
+    @property
+    def draws_nothing(self) -> bool:
+        """Whether the guide draws nothing, because there is no latent or all of them are enumerated."""
+        return all(site.observed or site.summed for site in self.guide.values())
+
     @cached_property
     def structure(self) -> Structure:
         """Which plate of the pair is the data's, and what it enumerates."""

@@ -37,6 +37,7 @@ class ELBO(Evaluator):
         if not faults or not all(fault.is_loss for fault in faults):
             first.check()
         found = super().__call__(pair, blocks, particles, progress)
+        found = replace(found, exact=not faults and not first.guide)
         warnings = [f"these figures are a loss, not a bound: {fault.line}" for fault in faults]
         return replace(found.as_loss(), warnings=warnings) if faults else found
 

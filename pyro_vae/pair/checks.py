@@ -250,13 +250,13 @@ def check_data_apart(pair: nn.Module, batch: Fields) -> None:
     twice = [0, 0]  # the first datum beside itself: what counts its batch refuses a single one
     some = {name: field[twice] for name, field in fields.items()}
     with torch.random.fork_rng(), evaluating(pair), torch.no_grad():
-        guide = run_guide(pair, fields)
+        guide = run_guide(pair, fields, summing=True)
         values = values_of(guide)
-        part = {name: site.value[:, twice] if site.in_plate else site.value for name, site in guide.items()}
+        part = {name: value[:, twice] if guide[name].in_plate else value for name, value in values.items()}
         for program, run in (("model", run_model), ("guide", run_guide_at)):
             try:
-                whole, again = (_scores(run(pair, fields, values)) for _ in range(2))
-                alone = _scores(run(pair, some, part))
+                whole, again = (_scores(run(pair, fields, values, summing=True)) for _ in range(2))
+                alone = _scores(run(pair, some, part, summing=True))
             except UserError:
                 continue  # a plate of fixed size, which cannot be cut, or a density that is known at its own draws only
             for name, score in whole.items():
@@ -267,7 +267,7 @@ def check_data_apart(pair: nn.Module, batch: Fields) -> None:
 
 
 def _scores(sites: Sites) -> dict[str, Tensor]:
-    return {name: site.score() for name, site in sites.items() if site.in_plate}
+    return {name: site.unfold(site.density, 0) for name, site in sites.items() if site.in_plate}
 
 
 def _not_alone(program: str, name: str, guide: Sites, how: str, reason: str) -> ContractError:

@@ -68,8 +68,8 @@ class Enumeration:
             name: get_symbol(FIRST_PLATE + place)
             for place, name in enumerate(dict.fromkeys(name for site in sites for name in site.inner))
         }
-        self.of_guide = {_symbol(s.enumerated): s for s in self.guide.values() if s.enumerated is not None}
-        self.of_model = {_symbol(s.enumerated) for s in sites if s.enumerated is not None} - self.of_guide.keys()
+        self.of_guide = {symbol_of(s.enumerated): s for s in self.guide.values() if s.enumerated is not None}
+        self.of_model = {symbol_of(s.enumerated) for s in sites if s.enumerated is not None} - self.of_guide.keys()
         self.scores = self._scores() if torch.is_grad_enabled() else []
 
     # --- the terms of a pair ---
@@ -84,8 +84,8 @@ class Enumeration:
         observed = [site for site in self.model.values() if site.observed]
         summed = [site for site in self.model.values() if site.enumerated is not None]
         latents = [s for s in self.model.values() if not s.observed and s.enumerated is None and not drawn]
-        averaged = [site for site in summed if _symbol(site.enumerated) in self.of_guide]
-        hidden = [site for site in summed if _symbol(site.enumerated) in self.of_model]
+        averaged = [site for site in summed if symbol_of(site.enumerated) in self.of_guide]
+        hidden = [site for site in summed if symbol_of(site.enumerated) in self.of_model]
         prior_alone, prior_tied = self._split([*latents, *averaged])
         data_alone, data_tied = self._split(observed)
         log_prior = self._mean([self.factor(site) for site in prior_alone])
@@ -112,7 +112,7 @@ class Enumeration:
             if site.enumerated is not None or self.factor(prior).over(self.of_model):
                 continue
             try:
-                exact = self.factor(site, site.kl_to(prior), like=prior)
+                exact = self.factor(site, site.counting_kl(prior), like=prior)
             except NotImplementedError:
                 continue
             total = total + self._mean([exact]) - self._mean([self.factor(site)]) + self._mean([self.factor(prior)])
@@ -125,15 +125,15 @@ class Enumeration:
         """
         if not self.of_guide:
             return None
-        factors = [self._unscaled(site) for site in self.model.values()]
+        factors = [self.unscaled(site) for site in self.model.values()]
         drawn = [site for site in self.guide.values() if not site.observed and site.enumerated is None]
         factors += [_times(self.factor(site), -1.0) for site in drawn]
-        return self._total(self._contracted(factors, {*self.of_model, *self.of_guide}))
+        return self.total(self.contracted(factors, {*self.of_model, *self.of_guide}))
 
     def log_marginal(self) -> Tensor:
         """log of sum_y q(y, z|x) at given values z of what the guide draws."""
-        factors = [self._unscaled(site) for site in self.guide.values() if not site.observed]
-        return self._total(self._contracted(factors, set(self.of_guide)))
+        factors = [self.unscaled(site) for site in self.guide.values() if not site.observed]
+        return self.total(self.contracted(factors, set(self.of_guide)))
 
     # --- factors ---
 
@@ -147,7 +147,7 @@ class Enumeration:
         layout, numbers = site.layout, {**site.dims, **(like.dims if like else {})}
         numbers = {dim: n for dim, n in numbers.items() if -dim <= term.dim() and term.shape[dim] > 1}
         symbols = {dim: self.plates[name] for name, dim in site.inner.items()}
-        symbols |= {dim: _symbol(number) for dim, number in numbers.items()}
+        symbols |= {dim: symbol_of(number) for dim, number in numbers.items()}
         plates = frozenset(self.plates[name] for name in site.inner)
         rest = "".join(symbols[dim] for dim in sorted(symbols))
         try:
@@ -159,7 +159,7 @@ class Enumeration:
             ) from problem
         return Factor(tensor, PARTICLES + DATA + rest, plates)
 
-    def _unscaled(self, site: Site) -> Factor:
+    def unscaled(self, site: Site) -> Factor:
         """What counts of a site in a sum: of an enumerated one its probability, whether masked or not."""
         return self.factor(site, site.density if site.enumerated is not None else site.counting(scaled=False))
 
@@ -189,11 +189,11 @@ class Enumeration:
             raise ContractError(
                 f"the enumerated sites and what depends on them have different scales {sorted(scales)}; give them one"
             )
-        summed = self._contracted([self._unscaled(site) for site in sites], self.of_model)
+        summed = self.contracted([self.unscaled(site) for site in sites], self.of_model)
         scale = next(iter(sites)).scale
         return self._mean([_times(factor, scale) for factor in summed])
 
-    def _contracted(self, factors: Sequence[Factor], numbers: set[str]) -> list[Factor]:
+    def contracted(self, factors: Sequence[Factor], numbers: set[str]) -> list[Factor]:
         """The product of factors with some enumerations summed out: one factor for each part that hangs together."""
         tree: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
         for factor in factors:
@@ -209,14 +209,14 @@ class Enumeration:
 
     def _mean(self, factors: Sequence[Factor]) -> Tensor:
         """The sum of factors, each averaged over the guide's enumerations that it depends on."""
-        return self._total([self._averaged(factor) for factor in factors])
+        return self.total([self._averaged(factor) for factor in factors])
 
     def _averaged(self, factor: Factor) -> Factor:
         numbers = [dim for dim in factor.dims if dim in self.of_guide]
         scores = [score for score in self.scores if score.plates <= factor.plates]
         if not numbers and not scores:
             return factor
-        probability = self._probability(numbers, scores)
+        probability = self.probability(numbers, scores)
         if not probability.plates <= factor.plates:
             raise ContractError("a site outside a plate of a datum depends on one that is enumerated inside it")
         dims = "".join(dict.fromkeys(factor.dims + probability.dims))
@@ -224,7 +224,7 @@ class Enumeration:
         product = weight * torch.where(weight > 0, value, value.new_zeros(()))
         return Factor(product.sum([dims.index(n) for n in numbers]), _left(dims, numbers), factor.plates)
 
-    def _probability(self, numbers: Sequence[str], scores: Sequence[Factor]) -> Factor:
+    def probability(self, numbers: Sequence[str], scores: Sequence[Factor]) -> Factor:
         """The joint probability under the guide of some of its enumerations."""
         factors, needed = list(scores), list(numbers) + [d for s in scores for d in s.dims if d in self.of_guide]
         seen: set[str] = set()
@@ -242,7 +242,7 @@ class Enumeration:
         joint = LogRing().sumproduct(terms, seen - set(numbers))
         return Factor(joint.exp(), joint._pyro_dims, frozenset().union(*(factor.plates for factor in factors)))
 
-    def _total(self, factors: Sequence[Factor]) -> Tensor:
+    def total(self, factors: Sequence[Factor]) -> Tensor:
         """The sum of factors without enumerations, summed over the datum's own plates: [particles, batch]."""
         total = None
         for factor in factors:
@@ -253,7 +253,7 @@ class Enumeration:
         return torch.zeros(self.particles, self.size) if total is None else total
 
 
-def _symbol(number: int) -> str:
+def symbol_of(number: int) -> str:
     return get_symbol(FIRST_NUMBER + number)
 
 

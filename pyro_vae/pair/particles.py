@@ -191,6 +191,7 @@ def ways(pair: nn.Module, batch: Fields, particles: int = 2) -> Ways:
     seen = _SEEN.setdefault(pair, {})
     if key not in seen:
         fields = select_fields(pair, batch)
+        structure_of(pair, fields)  # seen on all data, before a few of them are tried
         devices = sorted({value.device.index for value in fields.values() if value.is_cuda})
         with evaluating(pair), torch.no_grad(), torch.random.fork_rng(devices=devices):
             seen[key] = _compare(pair, fields)

@@ -129,6 +129,13 @@ class Site:
         mean = torch.where(known, mean, self.raw.to(mean.dtype)) if known.any() else self.raw
         return self._like_value(mean)
 
+    def mode(self) -> Shaped[Tensor, "particles batch ..."]:
+        """The most probable value of its distribution, or its value where that has no formula."""
+        try:
+            return self._like_value(self.fn.mode)
+        except (NotImplementedError, AttributeError):
+            return self.value
+
     def deviation(self) -> Shaped[Tensor, "particles batch ..."]:
         """The standard deviation of its distribution; NaN where it has no formula."""
         try:
@@ -137,12 +144,16 @@ class Site:
             deviation = torch.full_like(self.raw, torch.nan, dtype=torch.get_default_dtype())
         return self._like_value(deviation)
 
-    def kl_to(self, prior: "Site") -> Tensor:
-        """KL(this || prior) in closed form, masked and scaled as this site, with the dims of its log-probability.
+    def kl_to(self, prior: "Site") -> Float[Tensor, "particles batch"]:
+        """KL(this || prior) of each datum in closed form, scaled and masked as this site.
 
         Raises:
             NotImplementedError: none is known.
         """
+        return self._of_datum(self.counting_kl(prior))
+
+    def counting_kl(self, prior: "Site") -> Tensor:
+        """The same with the dims of the program."""
         if (self.layout, [*self.inner.values()]) != (prior.layout, [*prior.inner.values()]):
             raise NotImplementedError
         lead = torch.broadcast_shapes(self.fn.batch_shape, prior.fn.batch_shape)

@@ -180,18 +180,20 @@ def structure_of(pair: nn.Module, fields: Fields) -> Structure:
     if seen is None:
         seen = _SEEN[pair] = {}
     key = (tuple((name, value.shape[1:]) for name, value in fields.items()), tuple(map(id, pair.children())))
-    found = seen.get(key)
-    if found is None:
-        found = seen[key] = _look(pair, fields)
-    return found
+    if key not in seen:
+        found = _look(pair, fields)
+        if found is None:
+            return Structure()  # the run itself says what is wrong, and where
+        seen[key] = found
+    return seen[key]
 
 
 FEW = (2, 3)
 """So many data show which plate is the data's: the one that is as long as they are, both times."""
 
 
-def _look(pair: nn.Module, whole: Fields) -> Structure:
-    """Run the programs on a few data; on all data where a plate does not follow the batch."""
+def _look(pair: nn.Module, whole: Fields) -> Structure | None:
+    """Run the programs on a few data; on all data where a plate does not follow the batch. None where both fail."""
     devices = sorted({value.device.index for value in whole.values() if value.is_cuda})
     with torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(pair):
         for batches in ([_rows(whole, size) for size in FEW], [whole]):
@@ -205,7 +207,7 @@ def _look(pair: nn.Module, whole: Fields) -> Structure:
             if all(plates) or batches == [whole]:
                 found = [_the_one(names, whole) for names in plates]
                 return _structure(pair, batches[0], dict(zip(PROGRAMS, found, strict=True)), *traces[0])
-    return Structure()  # the run itself says what is wrong, and where
+    return None
 
 
 def _rows(fields: Fields, count: int) -> Fields:
@@ -216,7 +218,7 @@ def _rows(fields: Fields, count: int) -> Fields:
 def _traces(pair: nn.Module, fields: Fields) -> tuple[Trace, Trace]:
     """The guide as it runs on some data, and the model at its draws."""
     guide = _trace(pair.guide, fields)
-    return guide, _trace(poutine.replay(pair.model, trace=guide), fields)
+    return guide, _trace(pair.model, fields, poutine.replay(trace=guide))
 
 
 def _trace(program: Callable[..., Any], fields: Fields, handler: AbstractContextManager | None = None) -> Trace:
