@@ -126,8 +126,7 @@ class Result:
 
     @property
     def kind(self) -> str | None:
-        """ "exact" where the headline figure is log p(x), "lower bound" where it bounds it from below in expectation, else
-        None."""
+        """ "exact" where the headline figure is log p(x), "lower bound" where it bounds it from below in expectation."""
         if self.quantity not in BOUNDED:
             return None
         return "exact" if self.estimate.exact else "lower bound"
