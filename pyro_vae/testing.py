@@ -8,7 +8,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -23,6 +23,7 @@ from pyro_vae.pair.data_fit import observed_sites
 from pyro_vae.pair.generation import sample
 from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.sites import observed
+from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import log_terms
 from pyro_vae.runs.build import build_model
 from pyro_vae.training.by_name import data_settings
@@ -134,10 +135,12 @@ def _trains_all_parameters(pair: nn.Module, batch: Batch) -> None:
 
 def _works_with_plain_pyro(pair: nn.Module, batch: Batch) -> None:
     fields = select_fields(pair, batch)
+    structure = structure_of(pair, fields)
+    elbo = TraceEnum_ELBO(max_plate_nesting=structure.depth) if structure.sums else Trace_ELBO()
     with pyro.get_param_store().scope():
-        loss = Trace_ELBO().loss(lambda b: pair.model(**b), lambda b: pair.guide(**b), fields)
+        loss = elbo.loss(lambda b: pair.model(**b), lambda b: pair.guide(**b), fields)
     if not torch.tensor(loss).isfinite():
-        raise ContractError("Pyro's Trace_ELBO of the pair is not finite")
+        raise ContractError(f"Pyro's {type(elbo).__name__} of the pair is not finite")
 
 
 def _generates(pair: nn.Module, batch: Batch) -> None:

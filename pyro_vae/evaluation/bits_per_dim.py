@@ -27,7 +27,7 @@ def observed_elements(pair: nn.Module, split: Split) -> float:
     """How many elements the model observes in all data; those that a mask leaves out do not count."""
     first = observed_sites(pair, split.head(2).take(slice(None))).values()
     if not any(has_mask(site) for site in first):
-        return split.size * sum(site.event_shape.numel() for site in first)
+        return split.size * sum(site.datum_shape.numel() for site in first)
     total = 0.0
     for batch in split.batches(DATA_BLOCK):
         total += sum(site.counted().sum().item() for site in observed_sites(pair, batch).values())

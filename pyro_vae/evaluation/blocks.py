@@ -26,7 +26,8 @@ from pyro_vae.pair.checks import (
 )
 from pyro_vae.pair.pair import select_fields
 from pyro_vae.pair.particles import OWN_DIM, Ways, run_guide, run_model, ways
-from pyro_vae.pair.sites import Layout, Sites, values_of
+from pyro_vae.pair.sites import Sites, values_of
+from pyro_vae.pair.structure import Structure, structure_of
 
 DATA_BLOCK, PARTICLE_BLOCK = 100, 250
 
@@ -71,14 +72,27 @@ class Block:
     def draws_apart(self) -> bool:
         """Whether the guide has one site and broadcasts: then its distribution is all there is to draw from, and the
         encoder does not run again."""
-        return len(self.guide) == 1 and self.ways.guide == OWN_DIM
+        if len(self.guide) != 1 or self.ways.guide != OWN_DIM or self.structure.enumerated["guide"]:
+            return False
+        (site,) = self.guide.values()
+        return len(site.fn.batch_shape) == site.layout.depth
+
+    @property
+    def draws_nothing(self) -> bool:
+        """Whether the guide draws nothing, because there is no latent or all of them are enumerated."""
+        return all(site.observed or site.summed for site in self.guide.values())
+
+    @cached_property
+    def structure(self) -> Structure:
+        """Which plate of the pair is the data's, and what it enumerates."""
+        return structure_of(self.pair, self.batch())
 
     def draw(self, particles: int) -> Sites:
         """The guide's sites at fresh draws."""
         if not self.draws_apart:
-            return run_guide(self.pair, self.batch(), particles)
+            return run_guide(self.pair, self.batch(), particles, summing=True)
         (site,) = self.guide.values()
-        layout = Layout(particles, self.size)
+        layout = self.structure.layout("guide", particles, self.size, folded=False)
         with torch.no_grad():
             value = site.fn(layout.draws)  # no copy of it: a flow knows its draw by the very tensor
         return {site.name: replace(site, raw=value, layout=layout)}

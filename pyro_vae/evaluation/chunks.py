@@ -11,8 +11,8 @@ from pyro_vae.engine.policy import Engine, Work, choose_engine
 from pyro_vae.engine.tracing import Named, call_with, compile_function, named_tensors
 from pyro_vae.evaluation.blocks import PARTICLE_BLOCK, Block
 from pyro_vae.evaluation.draws import Draws, draws_of
-from pyro_vae.pair.particles import ways
-from pyro_vae.pair.terms import LogTerms, joined, model_terms
+from pyro_vae.pair.particles import run_guide_at, run_model, ways
+from pyro_vae.pair.terms import LogTerms, joined, model_terms, reduce_sites
 
 CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**31}
 """Rough size of the model's activations that are held at a time; on a CPU, what its caches hold."""
@@ -36,7 +36,24 @@ class ModelTerms(nn.Module):
         return model_terms(self.pair, batch, values, self.shape[0])
 
 
-Runner = Callable[[ModelTerms, Named, Named], Sequence[Tensor]]
+class PairTerms(nn.Module):
+    """All log terms of some particles of some data, where the guide enumerates: then its log-probabilities are summed
+    together with the model's."""
+
+    def __init__(self, pair: nn.Module, particles: int, size: int):
+        super().__init__()
+        self.pair, self.shape = pair, (particles, size)
+
+    def forward(self, batch: Named, values: Named) -> Sequence[Tensor]:
+        particles, size = self.shape
+        guide = run_guide_at(self.pair, batch, values, particles, summing=True)
+        model = run_model(self.pair, batch, values, particles, summing=True)
+        terms = reduce_sites(model, guide, particles, size, as_loss=True)
+        return *terms[:3], terms.log_weight
+
+
+Chunk = ModelTerms | PairTerms
+Runner = Callable[[Chunk, Named, Named], Sequence[Tensor]]
 
 
 class ChunkEngine:
@@ -50,7 +67,7 @@ class ChunkEngine:
         self.engine: Engine | None = None
         self.shape: tuple[int, int] | None = None
 
-    def __call__(self, chunk: ModelTerms, batch: Named, values: Named) -> Sequence[Tensor]:
+    def __call__(self, chunk: Chunk, batch: Named, values: Named) -> Sequence[Tensor]:
         """The terms of a chunk; raises `UnknownName` where no engine has the name."""
         if self.engine is None:
             self.engine, self.shape = choose_engine(self.name, self._work(chunk, batch, values)), chunk.shape
@@ -61,7 +78,7 @@ class ChunkEngine:
         """Which engine ran, and how the particles were held, for `evaluation.json`."""
         return {"engine": self.engine.description, "way": self.engine.way.line} if self.engine else {}
 
-    def _work(self, chunk: ModelTerms, batch: Named, values: Named) -> Work:
+    def _work(self, chunk: Chunk, batch: Named, values: Named) -> Work:
         device = next(iter(batch.values())).device
         return Work(
             module=chunk,
@@ -76,7 +93,7 @@ class ChunkEngine:
         )
 
 
-def compile_chunk(chunk: ModelTerms, batch: Named, values: Named) -> Callable[[Named, Named], Sequence[Tensor]]:
+def compile_chunk(chunk: Chunk, batch: Named, values: Named) -> Callable[[Named, Named], Sequence[Tensor]]:
     """Trace the chunk once on these tensors and compile the graph for their shapes."""
     tensors = named_tensors(chunk)
     return partial(compile_function(partial(call_with, chunk), tensors, batch, values), tensors)
@@ -99,14 +116,15 @@ def stream_terms(
     for count, noise in block.particle_blocks(particles):
         with noise:
             draws = draws_of(block, count)
-        terms = _terms_in_chunks(block.pair, batch, draws, run)
+        terms = _terms_in_chunks(block, batch, draws, run)
         yield terms
         progress(terms.log_guide.numel())
 
 
-def _terms_in_chunks(pair: nn.Module, batch: Named, draws: Draws, run: Runner) -> LogTerms:
+def _terms_in_chunks(block: Block, batch: Named, draws: Draws, run: Runner) -> LogTerms:
     """Log terms [particles, batch] in nats, with as many data x particles in the model at a time as fit."""
-    (count, size), rows = draws.log_guide.shape, rows_that_fit(batch)
+    (count, size), rows = draws.log_guide.shape, max(1, rows_that_fit(batch) // block.structure.states)
+    summed = bool(block.structure.enumerated["guide"])
     particle_step, data_step = even_step(count, max(1, rows // size)), min(size, rows)
     of_data = []
     for start in range(0, size, data_step):
@@ -117,9 +135,12 @@ def _terms_in_chunks(pair: nn.Module, batch: Named, draws: Draws, run: Runner) -
             some = slice(first, first + particle_step), data
             values = {name: value[some] for name, value in draws.values.items()}
             log_guide = draws.log_guide[some]
-            chunks.append(LogTerms(*run(ModelTerms(pair, *log_guide.shape), fields, values), log_guide))
-        of_data.append(joined(LogTerms, chunks)[:3])
-    return LogTerms(*[torch.cat(terms, 1) for terms in zip(*of_data, strict=True)])
+            chunk = (PairTerms if summed else ModelTerms)(block.pair, *log_guide.shape)
+            found = run(chunk, fields, values)
+            chunks.append(LogTerms(*found[:3], weight=found[3]) if summed else LogTerms(*found, log_guide))
+        of_data.append(joined(LogTerms, chunks))
+    columns = zip(*of_data, strict=True)
+    return LogTerms(*[None if column[0] is None else torch.cat(column, 1) for column in columns])
 
 
 def even_step(count: int, most: int) -> int:

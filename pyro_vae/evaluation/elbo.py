@@ -37,6 +37,7 @@ class ELBO(Evaluator):
         if not faults or not all(fault.is_loss for fault in faults):
             first.check()
         found = super().__call__(pair, blocks, particles, progress)
+        found = replace(found, exact=not faults and not first.guide)
         warnings = [f"these figures are a loss, not a bound: {fault.line}" for fault in faults]
         return replace(found.as_loss(), warnings=warnings) if faults else found
 
@@ -66,7 +67,7 @@ def _terms(block: Block, particles: int) -> Iterator[ElboTerms]:
 def _drawn(block: Block, batch: dict[str, Tensor], count: int) -> ElboTerms:
     if block.draws_apart and block.ways.model != FOLDED:
         guide = block.draw(count)
-        model = run_model(block.pair, batch, values_of(guide), count)
+        model = run_model(block.pair, batch, values_of(guide), count, summing=True)
     else:
-        guide, model = run_both(block.pair, batch, count)
+        guide, model = run_both(block.pair, batch, count, summing=True)
     return reduce_to_elbo(model, guide, count, block.size, as_loss=True)

@@ -51,6 +51,8 @@ class Importance(Evaluator):
         self.engine = engine
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
+        if next(iter(blocks)).draws_nothing:
+            return Estimate(side_by_side([self.exactly(block) for block in blocks]), exact=True)
         engine = ChunkEngine(self.engine, blocks.size * particles)
         parts = []
         for block in blocks:
@@ -68,6 +70,22 @@ class Importance(Evaluator):
             }
             parts.append(found)
         return Estimate(side_by_side(parts), engine.summary)
+
+    def exactly(self, block: Block) -> PerDatum:
+        """The figures of a block where nothing is drawn: a single weight is p(x)."""
+        stream = self.weigh(block, 1, lambda samples: None, ChunkEngine("eager", block.size))
+        check_weights(stream.bound(), block.rows.start, "data are")
+        bound, zeros, ones = stream.bound(), torch.zeros(block.size), torch.ones(block.size)
+        return {
+            "log_likelihood": bound,
+            "half": bound,
+            "jackknife": bound,
+            "monte_carlo_error": zeros,
+            "ess": ones,
+            "pareto_k": torch.full_like(zeros, -torch.inf),
+            "exact": ones.bool(),
+            "narrow": zeros.bool(),
+        }
 
     def weigh(self, block: Block, particles: int, progress: Progress, engine: ChunkEngine) -> WeightStream:
         """The weights log p(x, z) - log q(z|x) of a block at draws of the guide."""
@@ -88,7 +106,7 @@ class Importance(Evaluator):
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
         summary = _summary(found.per_datum, particles)
-        warnings = _warnings(found.per_datum, summary["gap_to_half"], particles)
+        warnings = [] if found.exact else _warnings(found.per_datum, summary["gap_to_half"], particles)
         return replace(found, summary=found.summary | summary, warnings=warnings)
 
 

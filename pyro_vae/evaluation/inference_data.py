@@ -47,8 +47,7 @@ def inference_data(
             for values, count in by_run(drawn.values, block.ways.counts(draws))
         ]
         predicted = [
-            {name: site.layout.unfold(site.fn(), len(site.event_shape)) for name, site in sites.items()}
-            for sites in seen
+            {name: site.unfold(site.fn(), len(site.event_shape)) for name, site in sites.items()} for sites in seen
         ]
         likelihoods = [{name: site.log_prob() for name, site in sites.items()} for sites in seen]
         prior = [sample(pair, batch) for _ in range(draws)]

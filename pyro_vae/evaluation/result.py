@@ -24,12 +24,14 @@ class Estimate:
         summary: numbers and dicts of numbers for `evaluation.json`.
         warnings: plain sentences where a figure should not be trusted.
         figures: matplotlib figures by name.
+        exact: the headline figure is log p(x) itself.
     """
 
     per_datum: PerDatum
     summary: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
+    exact: bool = False
 
     @property
     def quantity(self) -> str:
@@ -124,8 +126,10 @@ class Result:
 
     @property
     def kind(self) -> str | None:
-        """ "lower bound" where the headline figure bounds log p(x) from below in expectation, else None."""
-        return "lower bound" if self.quantity in BOUNDED else None
+        """ "exact" where the headline figure is log p(x), "lower bound" where its expectation is at most log p(x)."""
+        if self.quantity not in BOUNDED:
+            return None
+        return "exact" if self.estimate.exact else "lower bound"
 
 
 def mean_and_error(values: Float[Tensor, " n"]) -> dict[str, float]:

@@ -47,6 +47,13 @@ class TraceELBO(MinusELBO):
         return bound + without_value((terms.score * (cost.detach() + beta)).mean(0)), terms
 
 
+class TraceEnumELBO(TraceELBO):
+    """The same, equal to Pyro's `TraceEnum_ELBO` per datum, under the name by which Pyro's users look for it.
+
+    Sites that are marked to be enumerated are summed out, which the other ELBOs do as well.
+    """
+
+
 class TraceMeanFieldELBO(MinusELBO):
     """Minus the ELBO with the KL in closed form wherever one is known (Kingma & Welling 2014, eq. 7), equal to Pyro's
     `TraceMeanField_ELBO` per datum.

@@ -17,6 +17,7 @@ from pyro_vae.pair import bounds
 from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.particles import run_guide, run_guide_at, run_model
 from pyro_vae.pair.sites import Sites, values_of
+from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import LogTerms, counts, joined, log_terms, reduce_sites
 
 Weights = Float[Tensor, "particles batch"]
@@ -43,6 +44,12 @@ class Renyi(MinusBound):
         self.alpha, self.gradient = alpha, gradient
 
     def bound(self, pair: nn.Module, batch: Batch, particles: int, beta: Beta) -> Estimate:
+        enumerated = structure_of(pair, select_fields(pair, batch)).enumerated["guide"]
+        if enumerated:
+            raise ContractError(
+                f"the guide enumerates {min(enumerated)!r}, whose q is not in the importance weights and would get no "
+                "gradient; use trace_enum_elbo"
+            )
         return ESTIMATORS[self.gradient](pair, batch, particles, beta, self.alpha)
 
 
@@ -78,7 +85,7 @@ def doubly_reparameterised(pair: nn.Module, batch: Batch, particles: int, beta: 
     weight v, the guide's, which run along the path of z, v (1 - beta (1-alpha) (1-v)).
     """
     runs = counts(pair, batch, particles)
-    guides = [run_guide(pair, batch, count) for count in runs]
+    guides = [run_guide(pair, batch, count, summing=True) for count in runs]
     with torch.no_grad():
         drawn = zip(runs, guides, strict=True)
         first = [_reduce(pair, batch, count, guide, values_of(guide)) for count, guide in drawn]
@@ -89,7 +96,7 @@ def doubly_reparameterised(pair: nn.Module, batch: Batch, particles: int, beta: 
     parts = []
     for count, guide, factor in zip(runs, guides, rescale.split(runs), strict=True):
         scaled = {name: _scale_gradient(value, factor) for name, value in values_of(guide).items()}
-        frozen = run_guide_at(pair, batch, scaled, count, frozen=True)
+        frozen = run_guide_at(pair, batch, scaled, count, frozen=True, summing=True)
         parts.append(_reduce(pair, batch, count, frozen, values_of(frozen)))
     draws = joined(LogTerms, parts)
     require_reparameterised(draws, "gradient='vimco'")
@@ -127,7 +134,7 @@ def _log_weight(draws: LogTerms, beta: Beta) -> Weights:
 
 
 def _reduce(pair: nn.Module, batch: Batch, count: int, guide: Sites, values: Mapping[str, Tensor]) -> LogTerms:
-    model = run_model(pair, batch, values, count)
+    model = run_model(pair, batch, values, count, summing=True)
     return reduce_sites(model, guide, count, batch_size(select_fields(pair, batch)), as_loss=True)
 
 

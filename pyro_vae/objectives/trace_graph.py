@@ -1,6 +1,6 @@
 """Minus the ELBO with score-function gradients and baselines: Pyro's own estimator, kept out of its global store."""
 
-from typing import Any
+from collections.abc import Collection
 
 import pyro
 from jaxtyping import Float
@@ -9,9 +9,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_vae.errors import ContractError
 from pyro_vae.objectives.objective import Batch, Beta, Objective, without_value
-from pyro_vae.pair.pair import LocalParameters, batch_size, select_fields
-from pyro_vae.pair.particles import OWN_DIM, validation_off, ways
+from pyro_vae.pair.pair import LocalParameters, batch_size, select_fields, validation_off
+from pyro_vae.pair.particles import OWN_DIM, ways
+from pyro_vae.pair.structure import structure_of
 
 AVERAGES = "__baseline_avg_downstream_cost_"  # how Pyro names the averages that TraceGraph_ELBO keeps
 
@@ -38,15 +40,20 @@ class TraceGraphELBO(Objective):
     ) -> Float[Tensor, ""]:
         fields = select_fields(pair, batch)
         size = batch_size(fields)
-        way = ways(pair, batch, particles)
+        structure, way = structure_of(pair, fields), ways(pair, batch, particles)
+        hidden = structure.enumerated["model"] - structure.enumerated["guide"]
+        if hidden:
+            raise ContractError(
+                f"the model enumerates {min(hidden)!r}, which this objective cannot; use trace_enum_elbo"
+            )
         at_once = particles > 1 and way.guide == way.model == OWN_DIM
-        estimator = TraceGraph_ELBO(particles, max_plate_nesting=1, vectorize_particles=at_once)
+        estimator = TraceGraph_ELBO(particles, max_plate_nesting=structure.depth, vectorize_particles=at_once)
         known = self.averages.get(size, {})
         state = {"params": dict(known), "constraints": {name: constraints.real for name in known}}
         with validation_off(), pyro.get_param_store().scope(state) as after:
             with (
                 LocalParameters(own_names=AVERAGES),
-                ScaleKL(beta, size / (data_size or size), size, getattr(pair, "data_plate", None)),
+                ScaleKL(beta, size / (data_size or size), (structure.guide.name, structure.model.name)),
                 DefaultBaseline(),
             ):
                 # fields as one argument: Pyro's handlers have a `context` of their own
@@ -60,22 +67,18 @@ class ScaleKL(Messenger):
     """Scales every latent site by beta, in model and guide alike, and sites outside the data plate by `share`. The
     subsampling scale of the data plate is divided out. Handlers further out see the scale that the pair gave."""
 
-    def __init__(self, beta: Beta, share: float, size: int, data_plate: str | None = None):
+    def __init__(self, beta: Beta, share: float, data_plates: Collection[str | None]):
         super().__init__()
-        self.beta, self.share, self.size, self.data_plate = beta, share, size, data_plate
+        self.beta, self.share, self.data_plates = beta, share, data_plates
 
     def _pyro_post_sample(self, msg: dict) -> None:
         if not msg["is_observed"]:
             msg["scale"] = msg["scale"] * self.beta
-        plate = next((frame for frame in msg["cond_indep_stack"] if self._is_of_data(frame)), None)
+        plate = next((frame for frame in msg["cond_indep_stack"] if frame.name in self.data_plates), None)
         if plate is None:
             msg["scale"] = msg["scale"] * self.share
         elif plate.full_size:
             msg["scale"] = msg["scale"] * plate.size / plate.full_size
-
-    def _is_of_data(self, frame: Any) -> bool:
-        named = frame.name == self.data_plate if self.data_plate else frame.size in (self.size, -1)
-        return frame.dim == -1 and named
 
 
 class DefaultBaseline(Messenger):

@@ -24,6 +24,8 @@ def check_sites(model: Sites, guide: Sites) -> None:
     """Raise `ContractError` where a latent site of the model lacks a guide, or the guide has a site of its own."""
     latents = latent(model).keys()
     for name in latents:
+        if name not in guide and model[name].summed:
+            continue
         if name not in guide:
             raise ContractError(f"the model's latent site {name!r} is not in the guide; sample it there")
         if guide[name].observed:
@@ -41,7 +43,8 @@ def check_per_datum(model: Sites, guide: Sites) -> None:
     """Raise `ContractError` where a site stands outside the data plate: it has no bound of one datum."""
     for site in [*model.values(), *guide.values()]:
         if not site.in_plate:
-            where = f" (it is in plate {site.plate!r}, which is not the data's)" if site.plate else ""
+            plate = next(iter(site.plates), None)
+            where = f" (it is in plate {plate!r}, which is not the data's)" if plate else ""
             raise ContractError(
                 f"site {site.name!r} is outside the data plate{where}, so no bound of a single datum exists; move it "
                 "inside `with pyro.plate('data', n, dim=-1):`, n the length of the batch, or make it a "
@@ -74,7 +77,7 @@ def prior_before_guide(model: Sites, guide: Sites) -> dict[str, bool]:
     that draws a hierarchy bottom up is the other case."""
     place = {name: i for i, name in enumerate(guide)}
     settled, latest = {}, -1
-    for name in latent(model):
+    for name in [name for name in latent(model) if name in place]:
         settled[name] = place[name] > latest
         latest = max(latest, place[name])
     return settled
@@ -93,13 +96,13 @@ def density_faults(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> list
     Args:
         of: the programs whose densities are asked for.
     """
-    faults = []
+    faults, both = [], {name: site for name, site in latent(model).items() if name in guide}
     if "model" in of:
         faults += [fault for site in model.values() for fault in _model_faults(site)]
     if "guide" in of:
         drawn = any(site.auxiliary for site in latent(guide).values())
-        faults += [fault for name, site in latent(model).items() for fault in _guide_faults(site, guide[name], drawn)]
-    for name, site in latent(model).items():
+        faults += [fault for name, site in both.items() for fault in _guide_faults(site, guide[name], drawn)]
+    for name, site in both.items():
         masked = has_mask(site) or has_mask(guide[name])
         if masked and not torch.eq(site.counted(), guide[name].counted()).all():
             line = f"site {name!r} is masked in one of the two programs only; mask it in both alike"
@@ -247,13 +250,13 @@ def check_data_apart(pair: nn.Module, batch: Fields) -> None:
     twice = [0, 0]  # the first datum beside itself: what counts its batch refuses a single one
     some = {name: field[twice] for name, field in fields.items()}
     with torch.random.fork_rng(), evaluating(pair), torch.no_grad():
-        guide = run_guide(pair, fields)
+        guide = run_guide(pair, fields, summing=True)
         values = values_of(guide)
-        part = {name: site.value[:, twice] if site.in_plate else site.value for name, site in guide.items()}
+        part = {name: value[:, twice] if guide[name].in_plate else value for name, value in values.items()}
         for program, run in (("model", run_model), ("guide", run_guide_at)):
             try:
-                whole, again = (_scores(run(pair, fields, values)) for _ in range(2))
-                alone = _scores(run(pair, some, part))
+                whole, again = (_scores(run(pair, fields, values, summing=True)) for _ in range(2))
+                alone = _scores(run(pair, some, part, summing=True))
             except UserError:
                 continue  # a plate of fixed size, which cannot be cut, or a density that is known at its own draws only
             for name, score in whole.items():
@@ -264,7 +267,7 @@ def check_data_apart(pair: nn.Module, batch: Fields) -> None:
 
 
 def _scores(sites: Sites) -> dict[str, Tensor]:
-    return {name: site.score() for name, site in sites.items() if site.in_plate}
+    return {name: site.unfold(site.density, 0) for name, site in sites.items() if site.in_plate}
 
 
 def _not_alone(program: str, name: str, guide: Sites, how: str, reason: str) -> ContractError:

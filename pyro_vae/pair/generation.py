@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError
 from pyro_vae.pair.pair import select_fields
-from pyro_vae.pair.particles import run_guide, run_model, run_program
-from pyro_vae.pair.sites import Site, Sites, observed
+from pyro_vae.pair.particles import run_guide, run_guide_at, run_model, run_program
+from pyro_vae.pair.posterior import probabilities, together
+from pyro_vae.pair.sites import Site, Sites, observed, side_by_side, values_of
 
 CHUNK = 512
 
@@ -43,27 +44,42 @@ def model_at(pair: nn.Module, fields: Mapping[str, Tensor], latents: Mapping[str
 
 
 def reconstruct(pair: nn.Module, fields: Mapping[str, Tensor]) -> Sites:
-    """The observed sites of the model at the guide's means (draws, where a site has no mean)."""
+    """The observed sites of the model at the guide's means (draws, where a site has no mean), and at the most probable
+    values of what is enumerated."""
     with torch.no_grad():
-        means = {name: site.mean() for name, site in run_guide(pair, fields).items()}
-        return observed(run_model(pair, fields, means))
+        guide = run_guide(pair, fields)
+        chosen = {name: site.mode() for name, site in guide.items() if site.summed}
+        if chosen:
+            guide = run_guide_at(pair, fields, chosen)
+        means = {name: site.mean() for name, site in guide.items()} | chosen
+        return observed(run_model(pair, fields, means | together(pair, fields, means, best=True)))
 
 
 def encode(pair: nn.Module, split: Split) -> dict[str, Tensor]:
-    """Mean and scale of every latent site of the guide for every datum: `<site>_mean` and `<site>_scale` [n, *event].
+    """What the guide and the data say of every latent site, for every datum.
 
-    A latent outside the plate of the data is the same for all of them, so it has [*event], as at the first batch. A
-    site that depends on earlier sites of the guide is given at one draw of them; a scale that has no formula is NaN.
+    For a site that the guide draws, the mean and the scale of its distribution, `<site>_mean` and `<site>_scale`
+    [n, *event]; where it depends on earlier sites of the guide, at one draw of them. A scale without a formula is NaN.
+    A latent outside the plate of the data is the same for all of them, so it has [*event], as at the first batch.
+    For a site that is enumerated, `<site>_probabilities` [n, values]: q(y|x) where the guide enumerates it, else
+    p(y|x, z), exact at the draw z. Sites that the model alone enumerates also have the values that are most probable
+    together, `<site>_most_probable`, and one joint draw, `<site>_draw` [n, *event].
     """
-    parts: dict[str, list[Tensor]] = {}
-    shared = set()
+    parts: list[dict[str, Tensor]] = []
     with torch.no_grad():
         for batch in split.batches(CHUNK):
-            for name, site in run_guide(pair, batch).items():
-                shared |= set() if site.in_plate else {f"{name}_mean", f"{name}_scale"}
-                parts.setdefault(f"{name}_mean", []).append(center(site).cpu())
-                parts.setdefault(f"{name}_scale", []).append(site.deviation()[0].cpu())
-    return {name: chunks[0] if name in shared else torch.cat(chunks) for name, chunks in parts.items()}
+            guide = run_guide(pair, batch)
+            found = {f"{name}_probabilities": p for name, p in probabilities(pair, batch, values_of(guide)).items()}
+            for name, site in guide.items():
+                if not site.summed:
+                    found |= {f"{name}_mean": center(site), f"{name}_scale": site.deviation()[0]}
+            for word, best in (("most_probable", True), ("draw", False)):
+                values = together(pair, batch, values_of(guide), best)
+                found |= {f"{name}_{word}": value[0] for name, value in values.items()}
+            parts.append({name: value.cpu() for name, value in found.items()})
+    outside = {f"{name}_{word}" for name, site in guide.items() if not site.in_plate for word in ("mean", "scale")}
+    shared = {name: value for name, value in parts[0].items() if name in outside}
+    return side_by_side([{n: v for n, v in part.items() if n not in outside} for part in parts]) | shared
 
 
 def center(site: Site) -> Tensor:

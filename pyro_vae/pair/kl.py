@@ -23,13 +23,13 @@ def kl_parts(model: Sites, guide: Sites, by_dimension: bool = False) -> dict[str
     Raises:
         ContractError: by dimension, and a site's dimensions depend on each other.
     """
-    closed_form = prior_before_guide(model, guide)
+    closed_form = closed_forms(model, guide)
     shared = {name for name, site in guide.items() if site.auxiliary or is_point_mass(site.fn)}
     shared = shared if any(guide[name].auxiliary for name in shared) else set()
     parts: dict[str, Tensor] = {}
     for name, prior in latent(model).items():
-        if prior.in_plate:
-            part = (_by_dimension if by_dimension else _whole)(guide[name], prior, closed_form[name])
+        if prior.in_plate and name in guide:
+            part = (_by_dimension if by_dimension else _whole)(guide[name], prior, name in closed_form)
             _add(parts, TOGETHER if name in shared else name, part)
     for name, site in latent(guide).items():
         if name not in model and site.in_plate:
@@ -38,6 +38,11 @@ def kl_parts(model: Sites, guide: Sites, by_dimension: bool = False) -> dict[str
             site.check_shape()
             _add(parts, TOGETHER, site.log_prob())
     return parts
+
+
+def closed_forms(model: Sites, guide: Sites) -> set[str]:
+    """The latents whose KL is that of the two distributions; a point mass's leaves its log_density out."""
+    return {n for n, first in prior_before_guide(model, guide).items() if first and not is_point_mass(guide[n].fn)}
 
 
 def summed(part: Float[Tensor, "particles batch ..."]) -> Float[Tensor, "particles batch"]:
@@ -51,7 +56,7 @@ def _add(parts: dict[str, Tensor], name: str, part: Tensor) -> None:
 
 def _whole(guide: Site, prior: Site, closed_form: bool) -> Float[Tensor, "particles batch"]:
     guide.check_shape()
-    if closed_form and not is_point_mass(guide.fn):  # whose closed form leaves its log_density out
+    if closed_form:
         try:
             return guide.kl_to(prior)
         except NotImplementedError:
@@ -65,14 +70,14 @@ def _by_dimension(guide: Site, prior: Site, closed_form: bool) -> Float[Tensor, 
     if q.event_shape or p.event_shape:
         raise _of_no_dimension(guide.name)
     dims = len(guide.event_shape)
-    if closed_form and not is_point_mass(q):
+    if closed_form:
         try:
             term = kl_divergence(q if q.batch_shape == p.batch_shape else q.expand(p.batch_shape), p)
-            return guide.layout.unfold(_weighted(guide, term, dims), dims)
+            return guide.unfold(_weighted(guide, term, dims), dims)
         except NotImplementedError:
             pass
     drawn = [_weighted(site, fn.log_prob(site.raw), dims) for site, fn in ((guide, q), (prior, p))]
-    return guide.layout.unfold(drawn[0], dims) - guide.layout.unfold(drawn[1], dims)
+    return guide.unfold(drawn[0], dims) - prior.unfold(drawn[1], dims)
 
 
 def _weighted(site: Site, term: Tensor, dims: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from pyro.poutine.messenger import Messenger, _bound_partial, _context_wrap
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from pyro_vae.errors import ContractError, DataError
 
@@ -106,6 +106,17 @@ class LocalParameters(Messenger):
                 "self.w = nn.Parameter(...)"
             )
         msg["value"], msg["done"], msg["stop"] = value, True, True
+
+
+@contextmanager
+def validation_off() -> Iterator[None]:
+    """Pyro's and torch's checks of arguments off, and as they were afterwards."""
+    torch_default = Distribution._validate_args
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        Distribution.set_default_validate_args(torch_default)
 
 
 @contextmanager

@@ -6,8 +6,8 @@ data's plate, a plate of fixed size) runs its particles one after another.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,14 +15,14 @@ import pyro
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from pyro_vae.errors import ContractError, ProgramError, UserError, check_positive
 from pyro_vae.pair.equality import same
-from pyro_vae.pair.pair import LocalParameters, batch_size, evaluating, select_fields
-from pyro_vae.pair.sites import ONE_PLATE, PARTICLES, Layout, Record, Sites, latent, shortened, side_by_side, values_of
+from pyro_vae.pair.pair import LocalParameters, batch_size, evaluating, select_fields, validation_off
+from pyro_vae.pair.record import PARTICLES, Record
+from pyro_vae.pair.sites import Site, Sites, latent, shortened, side_by_side, values_of
+from pyro_vae.pair.structure import Fields, structure_of
 
-Fields = Mapping[str, Tensor]
 Values = Mapping[str, Shaped[Tensor, "particles batch ..."]]
 
 OWN_DIM, FOLDED, LOOPED = "in a dim of their own", "folded into the batch", "one after another"
@@ -48,17 +48,6 @@ class Ways(NamedTuple):
         return [1] * particles if self.model == LOOPED else [particles]
 
 
-@contextmanager
-def validation_off() -> Iterator[None]:
-    """Pyro's and torch's checks of arguments off, and as they were afterwards."""
-    torch_default = Distribution._validate_args
-    try:
-        with pyro.validation_enabled(False):
-            yield
-    finally:
-        Distribution.set_default_validate_args(torch_default)
-
-
 def run_program(
     program: Callable[..., Any],
     pair: nn.Module,
@@ -66,59 +55,77 @@ def run_program(
     particles: int = 1,
     values: Values | None = None,
     way: str = OWN_DIM,
+    *,
+    like: str = "model",
+    summing: bool = False,
     free: bool = False,
     settle: bool = False,
 ) -> Sites:
     """The sites of any program that takes the pair's fields, its latents at the given values where they are named;
     `free` and `settle` are those of `Record`.
 
+    Args:
+        like: whose plates the program has, those of the pair's "model" or of its "guide".
+        summing: enumerate what the pair enumerates; else it is drawn, as any other site is.
+
     Raises:
         ContractError: the program breaks the contract of a pair, or raises an error of its own; names the site.
     """
     fields = select_fields(pair, batch)
-    layout = Layout(particles, batch_size(fields), way == FOLDED)
-    given = {name: layout.fold(value) for name, value in (values or {}).items()}
-    plate = pyro.plate(PARTICLES, particles, dim=-2) if layout.draws else nullcontext()
-    record = Record(layout, given, getattr(pair, "data_plate", None), free, settle)
+    structure = structure_of(pair, fields)
+    layout = structure.layout(like, particles, batch_size(fields), way == FOLDED)
+    given, plate = values or {}, getattr(structure, like)
+    record = Record(layout, given, structure.dims, plate.name, structure.enumerated[like], free, settle)
+    enumeration = structure.enumerating(like, given) if summing and structure.sums else nullcontext()
+    own = nullcontext() if layout.own is None else pyro.plate(PARTICLES, particles, dim=layout.own)
     try:
-        with validation_off(), LocalParameters(), record, plate:
+        with validation_off(), LocalParameters(), record, enumeration, own:
             program(**{name: layout.repeat(field) for name, field in fields.items()})
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError) as problem:
-        if PARTICLES in str(problem):
-            raise ContractError(f"a plate of the pair is at dim=-2, where the particles are; {ONE_PLATE}") from problem
-        name = getattr(program, "__name__", "program")
-        what = f"the {name} raised {type(problem).__name__} {record.last}: {shortened(problem, 300)}"
+        what = f"the {like} raised {type(problem).__name__} {record.last}: {shortened(problem, 300)}"
         raise ProgramError(what) from problem
-    return record.sites()
+    return record.sites
 
 
-def run_guide(pair: nn.Module, batch: Fields, particles: int = 1) -> Sites:
-    """The sites of the guide at fresh draws. Several particles run at once where the pair's `ways` allow it."""
-    return run_program(pair.guide, pair, batch, particles, way=ways(pair, batch, particles).guide)
+def run_guide(pair: nn.Module, batch: Fields, particles: int = 1, summing: bool = False) -> Sites:
+    """The sites of the guide at fresh draws. Several particles run at once where the pair's `ways` allow it.
+
+    Args:
+        summing: enumerate what the pair enumerates, in place of drawing it.
+    """
+    way = ways(pair, batch, particles).guide
+    return run_program(pair.guide, pair, batch, particles, way=way, like="guide", summing=summing)
 
 
-def run_model(pair: nn.Module, batch: Fields, values: Values, particles: int = 1) -> Sites:
-    """The sites of the model where its latents have the given values, and draws of its own elsewhere."""
-    return run_program(pair.model, pair, batch, particles, values, ways(pair, batch, particles).model)
+def run_model(pair: nn.Module, batch: Fields, values: Values, particles: int = 1, summing: bool = False) -> Sites:
+    """The sites of the model where its latents have the given values, and draws of its own elsewhere; `summing` as for
+    `run_guide`."""
+    way = ways(pair, batch, particles).model
+    return run_program(pair.model, pair, batch, particles, values, way, summing=summing)
 
 
-def run_guide_at(pair: nn.Module, batch: Fields, values: Values, particles: int = 1, frozen: bool = False) -> Sites:
+def run_guide_at(
+    pair: nn.Module, batch: Fields, values: Values, particles: int = 1, frozen: bool = False, summing: bool = False
+) -> Sites:
     """The sites of the guide at given values; a point mass has the value that follows from the other sites.
 
     Args:
         frozen: hold its parameters fixed: the gradient of its log-probability reaches them only through the values
             (what sticking-the-landing and DReG need).
+        summing: as for `run_guide`.
 
     Raises:
         ContractError: a site has a density at its own draws only.
     """
     way = ways(pair, batch, particles).guide
     tensors = {f"pair.{name}": parameter.detach() for name, parameter in pair.named_parameters()} if frozen else None
-    guide = _program(pair, "guide", tensors)
+    guide, given = _program(pair, "guide", tensors), elsewhere(values)
     try:
-        return run_program(guide, pair, batch, particles, elsewhere(values), way, free=True, settle=True)
+        return run_program(
+            guide, pair, batch, particles, given, way, like="guide", summing=summing, free=True, settle=True
+        )
     except ProgramError as problem:
         if has_no_inverse(problem):
             raise ContractError(
@@ -183,7 +190,8 @@ def ways(pair: nn.Module, batch: Fields, particles: int = 2) -> Ways:
     seen = _SEEN.setdefault(pair, {})
     if key not in seen:
         fields = select_fields(pair, batch)
-        devices = sorted({field.device.index for field in fields.values() if field.is_cuda})
+        structure_of(pair, fields)  # seen on all data, before a few of them are tried
+        devices = sorted({value.device.index for value in fields.values() if value.is_cuda})
         with evaluating(pair), torch.no_grad(), torch.random.fork_rng(devices=devices):
             seen[key] = _compare(pair, fields)
     return seen[key]
@@ -218,11 +226,11 @@ class _Trial:
     def ways(self) -> Ways:
         particles = TRIED_PARTICLES if TRIED_PARTICLES != batch_size(self.fields) else TRIED_PARTICLES - 1
         guides = [self._run("guide", 1) for _ in range(particles)]
-        if self._stands_outside(guides[0]):
+        if _stands_outside(guides[0]):
             return Ways(LOOPED, LOOPED, OUTSIDE)
         drawn = [values_of(guide) for guide in guides]
         models = [self._run("model", 1, values) for values in drawn]
-        if self._stands_outside(latent(models[0])):
+        if _stands_outside(latent(models[0])):
             return Ways(LOOPED, LOOPED, OUTSIDE)
         sites = [site for run in models + guides for site in run.values()]
         if self.tensors is not None and any(site.density.isnan().any() for site in sites):
@@ -232,13 +240,6 @@ class _Trial:
         model, why_model = self._chosen("model", values, models)
         reason = "; ".join(filter(None, [why_guide, why_model])) or "its nets broadcast over them"
         return Ways(LOOPED, LOOPED, reason) if LOOPED in (guide, model) else Ways(guide, model, reason)
-
-    def _stands_outside(self, sites: Sites) -> bool:
-        """Whether one stands outside the plate of the data; a plate of fixed size is seen on the whole batch only."""
-        outside = [site for site in sites.values() if not site.in_plate]
-        if not self.fixed and any(site.plate is not None for site in outside):
-            raise ProgramError("a plate does not follow the batch")
-        return bool(outside)
 
     def _chosen(self, name: str, values: Values, reference: list[Sites]) -> tuple[str, str]:
         """The way of one program, and why it is not the fastest."""
@@ -262,7 +263,7 @@ class _Trial:
         own, folded = self._drawn(particles, OWN_DIM), self._drawn(particles, FOLDED)
         for name, site in folded.items():
             ours = own.get(name)
-            if ours is None or not (same(ours.value, site.value) and same(ours.log_prob(), site.log_prob())):
+            if ours is None or not (same(ours.value, site.value) and same(of_datum(ours), of_datum(site))):
                 return FOLDED, _differs("guide", name)
         return OWN_DIM, ""
 
@@ -276,7 +277,14 @@ class _Trial:
     def _run(self, name: str, particles: int, values: Values | None = None, way: str = OWN_DIM) -> Sites:
         program, guide = _program(self.pair, name, self.tensors), name == "guide"
         given = elsewhere(values) if guide and values is not None else values
-        return run_program(program, self.pair, self.fields, particles, given, way, free=guide, settle=True)
+        return run_program(
+            program, self.pair, self.fields, particles, given, way, like=name, summing=True, free=guide, settle=True
+        )
+
+
+def _stands_outside(sites: Sites) -> bool:
+    """Whether one stands outside the plate of the data."""
+    return not all(site.in_plate for site in sites.values())
 
 
 def _differs(program: str, site: str) -> str:
@@ -296,12 +304,19 @@ def _moved(pair: nn.Module) -> dict[str, Tensor]:
     return moved
 
 
+def of_datum(site: Site) -> Tensor:
+    """The log-probability of a site, with the dims of enumerations and of a datum's own plates."""
+    return site.unfold(site.counting(), 0)
+
+
 def _difference(found: Sites, reference: list[Sites]) -> str | None:
     """The first site whose log-probabilities are not those of the reference, particle by particle."""
     if list(found) != list(reference[0]):
         return next(iter(set(found) ^ set(reference[0])), "order")
     for name, site in found.items():
-        expected = torch.cat([sites[name].log_prob() for sites in reference])
-        if not site.in_plate or not same(site.log_prob(), expected):
+        if not site.in_plate:
+            return name
+        expected = torch.cat([of_datum(sites[name]) for sites in reference])
+        if not same(of_datum(site), expected):
             return name
     return None

@@ -1,73 +1,20 @@
 """The sample statements of a program as they ran: distributions, values, and the log-probability of each datum."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Shaped
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Independent, constraints, kl_divergence
 
 from pyro_vae.errors import ContractError, ProgramError
-
-PARTICLES = "_particles"
-ONE_PLATE = (
-    "a pair has one plate, of the data at dim=-1, and what a datum has several of belongs in the event dims (.to_event)"
-)
-
-
-class Layout(NamedTuple):
-    """How a program holds `particles` draws for each of `size` data: in a dim of their own at -2, or folded into the
-    batch, particle after particle. One particle has no dim.
-
-    Everywhere else a value is [particles, batch, *event]; here alone it becomes what the program takes, and back.
-    """
-
-    particles: int
-    size: int
-    folded: bool = False
-
-    @property
-    def rows(self) -> int:
-        """The length of the data's plate."""
-        return self.particles * self.size if self.folded else self.size
-
-    @property
-    def draws(self) -> torch.Size:
-        """The particles' dim: [particles] where they have one of their own, else []."""
-        return torch.Size([] if self.folded or self.particles == 1 else [self.particles])
-
-    def unfold(self, tensor: Shaped[Tensor, "..."], event_dims: int) -> Shaped[Tensor, "particles batch ..."]:
-        """A tensor of the program as [particles, batch, *event]; what all particles share is expanded.
-
-        Raises:
-            ValueError: its leading dims are not those of a site in the data's plate.
-        """
-        lead, expected = tuple(tensor.shape[: tensor.dim() - event_dims]), (*self.draws, self.rows)
-        event = tensor.shape[len(lead) :]
-        if lead == expected:
-            return tensor.reshape(self.particles, self.size, *event)
-        if lead == (self.size,) and not self.folded:
-            return tensor.expand(self.particles, self.size, *event)
-        raise ValueError(f"leading dims {list(lead)} are not {list(expected)}")
-
-    def fold(self, value: Shaped[Tensor, "particles batch ..."]) -> Shaped[Tensor, "..."]:
-        """A value [particles, batch, ...] as the program takes it."""
-        if self.particles == 1:
-            return value.squeeze(0)
-        return value.flatten(0, 1) if self.folded else value
-
-    def repeat(self, field: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "rows ..."]:
-        """A field as the program takes it."""
-        return torch.cat([field] * self.particles) if self.folded else field
+from pyro_vae.pair.layout import Layout
 
 
 @dataclass
@@ -78,28 +25,56 @@ class Site:
         fn: its distribution, expanded over the plates of the program.
         raw: its value as the program had it.
         observed: whether the program observes it, also where `poutine.uncondition` made it draw.
-        plate: the plate at dim -1 that it stands in, or None.
-        in_plate: whether that is the plate of the data.
+        plates: the plates that it stands in, each with its dim.
+        data_plate: the name of the data's plate.
         scale: what multiplies its log-probability; the subsampling scale of the data's plate is divided out.
         mask: what leaves log-probabilities out, or None.
         auxiliary: whether the guide marks it with infer={"is_auxiliary": True}.
+        summed: whether the pair enumerates it, also where this run drew it.
+        enumerated: the number of the enumeration that this run made of it, or None.
+        dims: the dims of enumerations that its log-probability may have, each with the number of its enumeration.
     """
 
     name: str
     fn: Any
     raw: Tensor
     observed: bool
-    plate: str | None
-    in_plate: bool
+    plates: Mapping[str, int]
+    data_plate: str | None
     scale: Any
     mask: Any
     auxiliary: bool
     layout: Layout
+    summed: bool = False
+    enumerated: int | None = None
+    dims: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def in_plate(self) -> bool:
+        """Whether it stands in the plate of the data."""
+        return self.data_plate in self.plates
+
+    @property
+    def inner(self) -> dict[str, int]:
+        """A datum's own plates that it stands in, each with its dim, from left to right."""
+        plates = {name: dim for name, dim in self.plates.items() if name != self.data_plate}
+        return dict(sorted(plates.items(), key=lambda plate: plate[1]))
+
+    @property
+    def depends_on_enumeration(self) -> bool:
+        """Whether its log-probability has the dim of an enumeration."""
+        shape = self.density.shape
+        return any(-dim <= len(shape) and shape[dim] > 1 for dim in self.dims)
 
     @property
     def event_shape(self) -> torch.Size:
-        """The shape of one datum's value."""
+        """The event shape of its distribution."""
         return self.fn.event_shape
+
+    @property
+    def datum_shape(self) -> torch.Size:
+        """The shape of one datum's value: its own plates, and the event."""
+        return self.value.shape[2:]
 
     @property
     def support(self) -> constraints.Constraint | None:
@@ -120,7 +95,8 @@ class Site:
 
     @property
     def value(self) -> Shaped[Tensor, "particles batch ..."]:
-        """Its value [particles, batch, *event]; [1, ...] for a site outside the data's plate."""
+        """Its value [particles, batch, *enumerations, *its own plates, *event]; [1, ...] for a site outside the data's
+        plate."""
         return self._like_value(self.raw)
 
     def log_prob(self) -> Float[Tensor, "particles batch"]:
@@ -130,15 +106,18 @@ class Site:
         Raises:
             ContractError: it has not one log-probability for each datum.
         """
-        try:
-            term = scale_and_mask(self.density, self.scale, self.mask)
-        except RuntimeError as problem:
-            raise self._misfit() from problem
-        return self._of_datum(term)
+        return self._of_datum(self.counting())
 
     def score(self) -> Float[Tensor, "particles batch"]:
         """The log-probability with no scale and no mask."""
         return self._of_datum(self.density)
+
+    def counting(self, scaled: bool = True) -> Tensor:
+        """The log-probability as the program has it, masked and, if so asked, scaled."""
+        try:
+            return scale_and_mask(self.density, self.scale if scaled else 1.0, self.mask)
+        except RuntimeError as problem:
+            raise self._misfit() from problem
 
     def mean(self) -> Shaped[Tensor, "particles batch ..."]:
         """The mean of its distribution, or its value where the mean is not a number."""
@@ -149,6 +128,13 @@ class Site:
         known = mean.isfinite()
         mean = torch.where(known, mean, self.raw.to(mean.dtype)) if known.any() else self.raw
         return self._like_value(mean)
+
+    def mode(self) -> Shaped[Tensor, "particles batch ..."]:
+        """The most probable value of its distribution, or its value where that has no formula."""
+        try:
+            return self._like_value(self.fn.mode)
+        except (NotImplementedError, AttributeError):
+            return self.value
 
     def deviation(self) -> Shaped[Tensor, "particles batch ..."]:
         """The standard deviation of its distribution; NaN where it has no formula."""
@@ -164,32 +150,51 @@ class Site:
         Raises:
             NotImplementedError: none is known.
         """
-        lead = prior.fn.batch_shape
-        fn = self.fn if self.fn.batch_shape == lead else self.fn.expand(lead)
-        return self._of_datum(scale_and_mask(kl_divergence(fn, prior.fn), self.scale, self.mask))
+        return self._of_datum(self.counting_kl(prior))
+
+    def counting_kl(self, prior: "Site") -> Tensor:
+        """The same with the dims of the program."""
+        if (self.layout, [*self.inner.values()]) != (prior.layout, [*prior.inner.values()]):
+            raise NotImplementedError
+        lead = torch.broadcast_shapes(self.fn.batch_shape, prior.fn.batch_shape)
+        q, p = (fn if fn.batch_shape == lead else fn.expand(lead) for fn in (self.fn, prior.fn))
+        return scale_and_mask(kl_divergence(q, p), self.scale, self.mask)
 
     def counted(self) -> Float[Tensor, "particles batch"]:
         """How many elements of its value count, for each datum: those that no mask leaves out."""
         counts = _counted(self.fn).to(torch.get_default_dtype())
         if self.mask is not None:
             counts = counts * (self.mask if isinstance(self.mask, Tensor) else float(self.mask))
+        for dim in self.dims:
+            counts = counts.narrow(dim, 0, 1) if -dim <= counts.dim() else counts
         return self._of_datum(counts)
 
     def check_shape(self) -> None:
         """Raise `ContractError` where the value misses a dim, which could broadcast against the particles unnoticed."""
         _ = self.value
 
-    def _like_value(self, tensor: Tensor) -> Shaped[Tensor, "particles batch ..."]:
-        return self._unfold(tensor, len(self.event_shape)) if self.in_plate else tensor.unsqueeze(0)
+    def unfold(self, tensor: Tensor, event_dims: int) -> Shaped[Tensor, "particles batch ..."]:
+        """A tensor with the site's leading dims as [particles, batch, *enumerations, *its own plates, *event].
 
-    def _of_datum(self, term: Tensor) -> Float[Tensor, "particles batch"]:
-        return self._unfold(term, 0) if self.in_plate else term.sum().reshape(1, 1)
-
-    def _unfold(self, tensor: Tensor, event_dims: int) -> Tensor:
+        Raises:
+            ContractError: it has not one entry for each datum.
+        """
+        lead = tensor.dim() - event_dims
+        rest = [*self.inner.values(), *[dim for dim in self.dims if -dim <= lead and tensor.shape[lead + dim] > 1]]
         try:
-            return self.layout.unfold(tensor, event_dims)
+            return self.layout.unfold(tensor, event_dims, rest, shared=self.enumerated is not None)
         except ValueError as problem:
             raise self._misfit() from problem
+
+    def _like_value(self, tensor: Tensor) -> Shaped[Tensor, "particles batch ..."]:
+        return self.unfold(tensor, len(self.event_shape)) if self.in_plate else tensor.unsqueeze(0)
+
+    def _of_datum(self, term: Tensor) -> Float[Tensor, "particles batch"]:
+        """The sum of a term over the datum's own plates."""
+        if not self.in_plate:
+            return term.sum().reshape(1, 1)
+        term = self.unfold(term, 0)
+        return term if term.dim() == 2 else term.flatten(2).sum(2)
 
     def _misfit(self) -> ContractError:
         size = self.layout.size
@@ -255,100 +260,6 @@ def _counted(fn: Any) -> Tensor:
     return torch.full(fn.batch_shape, float(fn.event_shape.numel()))
 
 
-class Record(Messenger):
-    """Records the sample sites of a program, giving the named ones the values they are told to have.
-
-    Args:
-        values: values of latents, as the program takes them.
-        data_plate: the name of the data's plate; None: the plate at dim -1 that is as long as the batch.
-        free: point masses draw their own value, whatever they are told.
-        settle: log-probabilities are taken where the site is drawn.
-    """
-
-    def __init__(self, layout: Layout, values: Mapping[str, Tensor], data_plate: str | None, free: bool, settle: bool):
-        super().__init__()
-        self.layout, self.values, self.data_plate = layout, values, data_plate
-        self.free, self.settle = free, settle
-        self.seen: list[tuple[Site, Any]] = []
-
-    def _pyro_sample(self, msg: dict) -> None:
-        if isinstance(msg["fn"], _Subsample):
-            if msg["value"] is None and msg["fn"].subsample_size == self.layout.rows:  # the batch is the subsample
-                msg["value"], msg["done"] = torch.arange(self.layout.rows, device=msg["fn"].device), True
-        elif msg["is_observed"]:
-            if isinstance(msg["value"], Tensor) and msg["value"].dtype == torch.bool:
-                msg["value"] = msg["value"].to(torch.get_default_dtype())
-        elif msg["name"] in self.values and not (self.free and is_point_mass(msg["fn"])):
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-
-    def _pyro_post_sample(self, msg: dict) -> None:
-        infer = msg["infer"] or {}
-        if isinstance(msg["fn"], _Subsample) or infer.get("_deterministic"):
-            return
-        for frame in msg["cond_indep_stack"]:
-            if frame.dim != -1 and frame.name != PARTICLES:
-                raise ContractError(
-                    f"site {msg['name']!r} is inside plate {frame.name!r} at dim {frame.dim}; {ONE_PLATE}"
-                )
-        frame = next((frame for frame in msg["cond_indep_stack"] if frame.dim == -1), None)
-        site = Site(
-            name=msg["name"],
-            fn=msg["fn"],
-            raw=msg["value"],
-            observed=msg["is_observed"] or "was_observed" in infer,
-            plate=frame.name if frame is not None else None,
-            in_plate=False,  # which plate is the data's is known at the end
-            scale=msg["scale"],
-            mask=msg["mask"],
-            auxiliary=bool(infer.get("is_auxiliary")),
-            layout=self.layout,
-        )
-        if self.settle:
-            _ = site.density
-        self.seen.append((site, frame))
-
-    @property
-    def last(self) -> str:
-        """Where the program is, in words."""
-        if not self.seen:
-            return "before its first site"
-        last, _ = self.seen[-1]
-        return f"after site {last.name!r} with a value of shape {list(last.raw.shape)}"
-
-    def sites(self) -> Sites:
-        """The sites by name, to be asked for once: that of the data's plate is known now, and its scale divided out.
-
-        Raises:
-            ContractError: two plates could be the data's.
-        """
-        plate = self._plate_of_data()
-        for site, frame in self.seen:
-            site.in_plate = frame is not None and frame.name == plate
-            own = frame.full_size / frame.size if site.in_plate and frame.full_size else 1.0
-            site.scale = _without(site.scale, own)
-        return {site.name: site for site, _ in self.seen}
-
-    def _plate_of_data(self) -> str | None:
-        if self.data_plate is not None:
-            return self.data_plate
-        frames = [frame for _, frame in self.seen if frame is not None]
-        names = list(dict.fromkeys(frame.name for frame in frames if frame.size in (self.layout.rows, -1)))
-        if len(names) > 1:
-            listed = " and ".join(map(repr, names))
-            raise ContractError(
-                f"the plates {listed} at dim -1 are both as long as the batch of {self.layout.rows}, so either could "
-                f"be the data's; say which: data_plate = {names[0]!r} as an attribute of the pair"
-            )
-        return names[0] if names else None
-
-
-def _without(scale: Any, own: float) -> Any:
-    """A scale divided by the plate's own; 1.0 exactly where nothing is left."""
-    if isinstance(scale, Tensor):
-        return scale if own == 1.0 else scale / own
-    return 1.0 if math.isclose(scale, own, rel_tol=1e-9) else scale / own
-
-
 def observed(sites: Mapping[str, Site]) -> Sites:
     """The observed sites among `sites`."""
     return {name: site for name, site in sites.items() if site.observed}
@@ -360,8 +271,8 @@ def latent(sites: Mapping[str, Site]) -> Sites:
 
 
 def values_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:
-    """The values [particles, batch, *event] of sites."""
-    return {name: site.value for name, site in sites.items()}
+    """The values [particles, batch, ...] of sites that were drawn; one that was enumerated has all its values."""
+    return {name: site.value for name, site in sites.items() if site.enumerated is None}
 
 
 def side_by_side(parts: Sequence[Mapping[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError
 from pyro_vae.pair.checks import check_auxiliary, check_density, check_per_datum, check_sites
-from pyro_vae.pair.kl import kl_parts, summed
+from pyro_vae.pair.enumeration import Enumeration, enumerates
+from pyro_vae.pair.kl import closed_forms, kl_parts, summed
 from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.particles import FOLDED, Fields, Values, run_guide, run_guide_at, run_model, run_program, ways
 from pyro_vae.pair.sites import Site, Sites, latent, observed, side_by_side, values_of
@@ -24,10 +25,13 @@ T = TypeVar("T", bound=tuple)
 class LogTerms(NamedTuple):
     """Log-probabilities in nats, each [particles, batch], at z ~ q(z|x).
 
-    The fields after the first three serve training: `score` sums log q over the sites that cannot be reparameterised
-    (None where all can, and under `no_grad`), `shared` [particles] is log p - log q of latents outside the data plate
-    and `extra` [particles, batch] what the guide observes or factors in, which enters no bound (None where there are
-    none).
+    What is enumerated is summed out. Where the model enumerates y, log p(z) is log sum_y p(y, z), and log p(x|z) is
+    log sum_y p(x, y, z) - log p(z). Where the guide does, each term is its mean under q(y|x).
+
+    The next three fields serve training: `score` sums log q over the sites that cannot be reparameterised (None where
+    all can, and under `no_grad`), `shared` [particles] is log p - log q of latents outside the data plate and `extra`
+    [particles, batch] what the guide observes or factors in, which enters no bound (None where there are none).
+    `weight` is the importance weight's logarithm where the guide enumerates; elsewhere it is the sum of the terms.
     """
 
     log_likelihood: Float[Tensor, "particles batch"]
@@ -36,11 +40,12 @@ class LogTerms(NamedTuple):
     score: Float[Tensor, "particles batch"] | None = None
     shared: Float[Tensor, " particles"] | None = None
     extra: Float[Tensor, "particles batch"] | None = None
+    weight: Float[Tensor, "particles batch"] | None = None
 
     @property
     def log_weight(self) -> Float[Tensor, "particles batch"]:
-        """log p(x, z) - log q(z|x)."""
-        return self.log_likelihood + self.log_prior - self.log_guide
+        """log p(x, z) - log q(z|x); log sum_y p(x, y, z_y) / q(z_y) where the guide enumerates y."""
+        return self.log_likelihood + self.log_prior - self.log_guide if self.weight is None else self.weight
 
     @property
     def kl(self) -> Float[Tensor, "particles batch"]:
@@ -90,12 +95,12 @@ def log_terms(
     size = batch_size(select_fields(pair, batch))
     parts = []
     for count in counts(pair, batch, particles):
-        guide = run_guide(pair, batch, count)
+        guide = run_guide(pair, batch, count, summing=True)
         if not as_loss and any(site.auxiliary for site in latent(guide).values()):
             check_auxiliary(pair, batch)
         if frozen_guide:
-            guide = run_guide_at(pair, batch, values_of(guide), count, frozen=True)
-        model = run_model(pair, batch, values_of(guide), count)
+            guide = run_guide_at(pair, batch, values_of(guide), count, frozen=True, summing=True)
+        model = run_model(pair, batch, values_of(guide), count, summing=True)
         parts.append(reduce_sites(model, guide, count, size, as_loss=as_loss, allow_shared=allow_shared))
     return joined(LogTerms, parts)
 
@@ -117,18 +122,22 @@ def elbo_terms(
     size = batch_size(select_fields(pair, batch))
     parts = []
     for count in counts(pair, batch, particles):
-        guide, model = run_both(pair, batch, count)
+        guide, model = run_both(pair, batch, count, summing=True)
         how = {"as_loss": as_loss, "allow_shared": allow_shared, "by_dimension": by_dimension}
         parts.append(reduce_to_elbo(model, guide, count, size, **how))
     return joined(ElboTerms, parts)
 
 
-def run_both(pair: nn.Module, batch: Fields, particles: int) -> tuple[Sites, Sites]:
-    """The sites of guide and model at the same draws, held alike, so that their distributions can be compared."""
+def run_both(pair: nn.Module, batch: Fields, particles: int, summing: bool = False) -> tuple[Sites, Sites]:
+    """The sites of guide and model at the same draws, held alike, so that their distributions can be compared.
+
+    Args:
+        summing: as for `run_guide`.
+    """
     known = ways(pair, batch, particles)
     way = FOLDED if FOLDED in (known.guide, known.model) else known.guide
-    guide = run_program(pair.guide, pair, batch, particles, way=way)
-    return guide, run_program(pair.model, pair, batch, particles, values_of(guide), way)
+    guide = run_program(pair.guide, pair, batch, particles, way=way, like="guide", summing=summing)
+    return guide, run_program(pair.model, pair, batch, particles, values_of(guide), way, summing=summing)
 
 
 def counts(pair: nn.Module, batch: Fields, particles: int) -> list[int]:
@@ -166,9 +175,13 @@ def model_terms(
     size = batch_size(select_fields(pair, batch))
     parts = []
     for here, count in by_run(values, counts(pair, batch, particles)):
-        sums = _Sums(count, size)
-        sums.add_model(run_model(pair, batch, here, count))
-        parts.append((sums.total("log_likelihood"), sums.total("log_prior")))
+        sites = run_model(pair, batch, here, count, summing=True)
+        if enumerates(sites):
+            parts.append(Enumeration(sites, {}, count, size).model_terms(drawn=not values))
+        else:
+            sums = _Sums(count, size)
+            sums.add_model(sites)
+            parts.append((sums.total("log_likelihood"), sums.total("log_prior")))
     return joined(lambda *both: both, parts)
 
 
@@ -180,7 +193,7 @@ def guide_terms(pair: nn.Module, batch: Fields, values: Values, particles: int) 
     """
     size = batch_size(select_fields(pair, batch))
     parts = [
-        reduce_guide(run_guide_at(pair, batch, here, count), count, size)
+        reduce_guide(run_guide_at(pair, batch, here, count, summing=True), count, size)
         for here, count in by_run(values, counts(pair, batch, particles))
     ]
     return torch.cat(parts)
@@ -191,6 +204,11 @@ def reduce_sites(
 ) -> LogTerms:
     """Sum the sites of a model and a guide that ran on the same draws into `LogTerms`."""
     sums = _checked_sums(model, guide, particles, size, as_loss, allow_shared)
+    if enumerates(model, guide):
+        found = Enumeration(model, guide, particles, size)
+        sums.add_shared(model, guide)
+        of_model, score = found.model_terms(), sums.totals.get("score")
+        return LogTerms(*of_model, found.log_guide(), score, sums.shared, found.extra(), found.log_weight())
     sums.add_model(model)
     sums.add_guide(guide)
     return sums.terms(LogTerms, "log_likelihood", "log_prior", "log_guide")
@@ -208,6 +226,14 @@ def reduce_to_elbo(
 ) -> ElboTerms:
     """Sum the sites of a model and a guide that ran on the same draws into `ElboTerms`."""
     sums = _checked_sums(model, guide, particles, size, as_loss, allow_shared)
+    if enumerates(model, guide):
+        if by_dimension:
+            raise ContractError("where sites are enumerated, free bits are counted by site: free_bits_per='site'")
+        found = Enumeration(model, guide, particles, size)
+        sums.add_shared(model, guide)
+        parts, score = found.kl_parts(closed_forms(model, guide)), sums.totals.get("score")
+        kl = sum(parts.values(), torch.zeros(()))
+        return ElboTerms(found.model_terms()[0], kl, score, sums.shared, found.extra(), parts)
     for site in model.values():
         if site.observed or not site.in_plate:
             sums.add("log_likelihood" if site.observed else "kl", site)
@@ -221,7 +247,10 @@ def reduce_to_elbo(
 
 
 def reduce_guide(guide: Mapping[str, Site], particles: int, size: int) -> Float[Tensor, "particles batch"]:
-    """log q(z|x) of a guide's sites, all of them in the data plate; what it observes is no part of it."""
+    """log q(z|x) of a guide's sites, all of them in the data plate; what it enumerates is summed out, and what it
+    observes is no part of it."""
+    if enumerates(guide):
+        return Enumeration({}, guide, particles, size).log_marginal()
     sums = _Sums(particles, size)
     sums.add_guide(latent(guide))
     return sums.total("log_guide")
@@ -239,7 +268,8 @@ def _checked_sums(model: Sites, guide: Sites, particles: int, size: int, as_loss
     sums = _Sums(particles, size)
     if torch.is_grad_enabled():
         for site in latent(guide).values():
-            if not getattr(site.fn, "has_rsample", False):
+            drawn = site.enumerated is None and not getattr(site.fn, "has_rsample", False)
+            if drawn and not site.depends_on_enumeration:
                 sums.add_score(site)
     return sums
 
@@ -259,6 +289,12 @@ class _Sums:
         else:
             term = shared_sign * site.log_prob().reshape(self.particles)
             self.shared = term if self.shared is None else self.shared + term
+
+    def add_shared(self, model: Sites, guide: Sites) -> None:
+        """What stands outside the plate."""
+        for site in [*model.values(), *guide.values()]:
+            if not site.in_plate:
+                self.add("shared", site, shared_sign=1.0 if site is model.get(site.name) else -1.0)
 
     def add_model(self, sites: Sites) -> None:
         for site in sites.values():

@@ -467,13 +467,6 @@ def guided_observation(self, x):
     normal_guide(self, x)
 
 
-def extra_plate(self, x):
-    with data_plate(x):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        with pyro.plate("pixels", 3, dim=-2):
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
 def column_model(self, x):
     with data_plate(x):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -508,7 +501,6 @@ BREACHES = {
     "a latent without a guide": (two_latents, normal_guide, r"latent site 'w' is not in the guide"),
     "a guide site of its own": (normal_model, two_guides, r"guide samples 'w', which the model lacks"),
     "a guide of an observation": (normal_model, guided_observation, r"guide samples 'x', which the model observes"),
-    "an extra plate": (extra_plate, normal_guide, r"plate .*at dim.?-2.*a pair has one plate.*\.to_event"),
     "a column for a vector": (column_model, normal_guide, r"site 'x': a value of shape \[4, 1\].*each of the 4 data"),
     "a vector for a column": (column_of_normals, normal_guide, r"site 'x': a value of shape \[4\]"),
     "a latent of two rows": (normal_model, wide_latent, r"site 'z': .* shape \[2, 4\]"),

@@ -13,7 +13,8 @@ from pyro_vae.errors import ContractError
 from pyro_vae.pair.checks import check_density, check_per_datum, check_sites, check_supports, support_of
 from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.particles import OWN_DIM, Fields, run_guide, run_guide_at, run_model, ways
-from pyro_vae.pair.sites import Layout, Sites, is_point_mass, latent, values_of
+from pyro_vae.pair.sites import Sites, is_point_mass, latent, values_of
+from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import guide_terms, model_terms
 
 Places = Float[Tensor, "chains batch dim"]
@@ -99,12 +100,13 @@ def _guide_density(pair: nn.Module, batch: Fields) -> Callable[[Values, int], Pe
     check_density(model, sites)
     check_supports(model, sites)
     run_guide_at(pair, batch, values_of(sites))
-    if len(sites) != 1 or ways(pair, batch).guide != OWN_DIM:
+    structure = structure_of(pair, batch)
+    if len(sites) != 1 or ways(pair, batch).guide != OWN_DIM or structure.depth > 1 or structure.enumerated["guide"]:
         return partial(guide_terms, pair, batch)
     ((name, site),) = sites.items()
 
     def of_one(values: Values, chains: int) -> PerChain:
-        layout = Layout(chains, batch_size(batch))
+        layout = structure.layout("guide", chains, batch_size(batch), folded=False)
         return layout.unfold(site.fn.log_prob(layout.fold(values[name])), 0)
 
     return of_one
@@ -117,7 +119,7 @@ def latent_sites(pair: nn.Module, batch: Fields) -> Sites:
     check_sites(model, guide)
     check_per_datum(model, {})
     check_density(model, guide, of=["model"])
-    latents = latent(model)
+    latents = {name: site for name, site in latent(model).items() if not site.summed}
     for name, site in latents.items():
         if support_of(site).is_discrete:
             raise ContractError(

@@ -140,5 +140,5 @@ def unit_kl(guide: Site, model: Site, settled: bool) -> tuple[Float[Tensor, "par
             kl, closed = kl_divergence(q.expand(p.batch_shape) if q.batch_shape != p.batch_shape else q, p), True
         except NotImplementedError:
             pass
-    kl = guide.layout.unfold(kl, units)
+    kl = guide.unfold(kl, units)
     return (kl.flatten(2) if units else kl.unsqueeze(-1)), closed
