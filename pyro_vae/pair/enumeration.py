@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from opt_einsum import get_symbol, shared_intermediates
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.rings import LogRing
@@ -258,7 +259,12 @@ class Enumeration:
             tensor = factor.tensor.sum(own) if own else factor.tensor
             tensor = Factor(tensor, _left(factor.dims, [factor.dims[place] for place in own])).aligned(PARTICLES + DATA)
             total = tensor if total is None else total + tensor
-        return torch.zeros(self.particles, self.size) if total is None else total
+        return self.zeros() if total is None else total.expand(self.particles, self.size)
+
+    def zeros(self) -> Float[Tensor, "particles batch"]:
+        """The empty sum."""
+        like = next(iter([*self.model.values(), *self.guide.values()])).density
+        return like.new_zeros(self.particles, self.size)
 
 
 def symbol_of(number: int) -> str:

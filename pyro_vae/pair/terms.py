@@ -232,7 +232,7 @@ def reduce_to_elbo(
         found = Enumeration(model, guide, particles, size)
         sums.add_shared(model, guide)
         parts, score = found.kl_parts(closed_forms(model, guide)), sums.totals.get("score")
-        kl = sum(parts.values(), torch.zeros(()))
+        kl = sum(parts.values(), found.zeros())
         return ElboTerms(found.model_terms()[0], kl, score, sums.shared, found.extra(), parts)
     for site in model.values():
         if site.observed or not site.in_plate:
