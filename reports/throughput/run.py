@@ -277,7 +277,8 @@ def main() -> None:
         together = sum(path.exists() for path in options.parts[1:])
         text = tables.text(found, options.rounds, options.epochs, part.seconds, together)
         (options.out / "README.md").write_text(text)
-        plots.save(tables.growth_figure(found["growth"]), options.out / "growth.png")
+        if found["growth"]:
+            plots.save(tables.growth_figure(found["growth"]), options.out / "growth.png")
 
 
 if __name__ == "__main__":
