@@ -18,7 +18,7 @@ class TopicModel(pv.Pair):
 
     def model(self, counts, length):
         with self.plate(counts.shape[0]):
-            standard = torch.zeros(len(self.topics)), torch.ones(len(self.topics))
+            standard = counts.new_zeros(len(self.topics)), counts.new_ones(len(self.topics))
             eta = pyro.sample("eta", dist.Normal(*standard).to_event(1))
             words = eta.softmax(-1) @ self.topics.softmax(-1)
             pyro.sample("counts", dist.Poisson(length.unsqueeze(-1) * words).to_event(1), obs=counts)

@@ -12,14 +12,16 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 ENGINES = ("eager", "compiled")
-Works = Iterator[tuple[str, Callable[[], float]]]
+Works = Iterator[tuple[str, Callable[[], Callable[[], float]]]]
 
 
 def works() -> Works:
-    """What is measured: the rate of each net's training steps and of the evaluators, in both engines."""
+    """What is measured: the rate of each net's training steps and of the evaluators, in both engines; each is made
+    when it is called, and then measures."""
     from contenders import CASES, ours
     from sampling import net_and_images, our_rate
 
@@ -27,26 +29,29 @@ def works() -> Works:
 
     for name, case in CASES.items():
         for engine in ENGINES:
-            yield f"training, {name}, {engine}", ours(case, case.images(), "cpu", engine)
+            yield f"training, {name}, {engine}", partial(ours, case, case.images(), "cpu", engine)
     vae, images = net_and_images(2000)
     for engine in ENGINES:
-        yield f"L_1000 of 40, {engine}", lambda engine=engine: our_rate(engine, 1000, images[:40], vae, [])
+        yield f"L_1000 of 40, {engine}", lambda engine=engine: partial(our_rate, engine, 1000, images[:40], vae, [])
     from measure import seconds_of
 
     for particles, count in ((1, 2000), (100, 100)):
         evaluate = {"evaluator": "elbo", "particles": particles, "progress": False}
         yield (
             f"elbo of {count}, K = {particles}",
-            lambda count=count, evaluate=evaluate: 1 / seconds_of(lambda: pv.evaluate(vae, images[:count], **evaluate)),
+            lambda count=count, evaluate=evaluate: (
+                lambda: 1 / seconds_of(lambda: pv.evaluate(vae, images[:count], **evaluate))
+            ),
         )
 
 
 def serve(checkout: Path, only: str) -> None:
     """Measure each work whose name has these words, once for every line that is read, and print its rate."""
     sys.path[:0] = [str(checkout), str(checkout / "reports"), str(checkout / "reports" / "throughput")]
-    for name, rate in works():
+    for name, make in works():
         if only not in name:
             continue
+        rate = make()
         rate()
         print(name, flush=True)
         while sys.stdin.readline().strip() == "again":
@@ -57,7 +62,8 @@ class Worker:
     """A checkout's process."""
 
     def __init__(self, checkout: Path, only: str):
-        environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONWARNINGS": "ignore"}
+        path = os.pathsep.join([str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
         command = [sys.executable, __file__, "--serve", str(checkout), "--only", only]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(command, cwd=checkout, env=environment, text=True, **pipes)

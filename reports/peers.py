@@ -41,7 +41,7 @@ class PlainVAE(nn.Module):
 
     def log_weight(self, x: Tensor, loc: Tensor, log_scale: Tensor, particles: int) -> Tensor:
         """log p(x, z) - log q(z|x) at fresh draws, [particles, batch]."""
-        noise = torch.randn(particles, *loc.shape)
+        noise = torch.randn(particles, *loc.shape, device=loc.device)
         z = loc + log_scale.exp() * noise
         logits = self.decoder(z).flatten(2)
         target = x.flatten(1).expand_as(logits)

@@ -1,12 +1,11 @@
-"""A whole training step as one CUDA graph: forward, backward, Adam and random numbers in one launch.
-
-Not yet run on a GPU: none was at hand. What surrounds the capture is tested on a CPU.
-"""
+"""A whole training step as one CUDA graph: forward, backward, Adam and random numbers in one launch."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from pyro_vae.errors import RunError
 
 Batch = dict[str, Tensor]
 
@@ -52,11 +51,32 @@ def beside(work: Callable[[], Tensor]) -> Tensor:
     return result
 
 
+def reads_a_value(work: Callable[[], object]) -> bool:
+    """Whether `work`, which is run, waits for the GPU to read a value on the host: no graph can hold such a step."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        work()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
+
+
 def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Record the kernels of `work`, without running them; what is returned runs them, and gives what `work` gave."""
+    """Record the kernels of `work`, without running them; what is returned runs them, and gives what `work` gave.
+
+    Raises:
+        RunError: CUDA cannot record them.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = work()
+    try:
+        with torch.cuda.graph(graph):
+            result = work()
+    except RuntimeError as problem:
+        cause = " ".join(str(problem).split())[:200]
+        raise RunError(f"this training step cannot be captured in a CUDA graph; use engine=eager: {cause}") from problem
 
     def replay() -> Tensor:
         graph.replay()

@@ -33,18 +33,25 @@ def find_device(name: str) -> str:
         raise RunError(f"unknown device {name!r}; use auto, cpu or cuda") from reason
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RunError(f"device {name!r} is not there: torch sees no GPU; use cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RunError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} GPUs, numbered from 0")
     return name
 
 
 @contextmanager
 def matrix_products(precision: str) -> Iterator[None]:
-    """Matrix products of float32 in this precision; torch's own setting is as it was afterwards."""
-    before = torch.get_float32_matmul_precision()
+    """Matrix products and convolutions of float32 in this precision; torch's own settings are as they were afterwards.
+
+    Left to itself torch convolves in tf32, which keeps three digits, also where nobody asked for it.
+    """
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def cuda_devices(device: torch.device) -> list[int]:
@@ -67,9 +74,10 @@ def launch(device: str, precision: str = "32-true") -> "Fabric":
     try:
         started = processes.started()
         on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        kind, _, index = accelerator.partition(":")
         fabric = fabric_type(
-            accelerator=accelerator,
-            devices=on_this_machine,
+            accelerator=kind,
+            devices=[int(index)] if kind == "cuda" and index else on_this_machine,
             num_nodes=max(1, started // on_this_machine),
             strategy="ddp" if started > 1 else "auto",
             precision="32-true" if precision == "tf32" else precision,

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split, choose_split
 from pyro_vae.engine import processes
+from pyro_vae.engine.devices import matrix_products
 from pyro_vae.errors import ContractError, RunError, check_positive
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
@@ -115,7 +116,7 @@ def evaluate_each(
     for name, evaluator in evaluators.items():
         began = time.perf_counter()
         evaluator = evaluator if isinstance(evaluator, Evaluator) else Called(evaluator)
-        with torch.random.fork_rng(), unchanged(pair):
+        with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"):
             estimate = _estimate(name, evaluator, whole, mine, particles, progress)
         result = Result(
             evaluator=name,

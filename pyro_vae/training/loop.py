@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae.data import Dataset, Split
-from pyro_vae.engine.cuda_graph import CapturedStep
+from pyro_vae.engine.cuda_graph import CapturedStep, reads_a_value
 from pyro_vae.engine.devices import TOLERANCES, cuda_devices
 from pyro_vae.engine.step import Loss, SharedStep, choose_step
 from pyro_vae.errors import RunError, UnknownName, find
@@ -33,7 +33,7 @@ from pyro_vae.runs.run import Run
 from pyro_vae.training.averaging import Average
 from pyro_vae.training.divergence import divergence, not_finite, weights_are_finite
 from pyro_vae.training.gradients import Gradients
-from pyro_vae.training.optimizers import make_optimizer
+from pyro_vae.training.optimizers import make_optimizer, restore
 from pyro_vae.training.scales import Scales
 from pyro_vae.training.schedules import SCHEDULES, TORCHS, Scheduler, constant, cyclical, is_torchs, ramp
 
@@ -169,7 +169,7 @@ class Trainer:
         self.gradients = Gradients(parameters)
         self.average = Average(pair, settings.ema) if settings.ema else None
         self.kept = self.average.module if self.average else pair  # the weights that count
-        self.order = torch.Generator(device=fabric.device).manual_seed(settings.seed)
+        self.order = torch.Generator().manual_seed(settings.seed)  # the same order on every device
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"epoch": 0, "elbo": -math.inf, "pair": None}
@@ -197,8 +197,7 @@ class Trainer:
             shared = SharedStep(self.fabric.setup_module(self.loss)) if self.fabric.world_size > 1 else None
             with self.scales:
                 self.engine = choose_step(self.settings.engine, self.loss, example, steps, shared)
-        whole = self.settings.accumulate == 1 and self.optimizer.defaults.get("capturable", False)
-        captured = self.engine.name == "compiled" and self.fabric.device.type == "cuda" and whole
+            captured = self._can_be_captured(example)
         self.advance: Callable[[dict[str, Tensor]], Tensor] = CapturedStep(self._advance) if captured else self._advance
         self.is_loss = bool(faults) or self.settings.relaxed
         self.monitored = monitored(self.settings.monitor, self.is_loss)
@@ -210,6 +209,17 @@ class Trainer:
         if fixed:
             listed = ", ".join(fixed[:3]) + (", ..." if len(fixed) > 3 else "")
             self.notes.append(f"parameters that stay as they are, since they require no gradient: {listed}")
+
+    def _can_be_captured(self, example: dict[str, Tensor]) -> bool:
+        """Whether a whole step fits in one CUDA graph."""
+        whole = self.settings.accumulate == 1 and self.optimizer.defaults.get("capturable", False)
+        if not (whole and self.engine.name == "compiled" and self.fabric.device.type == "cuda"):
+            return False
+        reads = reads_a_value(lambda: self.engine.run(example, self.beta))
+        self.optimizer.zero_grad()
+        if reads:
+            self.shortcomings.append("the loss reads a value on the host, so no step is captured in a CUDA graph")
+        return not reads
 
     def fit(self, progress: bool) -> Run:
         """Run the remaining epochs, saving as they pass; raises as `pyro_vae.train` does."""
@@ -358,16 +368,25 @@ class Trainer:
             "scheduler": None if self.scheduler is None else self.scheduler.scheduler.state_dict(),
             "objective": self.objective.state_dict(),
             "order": self.order.get_state(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if cuda_devices(self.fabric.device) else None,
+            **self._random_state(),
         }
         return copy.deepcopy(state)
+
+    def _random_state(self) -> dict[str, Tensor | None]:
+        """Of torch's generators, the CPU's and that of the GPU that is used."""
+        on_gpu = bool(cuda_devices(self.fabric.device))
+        return {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state() if on_gpu else None}
+
+    def _set_random_state(self, state: Mapping[str, Any]) -> None:
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and cuda_devices(self.fabric.device):
+            torch.cuda.set_rng_state(state["cuda_rng"])
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Continue from a captured state; raises `RunError` where it is of another model."""
         try:
             self.pair.load_state_dict(state["pair"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            restore(self.optimizer, state["optimizer"])
             if self.scheduler is not None:
                 self.scheduler.scheduler.load_state_dict(state["scheduler"])
             if self.average is not None:
@@ -379,9 +398,7 @@ class Trainer:
             ) from problem
         self.objective.load_state_dict(state["objective"])
         self.order.set_state(state["order"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and cuda_devices(self.fabric.device):
-            torch.cuda.set_rng_state(state["cuda_rng"])
+        self._set_random_state(state)
         self.epoch, self.history = state["epoch"], list(state["history"])
         self.best = state.get("best", self.best)
 
@@ -398,10 +415,10 @@ class Trainer:
         epoch = self.epoch + 1
         for step, batch in enumerate(self._batches()):
             self._set_rates(step)
-            rng = torch.get_rng_state()
+            before = self._random_state()
             where = f"epoch {epoch}, step {step + 1}"
             if not self.engine.run(batch, self.beta).isfinite():
-                torch.set_rng_state(rng)
+                self._set_random_state(before)
                 raise divergence(f"the loss is not finite at {where}", self.pair, batch, checkpoint)
             self._learn(batch)
             if not weights_are_finite(self.pair):

@@ -100,6 +100,23 @@ def _of_class(
     raise RunError(f"the optimizer {kind.__name__} cannot be used: {problem}") from problem
 
 
+def restore(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Take up a state that an optimizer like this one had, here or on another device: how it computes stays its own.
+
+    Raises:
+        ValueError: the state is of another optimizer.
+    """
+    groups = [_own_ways(own, stored) for own, stored in zip(optimizer.param_groups, state["param_groups"], strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
+def _own_ways(own: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """What is stored of a group of parameters, with its learning rate as a tensor where its own is one."""
+    ways = {name: own[name] for name in ("fused", "foreach", "capturable") if name in own}
+    lr = stored["lr"].item() if isinstance(stored["lr"], Tensor) else stored["lr"]
+    return {**stored, **ways, "lr": torch.full_like(own["lr"], lr) if isinstance(own["lr"], Tensor) else lr}
+
+
 def _shortcomings(optimizer: Optimizer) -> list[str]:
     """What an optimizer cannot do, in sentences."""
     name, defaults = type(optimizer).__name__, optimizer.defaults

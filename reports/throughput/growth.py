@@ -94,14 +94,9 @@ def _timed(trainer: Trainer, counts: list[int]) -> dict[str, float]:
     return {"seconds": statistics.median(times), "bytes": peak}
 
 
-def measure(points: dict[str, tuple[int, ...]], engine: str, device: str) -> dict[str, list[dict[str, Any]]]:
-    """Every point by a process of its own."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for axis, values in points.items():
-        for value in values:
-            answer = answer_of([__file__, axis, str(value), engine, device])
-            found.setdefault(axis, []).append({"value": value, **answer})
-    return found
+def measure(axis: str, value: int, engine: str, device: str) -> dict[str, Any]:
+    """A point by a process of its own."""
+    return {"value": value, **answer_of([__file__, axis, str(value), engine, device])}
 
 
 if __name__ == "__main__":

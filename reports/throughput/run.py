@@ -1,9 +1,15 @@
 """What a pair costs, beside whatever a user might pick instead: training, evaluation, memory, growth.
 
-OMP_NUM_THREADS=2 python reports/throughput/run.py [--quick] [--parts FILE]
+OMP_NUM_THREADS=2 python reports/throughput/run.py [--quick] [--parts FILE ...] [--only WORDS ...]
 
 It takes half an hour or more. With --parts it keeps what has been measured in a file, and goes on from there when it is
-called again.
+called again. With --only it measures the parts whose names contain one of the words, and writes no report. So several
+processes can share the work, each on cores of its own (`taskset`) and with its own file; called with all the files and
+`--only nothing --write`, it writes the report of what they found:
+
+    taskset -c 0,1 python reports/throughput/run.py --parts one.json --only training
+    taskset -c 2,3 python reports/throughput/run.py --parts two.json --only evaluation help
+    python reports/throughput/run.py --parts all.json one.json two.json --only nothing --write
 
 pythae comes with `pip install '.[bench]'`; without it its rows are left out by name. With PYRO_VAE_DATA, the folder of
 MNIST, the effect of mixed precision on L_5000 is measured as well. A GPU, where there is one, has its own tables.
@@ -26,6 +32,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import pyro_vae as pv
+from pyro_vae import files
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -97,7 +104,9 @@ def _pythae(batch: int, particles: int) -> float:
 
 
 def child(name: str, case: Case, device: str) -> None:
-    """Seconds from data in memory to the end of the first step, and peak memory after an epoch, as JSON."""
+    """Seconds from data in memory to the end of the first step, and peak memory after an epoch, as JSON. The GPU is
+    started before."""
+    torch.zeros((), device=device)
     build = contenders(device)[name]
     first = seconds_of(lambda: build(case, case.images(1), device)())
     build(case, case.images(), device)()
@@ -106,19 +115,29 @@ def child(name: str, case: Case, device: str) -> None:
 
 
 class Parts:
-    """What has been measured, by name, with the seconds that it took; kept in a file where one is named."""
+    """What has been measured, by name, with the seconds that it took; kept in the first file where files are named.
 
-    def __init__(self, path: Path | None):
-        self.path = path
-        self.kept: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path and path.exists() else {}
+    Args:
+        only: measure those whose names contain one of these words; all where there are none.
+    """
+
+    def __init__(self, paths: Sequence[Path], only: Sequence[str]):
+        self.paths, self.only = paths, only
+        self.kept: dict[str, dict[str, Any]] = {}
+        for path in paths:
+            self.kept |= json.loads(path.read_text()) if path.exists() else {}
 
     def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What was found; None where the part is not to be measured here."""
         if name not in self.kept:
+            if self.only and not any(word in name for word in self.only):
+                return None
             began = time.perf_counter()
             found = measure()
             self.kept[name] = {"found": found, "seconds": time.perf_counter() - began}
-            if self.path:
-                self.path.write_text(json.dumps(self.kept))
+            if self.paths:
+                files.write_text(self.paths[0], json.dumps(self.kept))
+            print(f"{name}: {self.kept[name]['seconds']:.0f} s", file=sys.stderr, flush=True)
         return self.kept[name]["found"]
 
     @property
@@ -137,7 +156,8 @@ def starts(
                 environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
                 command = [__file__, "--child", name, case, device]
                 answer = parts(f"start of {name}, {case}, {device}", lambda: answer_of(command, environment))  # noqa: B023
-            found.setdefault(case, {})[name] = answer
+            if answer is not None:
+                found.setdefault(case, {})[name] = answer
     return found
 
 
@@ -188,13 +208,13 @@ def seconds_of_help(repeats: int) -> float:
     return statistics.median(seconds_of(run) for _ in range(repeats))
 
 
-def gpu_evaluation() -> dict[str, float]:
-    """Seconds of L_5000 of 10,000 images with the `burda` net, compiled beforehand."""
+def gpu_evaluation(engine: str) -> dict[str, float]:
+    """Seconds of L_5000 of 10,000 images with the `burda` net by an engine that ran once before."""
     vae, images = net_and_images(10_000)
     vae, split = vae.cuda(), pv.Split({"x": images}).to("cuda")
-    pv.evaluate(vae, split.head(200), "importance", 5000, progress=False, engine="compiled")
-    work = lambda: pv.evaluate(vae, split, "importance", 5000, progress=False, engine="compiled")  # noqa: E731
-    return {"seconds": seconds_of(work)}
+    options = {"particles": 5000, "progress": False, "engine": engine}
+    pv.evaluate(vae, split.head(200), "importance", **options)
+    return {"seconds": seconds_of(lambda: pv.evaluate(vae, split, "importance", **options))}
 
 
 def parse() -> argparse.Namespace:
@@ -202,7 +222,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--epochs", type=int, default=30, help="of the trainings that compare precisions")
     parser.add_argument("--quick", action="store_true", help="two minutes of it, to see that it works; writes nothing")
-    parser.add_argument("--parts", type=Path, help="a file that keeps what has been measured")
+    parser.add_argument("--parts", type=Path, nargs="+", default=[], help="files that keep what has been measured")
+    parser.add_argument("--only", nargs="+", default=[], help="measure the parts whose names contain one of the words")
+    parser.add_argument("--write", action="store_true", help="write the report also where --only left parts out")
+    parser.add_argument("--out", type=Path, default=HERE, help="the folder of the report")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -212,7 +235,7 @@ def main() -> None:
     if options.child:
         name, case, device = options.child
         return child(name, CASES[case], device)
-    quick, part = options.quick, Parts(options.parts)
+    quick, part = options.quick, Parts(options.parts, options.only)
     rounds = 1 if quick else options.rounds
     cases = {FIRST: CASES[FIRST]._replace(steps=10)} if quick else CASES
     points = {axis: values[:1] for axis, values in growth.POINTS.items()} if quick else growth.POINTS
@@ -220,10 +243,21 @@ def main() -> None:
     names = {device: [COMPILED] if quick else list(contenders(device)) for device in devices}
 
     def train_of(device: str) -> dict[str, Rates]:
-        return {
+        found = {
             name: part(f"training, {name}, {device}", lambda: train_rates(case, rounds, device))  # noqa: B023
             for name, case in cases.items()
         }
+        return {name: rates for name, rates in found.items() if rates is not None}
+
+    def growth_of(device: str) -> dict[str, list[dict[str, Any]]]:
+        engine, found = "eager" if quick else "compiled", {}
+        for axis, values in points.items():
+            for value in values:
+                measure = lambda: growth.measure(axis, value, engine, device)  # noqa: B023, E731
+                point = part(f"growth, {axis} {value}, {device}", measure)
+                if point is not None:
+                    found.setdefault(axis, []).append(point)
+        return found
 
     found: dict[str, Any] = {
         "train": {device: train_of(device) for device in devices},
@@ -232,16 +266,18 @@ def main() -> None:
         "help": part("help", lambda: seconds_of_help(3 if quick else 9)),
         "precision": part("precision", lambda: None if quick else precisions(options.epochs)),
         "starts": {device: starts(part, list(cases), names[device], device) for device in devices},
-        "growth": part("growth", lambda: growth.measure(points, "eager" if quick else "compiled", devices[-1])),
+        "growth": growth_of("cpu"),
     }
     if "cuda" in devices:
-        found["gpu"] = gpu_evaluation()
+        found["gpu"] = {e: part(f"L_5000 by {e}, cuda", lambda: gpu_evaluation(e)) for e in ("eager", "compiled")}  # noqa: B023
     if quick:
         print(json.dumps(found, indent=1))
-    else:
-        text = tables.text(found, options.rounds, options.epochs, part.seconds)
-        (HERE / "README.md").write_text(text)
-        pv.plots.save(tables.growth_figure(found["growth"]), HERE / "growth.png")
+    elif options.write or not options.only:
+        together = sum(path.exists() for path in options.parts[1:])
+        text = tables.text(found, options.rounds, options.epochs, part.seconds, together)
+        (options.out / "README.md").write_text(text)
+        if found["growth"]:
+            pv.plots.save(tables.growth_figure(found["growth"]), options.out / "growth.png")
 
 
 if __name__ == "__main__":
