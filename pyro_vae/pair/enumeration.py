@@ -64,6 +64,7 @@ class Enumeration:
             {name: site for name, site in sites.items() if site.in_plate} for sites in (model, guide)
         )
         sites = [*self.guide.values(), *self.model.values()]
+        self.zero = sites[0].density.new_zeros(particles, size)
         self.plates = {
             name: get_symbol(FIRST_PLATE + place)
             for place, name in enumerate(dict.fromkeys(name for site in sites for name in site.inner))
@@ -250,7 +251,7 @@ class Enumeration:
             tensor = factor.tensor.sum(own) if own else factor.tensor
             tensor = Factor(tensor, _left(factor.dims, [factor.dims[place] for place in own])).aligned(PARTICLES + DATA)
             total = tensor if total is None else total + tensor
-        return torch.zeros(self.particles, self.size) if total is None else total
+        return self.zero if total is None else total
 
 
 def symbol_of(number: int) -> str:
