@@ -64,7 +64,7 @@ class Enumeration:
             {name: site for name, site in sites.items() if site.in_plate} for sites in (model, guide)
         )
         sites = [*self.guide.values(), *self.model.values()]
-        self.zero = sites[0].density.new_zeros(particles, size)
+        self.zero = sites[0].density.new_zeros(particles, size) if sites else torch.zeros(particles, size)
         self.plates = {
             name: get_symbol(FIRST_PLATE + place)
             for place, name in enumerate(dict.fromkeys(name for site in sites for name in site.inner))
@@ -187,8 +187,10 @@ class Enumeration:
         """The model's enumerations summed out of the product of some sites, the guide's averaged."""
         scales = {_value(site.scale) for site in sites}
         if len(scales) > 1:
+            names = ", ".join(repr(site.name) for site in sites)
             raise ContractError(
-                f"the enumerated sites and what depends on them have different scales {sorted(scales)}; give them one"
+                f"the sites {names} hang together by what is enumerated, but have different scales {sorted(scales)}; "
+                "give them one"
             )
         summed = self.contracted([self.unscaled(site) for site in sites], self.of_model)
         scale = next(iter(sites)).scale
@@ -219,7 +221,8 @@ class Enumeration:
             return factor
         probability = self.probability(numbers, scores)
         if not probability.plates <= factor.plates:
-            raise ContractError("a site outside a plate of a datum depends on one that is enumerated inside it")
+            names = ", ".join(repr(self.of_guide[number].name) for number in numbers)
+            raise ContractError(f"a site outside a plate of a datum depends on {names}, enumerated inside that plate")
         dims = "".join(dict.fromkeys(factor.dims + probability.dims))
         weight, value = probability.aligned(dims), factor.aligned(dims)
         product = weight * torch.where(weight > 0, value, value.new_zeros(()))

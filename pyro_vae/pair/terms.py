@@ -236,7 +236,8 @@ def _checked_sums(model: Sites, guide: Sites, particles: int, size: int, as_loss
     """Sums that hold the score and no term yet; raises `ContractError` where the sites break the contract."""
     check_sites(model, guide)
     if allow_shared:
-        check_per_datum(observed(model), {})
+        summed = [{n: site for n, site in sites.items() if site.enumerated is not None} for sites in (model, guide)]
+        check_per_datum(observed(model) | summed[0], summed[1])
     else:
         check_per_datum(model, guide)
     if not as_loss:
