@@ -541,7 +541,7 @@ def sites_of(program: Callable[..., Any], fields: Fields, given: Mapping[str, Te
     }
 
 
-def latents_of(pair: Given, fields: Fields) -> tuple[dict[str, dict], dict[str, dict]]:
+def latents_of(pair: nn.Module, fields: Fields) -> tuple[dict[str, dict], dict[str, dict]]:
     """The latents of guide and model."""
     guide = sites_of(pair.guide, fields)
     given = {name: node["value"] for name, node in guide.items()}
@@ -552,8 +552,8 @@ def latents_of(pair: Given, fields: Fields) -> tuple[dict[str, dict], dict[str, 
 class Joint:
     """All joint values of some discrete sites, each for every datum: rows [values x data]."""
 
-    def __init__(self, pair: Given, fields: Fields, sites: Mapping[str, dict]):
-        self.pair, self.sites, self.n = pair, sites, len(fields["x"])
+    def __init__(self, pair: nn.Module, fields: Fields, sites: Mapping[str, dict]):
+        self.sites, self.n, self.data_dim = sites, len(fields["x"]), getattr(pair, "data_dim", -1)
         self.supports = {name: self._support(node) for name, node in sites.items()}
         inner = {name: math.prod(self.inner(node)) for name, node in sites.items()}
         each = [itertools.product(range(len(s)), repeat=inner[name]) for name, s in self.supports.items()]
@@ -567,14 +567,14 @@ class Joint:
     def inner(self, node: dict) -> list[int]:
         """The sizes of a datum's own plates."""
         shape = list(node["fn"].batch_shape)
-        del shape[self.pair.data_dim]
+        del shape[self.data_dim]
         return shape
 
     def as_program(self, node: dict, rows: Tensor) -> Tensor:
         """A value [rows, ...] with the dims of a program."""
         event = list(node["fn"].event_shape)
         value = rows.reshape(len(rows), *self.inner(node), *event)
-        return value.movedim(0, len(node["fn"].batch_shape) + self.pair.data_dim)
+        return value.movedim(0, len(node["fn"].batch_shape) + self.data_dim)
 
     def values(self) -> dict[str, Tensor]:
         """The value of each discrete site in every row."""
@@ -590,7 +590,7 @@ class Joint:
         for name, node in sites_of(program, self.fields, given).items():
             term = node["fn"].log_prob(node["value"])
             for found, kept in ((plain, term), (masked, scale_and_mask(term, mask=node["mask"]))):
-                kept = kept.movedim(self.pair.data_dim, 0)
+                kept = kept.movedim(self.data_dim, 0)
                 found[name] = kept.reshape(len(self.index), self.n, -1).sum(-1)
         return plain, masked
 
@@ -636,22 +636,22 @@ def _at(drawn: Mapping[str, Any], name: str, particle: int, joint: Joint, of_gui
     return torch.cat([value[(slice(None), *[index[place][0] for place in places])] for index in joint.index])
 
 
-def log_marginal(pair: Given, fields: Fields, reach: float = 9.0, points: int = 61) -> Float[Tensor, " n"]:
-    """log p(x) of each datum: discrete latents summed, continuous ones, which are scalars, by the trapezoidal rule."""
+def log_marginal(pair: nn.Module, fields: Fields, reach: float = 9.0, points: int = 61) -> Float[Tensor, " n"]:
+    """log p(x) of each datum: discrete latents summed, continuous ones, which are real, by the trapezoidal rule."""
     _, model = latents_of(pair, fields)
     discrete = {name: node for name, node in model.items() if node["fn"].has_enumerate_support}
     places = {name: node for name, node in model.items() if name not in discrete}
-    dims = sum(math.prod(Joint(pair, fields, {}).inner(node)) for node in places.values())
-    nodes = torch.tensor(list(itertools.product(range(points), repeat=dims)), dtype=torch.float64)
+    widths = [math.prod((*Joint(pair, fields, {}).inner(n), *n["fn"].event_shape)) for n in places.values()]
+    dims, dtype = sum(widths), next(iter(pair.parameters())).dtype
+    nodes = torch.tensor(list(itertools.product(range(points), repeat=dims)), dtype=dtype)
     nodes, step = (nodes / (points - 1) - 0.5) * 2 * reach, 2 * reach / (points - 1)
     rows = torch.arange(len(fields["x"])).repeat(len(nodes))
     joint = Joint(pair, {name: value[rows] for name, value in fields.items()}, discrete)
     given, start = joint.values(), 0
     at = nodes.repeat_interleave(len(fields["x"]), 0).repeat(len(joint.index), 1)
-    for name, node in places.items():
-        width = math.prod(joint.inner(node))
+    for width, (name, node) in zip(widths, places.items(), strict=True):
         given[name] = joint.as_program(node, at[:, start : start + width])
         start += width
     plain, masked = joint.terms(pair.model, given)
-    total = sum([plain[name] if name in discrete else masked[name] for name in plain])
+    total = sum([plain[name] if name in model else masked[name] for name in plain])
     return total.reshape(len(joint.index) * len(nodes), -1).logsumexp(0) + dims * math.log(step)
