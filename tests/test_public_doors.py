@@ -20,10 +20,14 @@ INNER = {
     "reports/importance_speed/run.py": {"evaluation.blocks": "the size of a block, which the report tells"},
     "reports/throughput/contenders.py": {
         "data.binarize": "data that are drawn anew in each batch, from images that no file holds",
-        "engine.cuda_graph": "captures the contender that is written by hand in the same way",
         "engine.devices": "what the loop is made with",
         "training.loop": "the steps of an epoch without its validation and its files",
     },
+    "reports/throughput/enumerated.py": {
+        "engine.devices": "what the loop is made with",
+        "training.loop": "the steps of an epoch without its validation and its files",
+    },
+    "reports/throughput/run.py": {"files": "what is measured is kept whole, or as it was"},
     "reports/throughput/growth.py": {
         "data.split": "how much of a memory-mapped split is read at a time, for the steps that this takes",
         "engine.devices": "what the loop is made with",

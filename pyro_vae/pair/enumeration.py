@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from opt_einsum import get_symbol, shared_intermediates
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.rings import LogRing
@@ -66,6 +65,7 @@ class Enumeration:
             {name: site for name, site in sites.items() if site.in_plate} for sites in (model, guide)
         )
         sites = [*self.guide.values(), *self.model.values()]
+        self.zero = sites[0].density.new_zeros(particles, size) if sites else torch.zeros(particles, size)
         self.plates = {
             name: get_symbol(FIRST_PLATE + place)
             for place, name in enumerate(dict.fromkeys(name for site in sites for name in site.inner))
@@ -195,8 +195,10 @@ class Enumeration:
         """The model's enumerations summed out of the product of some sites, the guide's averaged."""
         scales = {_value(site.scale) for site in sites}
         if len(scales) > 1:
+            names = ", ".join(repr(site.name) for site in sites)
             raise ContractError(
-                f"the enumerated sites and what depends on them have different scales {sorted(scales)}; give them one"
+                f"the sites {names} hang together by what is enumerated, but have different scales {sorted(scales)}; "
+                "give them one"
             )
         summed = self.contracted([self.unscaled(site) for site in sites], self.of_model)
         scale = next(iter(sites)).scale
@@ -227,7 +229,8 @@ class Enumeration:
             return factor
         probability = self.probability(numbers, scores)
         if not probability.plates <= factor.plates:
-            raise ContractError("a site outside a plate of a datum depends on one that is enumerated inside it")
+            names = ", ".join(repr(self.of_guide[number].name) for number in numbers)
+            raise ContractError(f"a site outside a plate of a datum depends on {names}, enumerated inside that plate")
         dims = "".join(dict.fromkeys(factor.dims + probability.dims))
         weight, value = probability.aligned(dims), factor.aligned(dims)
         product = weight * torch.where(weight > 0, value, value.new_zeros(()))
@@ -259,12 +262,7 @@ class Enumeration:
             tensor = factor.tensor.sum(own) if own else factor.tensor
             tensor = Factor(tensor, _left(factor.dims, [factor.dims[place] for place in own])).aligned(PARTICLES + DATA)
             total = tensor if total is None else total + tensor
-        return self.zeros() if total is None else total.expand(self.particles, self.size)
-
-    def zeros(self) -> Float[Tensor, "particles batch"]:
-        """The empty sum."""
-        like = next(iter([*self.model.values(), *self.guide.values()])).density
-        return like.new_zeros(self.particles, self.size)
+        return self.zero if total is None else total.expand(self.particles, self.size)
 
 
 def symbol_of(number: int) -> str:

@@ -17,6 +17,7 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
@@ -24,12 +25,16 @@ from torch import Tensor, nn
 from pyro_vae.errors import ContractError, UserError
 from pyro_vae.pair.layout import Layout
 from pyro_vae.pair.pair import LocalParameters, batch_size, evaluating, validation_off
+from pyro_vae.pair.sites import elements, unwrapped
 
 Fields = Mapping[str, Tensor]
 PROGRAMS = ("guide", "model")
 
 MOST_STATES = 2**22
 """How many joint states of enumerated sites a site may be asked for, for each datum."""
+
+MOST_DIMS = 56
+"""How many dims plates and enumerations may take; a tensor has 64, some of them for the event."""
 
 
 class DataPlate(NamedTuple):
@@ -126,6 +131,11 @@ class Enumerate(EnumMessenger):
         if chosen and not placed:
             msg["infer"]["enumerate"] = "parallel"
         super()._pyro_sample(msg)
+        if msg["infer"].get("_enumerate_dim", 0) < -MOST_DIMS:
+            raise ContractError(
+                f"site {msg['name']!r} needs more dims than the {MOST_DIMS} that a tensor has for enumeration; put "
+                "what follows one another under pyro.markov"
+            )
         if placed:
             self._place(msg, *next(iter(placed.items())))
 
@@ -145,10 +155,10 @@ def check_enumerable(msg: dict) -> None:
             f"site {name!r} asks for num_samples of Tensor Monte Carlo, which is not offered; leave num_samples out: "
             "the site is then enumerated, or drawn once for each particle"
         )
-    if not getattr(fn, "has_enumerate_support", False):
+    if not getattr(elements(fn), "has_enumerate_support", False):
         raise ContractError(
-            f"site {name!r} is marked to be enumerated, but a {type(fn).__name__} has infinitely many values, or none "
-            "that can be listed; leave infer={'enumerate': ...} out and draw it in the guide"
+            f"site {name!r} is marked to be enumerated, but a {type(unwrapped(fn)).__name__} has infinitely many "
+            "values, or none that can be listed; leave infer={'enumerate': ...} out and draw it in the guide"
         )
     try:
         values = math.prod(fn.enumerate_support(expand=False).shape[:1])
@@ -218,7 +228,20 @@ def _rows(fields: Fields, count: int) -> Fields:
 def _traces(pair: nn.Module, fields: Fields) -> tuple[Trace, Trace]:
     """The guide as it runs on some data, and the model at its draws."""
     guide = _trace(pair.guide, fields)
-    return guide, _trace(pair.model, fields, poutine.replay(trace=guide))
+    values = {name: node["value"] for name, node in _sites(guide).items()}
+    return guide, _trace(pair.model, fields, _At(values))
+
+
+class _At(Messenger):
+    """Gives sites values, and leaves what they are marked with as it is."""
+
+    def __init__(self, values: Mapping[str, Tensor]):
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
 def _trace(program: Callable[..., Any], fields: Fields, handler: AbstractContextManager | None = None) -> Trace:
@@ -282,6 +305,10 @@ def _structure(
             f"site {name!r} is enumerated by the model and drawn by the guide; leave it out of the guide, or mark it "
             "there with infer={'enumerate': 'parallel'} as well"
         )
+    for name in sorted(by_guide & _sites(model).keys()):
+        ours, other = (_value_count(_sites(trace)[name]["fn"]) for trace in (model, guide))
+        if None not in (ours, other) and ours != other:
+            raise ContractError(f"site {name!r} has {ours} values in the model and {other} in the guide")
     enumerated = {"guide": by_guide, "model": by_guide | by_model}
     found = Structure(**plates, depth=depth, enumerated=enumerated)
     if not by_guide:
@@ -300,6 +327,14 @@ def _marked(trace: Trace) -> frozenset[str]:
         if mark == "sequential":
             warnings.warn(f"site {name!r} is enumerated in parallel, not sequentially", stacklevel=2)
     return frozenset(name for name, mark in marked.items() if mark)
+
+
+def _value_count(fn: Any) -> int | None:
+    """How many values a distribution has, or None where they cannot be listed."""
+    try:
+        return len(fn.enumerate_support(expand=False))
+    except NotImplementedError:
+        return None
 
 
 def _value_dims(node: dict) -> dict[int, int]:

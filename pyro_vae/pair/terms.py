@@ -232,7 +232,7 @@ def reduce_to_elbo(
         found = Enumeration(model, guide, particles, size)
         sums.add_shared(model, guide)
         parts, score = found.kl_parts(closed_forms(model, guide)), sums.totals.get("score")
-        kl = sum(parts.values(), found.zeros())
+        kl = sum(parts.values(), found.zero)
         return ElboTerms(found.model_terms()[0], kl, score, sums.shared, found.extra(), parts)
     for site in model.values():
         if site.observed or not site.in_plate:
@@ -260,7 +260,8 @@ def _checked_sums(model: Sites, guide: Sites, particles: int, size: int, as_loss
     """Sums that hold the score and no term yet; raises `ContractError` where the sites break the contract."""
     check_sites(model, guide)
     if allow_shared:
-        check_per_datum(observed(model), {})
+        summed = [{n: site for n, site in sites.items() if site.enumerated is not None} for sites in (model, guide)]
+        check_per_datum(observed(model) | summed[0], summed[1])
     else:
         check_per_datum(model, guide)
     if not as_loss:
