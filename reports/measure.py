@@ -18,13 +18,21 @@ Series = Mapping[str, Sequence[tuple[float, float]]]
 
 
 def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """The rate that each contender reports, in `rounds` rounds over all of them, after one that is thrown away."""
-    for run in contenders.values():
-        run()
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    """The rate that each contender reports, in `rounds` rounds over all of them, after one that is thrown away.
+
+    One that fails in that first round is left out, and stderr says why.
+    """
+    rates: dict[str, list[float]] = {}
+    for name, run in contenders.items():
+        try:
+            run()
+        except Exception as problem:
+            print(f"{name} does not run here: {' '.join(str(problem).split())[:300]}", file=sys.stderr)
+        else:
+            rates[name] = []
     for _ in range(rounds):
-        for name, run in contenders.items():
-            rates[name].append(run())
+        for name, found in rates.items():
+            found.append(contenders[name]())
     return rates
 
 

@@ -112,8 +112,15 @@ class CompiledStep:
         with torch.no_grad():
             loss, *gradients = self.graph(self.tensors, batch, {"beta": beta})
         for parameter, gradient in zip(self.reached, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = _laid_out_like(parameter, gradient)
         return loss
+
+
+def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with the strides of its parameter, which fused optimizers count on."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _one(like: Mapping[str, Tensor]) -> Float[Tensor, ""]:

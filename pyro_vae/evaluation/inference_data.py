@@ -13,6 +13,7 @@ from pyro_vae.evaluation.arviz_adapter import from_groups
 from pyro_vae.evaluation.blocks import Block, seeded
 from pyro_vae.evaluation.draws import draws_of
 from pyro_vae.pair.generation import sample
+from pyro_vae.pair.pair import device_of
 from pyro_vae.pair.particles import run_model
 from pyro_vae.pair.sites import latent, observed, side_by_side, values_of
 from pyro_vae.pair.terms import LogTerms, by_run, model_terms
@@ -36,7 +37,7 @@ def inference_data(
         ContractError: the pair breaks the contract.
     """
     check_positive(RunError, draws=draws, limit=limit)
-    split = (data.test if isinstance(data, Dataset) else as_split(data)).head(limit)
+    split = (data.test if isinstance(data, Dataset) else as_split(data)).head(limit).to(device_of(pair))
     with torch.no_grad(), seeded(seed):
         block = Block(pair, split, slice(0, split.size), seed)
         block.check()

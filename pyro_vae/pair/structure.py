@@ -63,6 +63,7 @@ class Structure:
         dims: for each site of the guide, the dims of enumerations that its value has, with their numbers.
         states: how many joint values the guide's enumerations have.
         reserved: None where the guide enumerates nothing.
+        agrees: holds something once the pair was seen to give the same numbers enumerated as given.
     """
 
     guide: DataPlate = DataPlate()
@@ -72,6 +73,7 @@ class Structure:
     dims: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     states: int = 1
     reserved: Reserved | None = None
+    agrees: list[bool] = field(default_factory=list, compare=False)
 
     def layout(self, program: str, particles: int, size: int, folded: bool) -> Layout:
         """How one of the two programs holds so many particles of so many data."""

@@ -91,6 +91,7 @@ def _of_class(
     ways = [{"fused": True, **fast}, fast] if "fused" in known else [fast]
     for way in ways:
         try:
+            _try_step(kind, parameters, {**options, **way})
             made = kind(parameters, **options, **way)
             return made, _shortcomings(made)
         except RuntimeError as reason:  # a fused form does not exist for every device and dtype
@@ -98,6 +99,15 @@ def _of_class(
         except (TypeError, ValueError) as reason:
             raise RunError(f"the optimizer {kind.__name__} refuses its options: {reason}") from reason
     raise RunError(f"the optimizer {kind.__name__} cannot be used: {problem}") from problem
+
+
+def _try_step(kind: type[Optimizer], parameters: Sequence[nn.Parameter], options: Mapping[str, Any]) -> None:
+    """Take a step with a parameter that stands for the others: some forms say only then that they do not exist there."""
+    like = next(iter(parameters), None)
+    if options.get("fused") and like is not None and like.is_cuda:
+        alike = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
+        alike.grad = torch.zeros_like(alike)
+        kind([alike], **options).step()
 
 
 def restore(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
