@@ -102,7 +102,7 @@ def _of_class(
 
 
 def _try_step(kind: type[Optimizer], parameters: Sequence[nn.Parameter], options: Mapping[str, Any]) -> None:
-    """Take a step with a parameter that stands for the others: some forms say only then that they do not exist there."""
+    """Take a step with a parameter that stands for the others: only then do some forms say that they do not exist."""
     like = next(iter(parameters), None)
     if options.get("fused") and like is not None and like.is_cuda:
         alike = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
