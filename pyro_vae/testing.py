@@ -17,6 +17,7 @@ from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import observed_sites
 from pyro_vae.pair.generation import sample
 from pyro_vae.pair.pair import batch_size, select_fields
+from pyro_vae.pair.sequences import check_sequences
 from pyro_vae.pair.sites import observed
 from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import log_terms
@@ -73,6 +74,10 @@ def _has_one_support(pair: nn.Module, batch: Batch) -> None:
     Block(pair, Split(batch), slice(0, batch_size(batch)), SEED).check()
 
 
+def _ends_with_its_length(pair: nn.Module, batch: Batch) -> None:
+    check_sequences(pair, Split(batch))
+
+
 def _trains_all_parameters(pair: nn.Module, batch: Batch) -> None:
     TraceELBO()(pair, batch, particles=2).backward()
     for name, parameter in pair.named_parameters():
@@ -121,6 +126,7 @@ CHECKS: dict[str, Callable[[nn.Module, Batch], None]] = {
     "model and guide have the same latents, in the data plate and with one support": _has_one_support,
     "every site has one finite log-probability a datum": _has_terms_of_each_datum,
     "a datum's terms do not depend on the other data": check_data_apart,
+    "what lies beyond the length of a sequence does not count": _ends_with_its_length,
     "every parameter gets a gradient": _trains_all_parameters,
     "plain Pyro takes the pair": _works_with_plain_pyro,
     "the model generates what it observes": _generates,
