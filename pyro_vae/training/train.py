@@ -20,6 +20,7 @@ from pyro_vae.engine.devices import cuda_devices, launch, matrix_products
 from pyro_vae.errors import DataError, RunError
 from pyro_vae.objectives.objective import as_objective
 from pyro_vae.pair.data_fit import check_support
+from pyro_vae.pair.sequences import check_sequences
 from pyro_vae.runs.build import load_weights
 from pyro_vae.runs.folder import BEST, RunFolder
 from pyro_vae.runs.identity import check_same_run, identity
@@ -122,6 +123,7 @@ def train(
 
     Raises:
         DataError: the data do not fit the pair; nothing is written.
+        ContractError: the pair breaks the contract; names the site.
         RunError: a setting or the run folder cannot be used, or a run is resumed with other settings.
         DivergenceError: a loss is not finite; names the epoch, step and site. The last checkpoint is kept.
     """
@@ -160,7 +162,8 @@ def train(
     _refuse_a_lone_datum(pair, dataset.train.size, batch_size)
     fabric = launch(device, precision)
     for split in (dataset.train, dataset.valid):
-        check_support(pair.cpu(), split, relaxed)
+        check_sequences(pair.cpu(), split)
+        check_support(pair, split, relaxed)
     folder = RunFolder(out, resume, overwrite)
     options = {**(optimizer_options or {}), **(schedule_options or {})}
     own = {**(record or {}).get("options", {}), **asdict(settings), **options}
