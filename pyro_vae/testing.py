@@ -17,7 +17,7 @@ from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import observed_sites
 from pyro_vae.pair.generation import sample
 from pyro_vae.pair.pair import batch_size, select_fields
-from pyro_vae.pair.sequences import check_sequences
+from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import observed
 from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import log_terms
@@ -59,6 +59,7 @@ def _takes_fields(pair: nn.Module, batch: Batch) -> None:
     sizes = {name: len(value) for name, value in select_fields(pair, batch).items()}
     if len(set(sizes.values())) > 1 or min(sizes.values()) < 2:
         raise ContractError(f"the batch must hold at least two data, as many in each field, not {sizes}")
+    sequence_lengths(pair, Split(batch))
 
 
 def _has_terms_of_each_datum(pair: nn.Module, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""Pairs of sequences, as users write them, and what they are compared with: one sequence at a time, nothing filled up."""
+"""Pairs of sequences, as users write them, and their terms for one sequence at a time, with nothing filled up."""
 
 import pyro
 import pyro.distributions as dist
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch import Tensor, nn
 
-STATES, WIDTH, STEPS = 3, 2, 8
+STATES, WIDTH, STEPS = 3, 2, 4
 
 
 def sequences(lengths: list[int], steps: int = STEPS, width: int = WIDTH, seed: int = 0) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from pyro_vae.data import Split
-from pyro_vae.data.sequences import LENGTH, along_time, are_sequences, cut, cut_for, lengths_of, shortened
+from pyro_vae.data.sequences import LENGTH, along_time, are_sequences, cut, lengths_of, shortened
 from pyro_vae.data.stream import Stream
 from pyro_vae.errors import ContractError, DataError, UserError
 from pyro_vae.pair.equality import same
@@ -56,7 +56,8 @@ def check_sequences(pair: nn.Module, split: Split) -> None:
         with torch.random.fork_rng():
             known = split.take(slice(None))[LENGTH] if isinstance(split, Stream) else lengths
             order = known.argsort()
-            check_beyond(pair, select_fields(pair, split.take(order[[0, min(1, len(order) - 1)]])))
+            for other in (0, min(1, len(order) - 1)):  # the shortest beside itself, and beside the next
+                check_beyond(pair, select_fields(pair, split.take(order[[0, other]])))
 
 
 def _lengths(split: Split, required: bool) -> Int[Tensor, " n"] | None:
@@ -71,8 +72,7 @@ def _lengths(split: Split, required: bool) -> Int[Tensor, " n"] | None:
 
 def check_beyond(pair: nn.Module, fields: Fields) -> None:
     """Raise `ContractError` where the terms of a sequence change with what lies beyond its length, or with how much."""
-    fields, longest, steps = dict(fields), int(fields[LENGTH].max()), fields["x"].shape[1]
-    others = [_replaced(fields), shortened(fields, cut_for(longest, steps))]
+    others = [_replaced(fields), shortened(fields, int(fields[LENGTH].max()))]
     with evaluating(pair), torch.no_grad():
         values = values_of(run_guide(pair, fields, summing=True))
         try:
