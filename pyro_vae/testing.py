@@ -22,6 +22,7 @@ from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import observed_sites
 from pyro_vae.pair.generation import sample
 from pyro_vae.pair.pair import batch_size, select_fields
+from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import observed
 from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import log_terms
@@ -106,6 +107,7 @@ def _takes_fields(pair: nn.Module, batch: Batch) -> None:
     sizes = {name: len(value) for name, value in select_fields(pair, batch).items()}
     if len(set(sizes.values())) > 1 or min(sizes.values()) < 2:
         raise ContractError(f"the batch must hold at least two data, as many in each field, not {sizes}")
+    sequence_lengths(pair, Split(batch))
 
 
 def _has_terms_of_each_datum(pair: nn.Module, batch: Batch) -> None:
@@ -119,6 +121,10 @@ def _has_terms_of_each_datum(pair: nn.Module, batch: Batch) -> None:
 
 def _has_one_support(pair: nn.Module, batch: Batch) -> None:
     Block(pair, Split(batch), slice(0, batch_size(batch)), SEED).check()
+
+
+def _ends_with_its_length(pair: nn.Module, batch: Batch) -> None:
+    check_sequences(pair, Split(batch))
 
 
 def _trains_all_parameters(pair: nn.Module, batch: Batch) -> None:
@@ -169,6 +175,7 @@ CHECKS: dict[str, Callable[[nn.Module, Batch], None]] = {
     "model and guide have the same latents, in the data plate and with one support": _has_one_support,
     "every site has one finite log-probability a datum": _has_terms_of_each_datum,
     "a datum's terms do not depend on the other data": check_data_apart,
+    "what lies beyond the length of a sequence does not count": _ends_with_its_length,
     "every parameter gets a gradient": _trains_all_parameters,
     "plain Pyro takes the pair": _works_with_plain_pyro,
     "the model generates what it observes": _generates,

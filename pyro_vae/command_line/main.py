@@ -232,13 +232,18 @@ def _run_parser(command: str, description: str) -> Parser:
 
 
 def print_results(results: Sequence[Any]) -> None:
-    """A table of results: mean and standard error in nats per datum, and what to beware of."""
+    """A table of results: mean and standard error in nats per datum, and what to beware of; of sequences, nats per time
+    slice as well."""
     say(f"{'evaluator':<16}{'quantity':<22}{'kind':<13}{'mean ± s.e.':<22}{'bits/dim':<10}{'n':>7}{'particles':>11}")
     for result in results:
         bits = "" if result.bits_per_dim is None else f"{result.bits_per_dim:.4f}"
         figure = f"{result.mean:.3f} ± {result.standard_error:.3f}"
         named = f"{result.evaluator:<16}{result.quantity:<22}{result.kind or '':<13}"
         say(f"{named}{figure:<22}{bits:<10}{result.n:>7}{result.particles:>11}")
+    for result in results:
+        if result.per_time_slice is not None:
+            figures = f"{result.mean:.3f} nats per sequence, {result.per_time_slice:.4f} nats per time slice"
+            say(f"{result.evaluator}: {figures} ({result.time_slices} in {result.n} sequences)")
     for result in results:
         for warning in result.warnings:
             say(f"warning ({result.evaluator}): {warning}")

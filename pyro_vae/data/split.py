@@ -16,6 +16,9 @@ Batch = dict[str, Tensor]
 Field = Shaped[Tensor, "n ..."] | SparseRows
 Step = Callable[[Batch], Batch]
 
+WHOLE = ("label", "length")
+"""The fields that are whole numbers, however they are stored."""
+
 PAGE_BYTES = 2**20
 """A memory-mapped split is shuffled in pages, which are neighbouring rows of about this size."""
 
@@ -27,8 +30,8 @@ class Split(Mapping[str, Tensor]):
     """Named tensors with one first dimension, and how a batch of them is presented.
 
     As a mapping it holds the fields as they are stored; `take` and `batches` present them: uint8 fields and a bool `x`
-    as floats (`label` as int64; other bool fields stay bool), then changed by `transform`. Sparse tensors become dense
-    ones, and no gradient goes back to what was given.
+    as floats (`label` and `length` as int64; other bool fields stay bool), then changed by `transform`. Sparse tensors
+    become dense ones, and no gradient goes back to what was given.
 
     Args:
         fields: the stored tensors, each [n, ...]; or rows that are kept sparse, which become dense when they are read.
@@ -232,9 +235,9 @@ def _common_length(fields: Mapping[str, Field]) -> int:
 
 def _presentable(name: str, field: Tensor) -> Tensor:
     if field.dtype == torch.uint8 or (field.dtype == torch.bool and name == "x"):
-        return field.to(torch.int64 if name == "label" else torch.get_default_dtype())
+        return field.to(torch.int64 if name in WHOLE else torch.get_default_dtype())
     is_number = not field.is_floating_point() and field.dtype != torch.bool
-    return field.to(torch.int64) if name == "label" and is_number else field
+    return field.to(torch.int64) if name in WHOLE and is_number else field
 
 
 def _permutation(size: int, generator: torch.Generator) -> Int[Tensor, " size"]:

@@ -1,5 +1,6 @@
 """One policy for training and evaluation: work runs compiled or eagerly, and the reason is said."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,7 @@ class Engine:
     reason: str
     run: Function
     way: Ways | None = None
+    seconds: float = 0.0  # what compiling and checking took
 
     @property
     def description(self) -> str:
@@ -54,8 +56,9 @@ class Engine:
 
     @property
     def line(self) -> str:
-        """Which engine, why, and how several particles are held."""
-        return f"engine: {self.description}" + (f"; {self.way.line}" if self.way else "")
+        """Which engine, why, what it took to compile, and how several particles are held."""
+        compiling = f", {self.seconds:.1f} s to compile" if self.seconds else ""
+        return f"engine: {self.description}{compiling}" + (f"; {self.way.line}" if self.way else "")
 
 
 def choose_engine(name: str, work: Work) -> Engine:
@@ -77,11 +80,12 @@ def choose_engine(name: str, work: Work) -> Engine:
     elif name == "auto" and work.amount < work.repaying:
         reason = f"{work.amount} {work.unit} do not repay compilation"
     else:
+        began = time.perf_counter()
         try:
             compiled = work.compile()
             check_parity(work, compiled)
             reason = "asked for" if name == "compiled" else f"{work.amount} {work.unit} repay it"
-            return Engine("compiled", reason, compiled, work.way)
+            return Engine("compiled", reason, compiled, work.way, time.perf_counter() - began)
         except Exception as problem:
             reason = failure(problem)
     return Engine("eager", reason, work.eager, work.way)

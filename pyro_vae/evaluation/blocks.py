@@ -4,8 +4,10 @@ A figure of a datum therefore depends on the seed alone: not on the chunks that 
 processes share the work.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.data import Split
+from pyro_vae.data.sequences import are_sequences
 from pyro_vae.pair.checks import (
     BOTH,
     Fault,
@@ -26,17 +29,25 @@ from pyro_vae.pair.checks import (
 )
 from pyro_vae.pair.pair import select_fields
 from pyro_vae.pair.particles import OWN_DIM, Ways, run_guide, run_model, ways
+from pyro_vae.pair.sequences import cut_fields
 from pyro_vae.pair.sites import Sites, values_of
 from pyro_vae.pair.structure import Structure, structure_of
 
 DATA_BLOCK, PARTICLE_BLOCK = 100, 250
 
+Shapes = tuple[tuple[str, torch.Size], ...]
+"""The shape of one datum of each field."""
+
 
 class Block:
-    """Neighbouring data of a split, as a pair is given them; their random numbers follow from the integers `key`."""
+    """Neighbouring data of a split, as a pair is given them; their random numbers follow from the integers `key`.
 
-    def __init__(self, pair: nn.Module, split: Split, rows: slice, *key: int):
-        self.pair, self.split, self.rows, self.key = pair, split, rows, key
+    Args:
+        whole: leave sequences as long as they are stored.
+    """
+
+    def __init__(self, pair: nn.Module, split: Split, rows: slice, *key: int, whole: bool = False):
+        self.pair, self.split, self.rows, self.key, self.whole = pair, split, rows, key, whole
 
     @property
     def size(self) -> int:
@@ -50,7 +61,7 @@ class Block:
     def batch(self) -> dict[str, Tensor]:
         """The fields [size, ...] that the pair takes, presented anew at every call, always the same."""
         with self.seeded():
-            return select_fields(self.pair, self.split.take(self.rows))
+            return (select_fields if self.whole else cut_fields)(self.pair, self.split.take(self.rows))
 
     def particle_blocks(self, particles: int) -> Iterator[tuple[int, AbstractContextManager[None]]]:
         """The number of particles of each of their blocks, and the context in which its random numbers are drawn."""
@@ -125,7 +136,12 @@ class Blocks:
 
     Args:
         keep: keep the blocks, with what they hold of the guide, for another pass over them.
+
+    Attributes:
+        cut: whether the blocks of sequences are cut, each to a length of its own.
     """
+
+    cut = True
 
     def __init__(
         self, pair: nn.Module, split: Split, seed: int = 0, rank: int = 0, processes: int = 1, keep: bool = False
@@ -138,13 +154,30 @@ class Blocks:
     def __iter__(self) -> Iterator[Block]:
         for index in self.indices:
             rows = slice(index * DATA_BLOCK, (index + 1) * DATA_BLOCK)
-            block = self.kept.get(index) or Block(self.pair, self.whole, rows, self.seed, index)
+            block = self.kept.get(index) or Block(self.pair, self.whole, rows, self.seed, index, whole=not self.cut)
             if self.keep:
                 self.kept[index] = block
             yield block
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @cached_property
+    def of_one_shape(self) -> "Blocks":
+        """The same, for what puts data of several blocks together: sequences stay as long as they are stored."""
+        if not are_sequences(next(iter(self)).batch()):
+            return self
+        blocks = copy(self)
+        blocks.cut, blocks.kept = False, {}
+        return blocks
+
+    @cached_property
+    def data_of_each_shape(self) -> Counter[Shapes]:
+        """How many of the data have each shape of their fields."""
+        first = next(iter(self)).batch()
+        if not are_sequences(first):
+            return Counter({shapes_of(first): self.size})
+        return sum((Counter({shapes_of(block.batch()): block.size}) for block in self), Counter())
 
     @property
     def first(self) -> int:
@@ -160,6 +193,11 @@ class Blocks:
     def size(self) -> int:
         """The number of data in these blocks."""
         return max(0, self.split.size)
+
+
+def shapes_of(batch: Mapping[str, Tensor]) -> Shapes:
+    """The shapes of one datum of these fields [batch, ...]."""
+    return tuple((name, value.shape[1:]) for name, value in batch.items())
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Log terms in chunks that fit into memory, each as one fused graph: Pyro's handlers ran once, while it was traced."""
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.engine.policy import Engine, Work, choose_engine
 from pyro_vae.engine.tracing import Named, call_with, compile_function, named_tensors
-from pyro_vae.evaluation.blocks import PARTICLE_BLOCK, Block
+from pyro_vae.evaluation.blocks import PARTICLE_BLOCK, Block, Shapes, shapes_of
 from pyro_vae.evaluation.draws import Draws, draws_of
 from pyro_vae.pair.particles import run_guide_at, run_model, ways
 from pyro_vae.pair.terms import LogTerms, joined, model_terms, reduce_sites
@@ -57,26 +57,41 @@ Runner = Callable[[Chunk, Named, Named], Sequence[Tensor]]
 
 
 class ChunkEngine:
-    """Evaluates chunks by one engine, chosen for the first; chunks of another shape run eagerly.
+    """Evaluates chunks by an engine for each shape of a datum, chosen for the first chunk of it; chunks of other sizes
+    run eagerly.
 
     The name is "eager", "compiled", or "auto", which compiles where enough samples (data x particles) are to come.
+
+    Args:
+        samples: how many are to come of each shape.
     """
 
-    def __init__(self, name: str, samples: int):
+    def __init__(self, name: str, samples: Mapping[Shapes, int]):
         self.name, self.samples = name, samples
-        self.engine: Engine | None = None
-        self.shape: tuple[int, int] | None = None
+        self.engines: dict[Shapes, tuple[Engine, tuple[int, int]]] = {}
 
     def __call__(self, chunk: Chunk, batch: Named, values: Named) -> Sequence[Tensor]:
         """The terms of a chunk; raises `UnknownName` where no engine has the name."""
-        if self.engine is None:
-            self.engine, self.shape = choose_engine(self.name, self._work(chunk, batch, values)), chunk.shape
-        return (self.engine.run if chunk.shape == self.shape else chunk)(batch, values)
+        key = shapes_of(batch)
+        if key not in self.engines:
+            self.engines[key] = choose_engine(self.name, self._work(chunk, batch, values)), chunk.shape
+        engine, shape = self.engines[key]
+        return (engine.run if chunk.shape == shape else chunk)(batch, values)
 
     @property
     def summary(self) -> dict[str, str]:
         """Which engine ran, and how the particles were held, for `evaluation.json`."""
-        return {"engine": self.engine.description, "way": self.engine.way.line} if self.engine else {}
+        engines = {key: engine for key, (engine, _) in self.engines.items()}
+        if not engines:
+            return {}
+        described = [engine.description for engine in engines.values()]
+        if len(engines) > 1:  # sequences, whose blocks are cut
+            described = [
+                f"{dict(key)['x'][0]} time slices: {engine.description}, {engine.seconds:.1f} s to compile"
+                for key, engine in engines.items()
+            ]
+        ways = dict.fromkeys(engine.way.line for engine in engines.values())
+        return {"engine": "; ".join(described), "way": "; ".join(ways)}
 
     def _work(self, chunk: Chunk, batch: Named, values: Named) -> Work:
         device = next(iter(batch.values())).device
@@ -86,7 +101,7 @@ class ChunkEngine:
             eager=chunk,
             compile=lambda: compile_chunk(chunk, batch, values),
             results=lambda run: run(batch, values),
-            amount=self.samples,
+            amount=self.samples.get(shapes_of(batch), 0),
             repaying=REPAYING_SAMPLES[device.type],
             unit="samples",
             way=ways(chunk.pair, batch),

@@ -23,6 +23,7 @@ from pyro_vae.evaluation.result import Estimate, Result
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import device_of, evaluating
+from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import side_by_side
 from pyro_vae.runs.folder import keep_result
 from pyro_vae.runs.run import Run, as_run
@@ -108,7 +109,9 @@ def evaluate_each(
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
     with torch.random.fork_rng(), unchanged(pair):
+        check_sequences(pair, chosen)
         check_support(pair, chosen, relaxed)
+        lengths = sequence_lengths(pair, chosen)
         check_data_apart(pair, Block(pair, chosen, slice(0, DATA_BLOCK), seed).batch())
     keep = len(evaluators) > 1
     mine = Blocks(pair, chosen, seed, processes.rank(), processes.world_size(), keep)
@@ -127,6 +130,7 @@ def evaluate_each(
             particles=particles,
             seconds=time.perf_counter() - began,
             estimate=estimate.as_loss() if relaxed else estimate,
+            time_slices=None if lengths is None else int(lengths.sum()),
             relaxed=relaxed,
         )
         with torch.random.fork_rng():

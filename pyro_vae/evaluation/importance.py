@@ -1,5 +1,6 @@
 """The importance-weighted bound L_K of each datum, with what tells whether to believe it."""
 
+import operator
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vae.evaluation.blocks import Block, Blocks
-from pyro_vae.evaluation.chunks import ChunkEngine, stream_terms
+from pyro_vae.evaluation.chunks import ChunkEngine, Runner, stream_terms
 from pyro_vae.evaluation.draws import draws_of
 from pyro_vae.evaluation.evaluator import Evaluator, Progress
 from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, quantiles
@@ -53,7 +54,8 @@ class Importance(Evaluator):
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
         if next(iter(blocks)).draws_nothing:
             return Estimate(side_by_side([self.exactly(block) for block in blocks]), exact=True)
-        engine = ChunkEngine(self.engine, blocks.size * particles)
+        samples = {shapes: particles * data for shapes, data in blocks.data_of_each_shape.items()}
+        engine = ChunkEngine(self.engine, samples)
         parts = []
         for block in blocks:
             stream = self.weigh(block, particles, progress, engine)
@@ -73,7 +75,7 @@ class Importance(Evaluator):
 
     def exactly(self, block: Block) -> PerDatum:
         """The figures of a block where nothing is drawn: a single weight is p(x)."""
-        stream = self.weigh(block, 1, lambda samples: None, ChunkEngine("eager", block.size))
+        stream = self.weigh(block, 1, lambda samples: None, operator.call)
         check_weights(stream.bound(), block.rows.start, "data are")
         bound, zeros, ones = stream.bound(), torch.zeros(block.size), torch.ones(block.size)
         return {
@@ -87,10 +89,10 @@ class Importance(Evaluator):
             "narrow": zeros.bool(),
         }
 
-    def weigh(self, block: Block, particles: int, progress: Progress, engine: ChunkEngine) -> WeightStream:
+    def weigh(self, block: Block, particles: int, progress: Progress, run: Runner) -> WeightStream:
         """The weights log p(x, z) - log q(z|x) of a block at draws of the guide."""
         stream = WeightStream(particles, block.size)
-        for terms in stream_terms(block, particles, progress, engine):
+        for terms in stream_terms(block, particles, progress, run):
             stream.add(terms.log_weight, *terms[:3])
         return stream
 

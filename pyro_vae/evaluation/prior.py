@@ -5,7 +5,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from pyro_vae.evaluation.blocks import Block
-from pyro_vae.evaluation.chunks import ChunkEngine, ModelTerms, even_step, rows_that_fit
+from pyro_vae.evaluation.chunks import ModelTerms, Runner, even_step, rows_that_fit
 from pyro_vae.evaluation.evaluator import Progress
 from pyro_vae.evaluation.importance import Importance
 from pyro_vae.evaluation.weights import WeightStream
@@ -22,7 +22,7 @@ class PriorSampling(Importance):
             compiles where data x particles repay it.
     """
 
-    def weigh(self, block: Block, particles: int, progress: Progress, engine: ChunkEngine) -> WeightStream:
+    def weigh(self, block: Block, particles: int, progress: Progress, run: Runner) -> WeightStream:
         """The weights log p(x|z) of a block at draws of the prior."""
         block.check(of=["model"])
         batch, stream = block.batch(), WeightStream(particles, block.size)
@@ -30,7 +30,7 @@ class PriorSampling(Importance):
             step = even_step(count, max(1, rows_that_fit(batch) // block.size))
             with noise:
                 for _ in range(0, count, step):
-                    log_likelihood, _ = engine(ModelTerms(block.pair, step, block.size), batch, {})
+                    log_likelihood, _ = run(ModelTerms(block.pair, step, block.size), batch, {})
                     stream.add(log_likelihood)
                     progress(log_likelihood.numel())
         return stream

@@ -52,6 +52,7 @@ class Result:
 
     Attributes:
         estimate: the evaluator's own numbers, in nats per datum.
+        time_slices: the sum of the lengths of the sequences, None where the pair takes no `length`.
         bits_per_dim: minus the sum of the log-likelihoods in bits, per observed element of all data, or None.
         bits_per_dim_note: why it is None.
         relaxed: the data are grey values under a Bernoulli, so that no number here is a likelihood.
@@ -65,6 +66,7 @@ class Result:
     particles: int
     seconds: float
     estimate: Estimate
+    time_slices: int | None = None
     bits_per_dim: float | None = None
     bits_per_dim_note: str | None = None
     relaxed: bool = False
@@ -91,6 +93,11 @@ class Result:
         return mean_and_error(self.headline)["standard_error"]
 
     @property
+    def per_time_slice(self) -> float | None:
+        """The sum of the headline figure over all sequences by the sum of their lengths; None where there are none."""
+        return None if self.time_slices is None else self.headline.double().sum().item() / self.time_slices
+
+    @property
     def warnings(self) -> list[str]:
         """Plain sentences where a figure should not be trusted."""
         relaxed = ["grey values under a Bernoulli: these figures are a loss, not a log-likelihood"]
@@ -110,6 +117,7 @@ class Result:
             "quantity": self.quantity,
             "kind": self.kind,
             "nats": mean_and_error(self.headline),
+            "nats_per_time_slice": self.per_time_slice,
             "bits_per_dim": self.bits_per_dim,
             "bits_per_dim_note": self.bits_per_dim_note,
             "warnings": self.warnings,

@@ -20,7 +20,8 @@ from pyro_vae.runs.run import Run
 
 RELAXED = "loss, not a log-likelihood"
 PLACED = (
-    "evaluator model data split n particles seconds quantity kind nats bits_per_dim bits_per_dim_note warnings figures"
+    "evaluator model data split n particles seconds quantity kind nats nats_per_time_slice bits_per_dim "
+    "bits_per_dim_note warnings figures"
 ).split()
 """The keys of an entry that have a place of their own in the report; all others are listed as they are."""
 
@@ -87,7 +88,10 @@ def _evaluation(results: Sequence[Mapping[str, Any]], relaxed: bool) -> Iterator
         yield f"The data are grey values under a Bernoulli: every number here is a {RELAXED}."
     yield "\n".join(f"- {_headline(entry, relaxed)}" for entry in results if entry.get("nats"))
     yield "± is the standard error of the mean over data."
-    yield _table(("evaluator", "data", "n", "particles", "nats per datum", "bits per dim", "time"), map(_row, results))
+    head = ("evaluator", "data", "n", "particles", "nats per datum", "bits per dim", "time")
+    if any(entry.get("nats_per_time_slice") is not None for entry in results):
+        yield "A datum is a sequence. Per time slice: the sum over all sequences by the sum of their lengths."
+    yield _table(head, map(_row, results))
     for entry in results:
         details = {key: value for key, value in entry.items() if key not in PLACED}
         if details:
@@ -105,7 +109,10 @@ def _headline(entry: Mapping[str, Any], relaxed: bool) -> str:
     else:
         said = quantity.replace("_", " ") + (f", a {entry['kind']}" if entry.get("kind") else "")
     name = f"{str(entry['split']).capitalize()} {_code(entry['evaluator'])}"
-    return f"{name}: **{_with_error(entry)} nats per datum** ({said})"
+    by_slice = entry.get("nats_per_time_slice")
+    if by_slice is None:
+        return f"{name}: **{_with_error(entry)} nats per datum** ({said})"
+    return f"{name}: **{_with_error(entry)} nats per sequence**, {_number(by_slice, 3)} nats per time slice ({said})"
 
 
 def _row(entry: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -15,17 +16,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae.data import Dataset, Split
+from pyro_vae.data.sequences import shares
 from pyro_vae.engine.cuda_graph import CapturedStep, reads_a_value
 from pyro_vae.engine.devices import TOLERANCES, cuda_devices
-from pyro_vae.engine.step import Loss, SharedStep, choose_step
+from pyro_vae.engine.policy import Engine
+from pyro_vae.engine.step import EagerStep, Loss, SharedStep, choose_step
 from pyro_vae.errors import RunError, UnknownName, find
 from pyro_vae.objectives.free_bits import PER
 from pyro_vae.objectives.objective import Objective, shared_loss
 from pyro_vae.pair import bounds
 from pyro_vae.pair.checks import check_auxiliary, density_faults
 from pyro_vae.pair.generation import field_shapes
-from pyro_vae.pair.pair import batch_size, evaluating, select_fields
+from pyro_vae.pair.pair import batch_size, evaluating
 from pyro_vae.pair.particles import run_guide, run_model
+from pyro_vae.pair.sequences import cut_fields, sequence_lengths
 from pyro_vae.pair.sites import values_of
 from pyro_vae.pair.terms import elbo_terms
 from pyro_vae.runs.folder import LAST, RunFolder
@@ -106,6 +110,13 @@ class Chosen:
     on_epoch: Sequence[Callable[[dict[str, float]], Any] | None] = ()
 
 
+class Way(NamedTuple):
+    """The engine of batches of one length, and what takes a whole step by it."""
+
+    engine: Engine
+    advance: Callable[[dict[str, Tensor]], Tensor]
+
+
 class Trainer:
     """The state of a training run, and the loop that advances it: `fit` runs what is left of it, `steps` one epoch.
 
@@ -184,9 +195,9 @@ class Trainer:
 
     def _prepare(self) -> None:
         """Try the loss, see what the numbers of the pair are and how it holds several particles, choose the engine."""
-        steps = (self.settings.epochs - self.epoch) * self.steps_per_epoch
         with torch.random.fork_rng(devices=cuda_devices(self.fabric.device)):
-            example = select_fields(self.pair, self.train_split.take(slice(0, self.settings.batch_size)))
+            first = self.train_split.take(slice(0, self.settings.batch_size))
+            example = cut_fields(self.pair, first)
             with torch.no_grad(), evaluating(self.pair):
                 trial = copy.deepcopy(self.objective)
                 trial(self.pair, example, self.settings.particles, self.beta, self.train_split.size)
@@ -194,14 +205,15 @@ class Trainer:
                 with self.unscaled:
                     guide = run_guide(self.pair, example)
                     faults = density_faults(run_model(self.pair, example, values_of(guide)), guide)
-            shared = SharedStep(self.fabric.setup_module(self.loss)) if self.fabric.world_size > 1 else None
-            with self.scales:
-                self.engine = choose_step(self.settings.engine, self.loss, example, steps, shared)
-            captured = self._can_be_captured(example)
-        self.advance: Callable[[dict[str, Tensor]], Tensor] = CapturedStep(self._advance) if captured else self._advance
+        self.shared = SharedStep(self.fabric.setup_module(self.loss)) if self.fabric.world_size > 1 else None
+        lengths = sequence_lengths(self.pair, self.train_split)
+        self.shares = {} if lengths is None else shares(lengths, first["x"].shape[1], self.settings.batch_size)
+        self.ways: dict[int | None, Way] = {}
+        self.notes: list[str] = []
+        self._way(example)
         self.is_loss = bool(faults) or self.settings.relaxed
         self.monitored = monitored(self.settings.monitor, self.is_loss)
-        self.notes = [self.engine.line, *(f"a loss, not a bound: {fault.line}" for fault in faults), *self.shortcomings]
+        self.notes += [*(f"a loss, not a bound: {fault.line}" for fault in faults), *self.shortcomings]
         cost = self.data.train.cost(self.settings.batch_size)
         if cost:
             self.notes.append(cost)
@@ -210,12 +222,31 @@ class Trainer:
             listed = ", ".join(fixed[:3]) + (", ..." if len(fixed) > 3 else "")
             self.notes.append(f"parameters that stay as they are, since they require no gradient: {listed}")
 
-    def _can_be_captured(self, example: dict[str, Tensor]) -> bool:
+    def _way(self, batch: dict[str, Tensor]) -> Way:
+        """How a step on a batch is taken: chosen once, or for sequences at the first whole batch of each length."""
+        length = batch["x"].shape[1] if self.shares else None
+        if length not in self.ways:
+            if self.shares and (batch_size(batch) < self.settings.batch_size or length not in self.shares):
+                return self._by(Engine("eager", "a batch of another shape", self.shared or EagerStep(self.loss)), batch)
+            steps = (self.settings.epochs - self.epoch) * self.steps_per_epoch
+            steps = round(steps * self.shares[length]) if self.shares else steps
+            with torch.random.fork_rng(devices=cuda_devices(self.fabric.device)):
+                with self.scales:
+                    engine = choose_step(self.settings.engine, self.loss, batch, steps, self.shared)
+                self.ways[length] = self._by(engine, batch)
+            self.notes.append(f"batches of {length} time slices: {engine.line}" if self.shares else engine.line)
+        return self.ways[length]
+
+    def _by(self, engine: Engine, batch: dict[str, Tensor]) -> Way:
+        step = partial(self._advance, engine)
+        return Way(engine, CapturedStep(step) if self._can_be_captured(engine, batch) else step)
+
+    def _can_be_captured(self, engine: Engine, batch: dict[str, Tensor]) -> bool:
         """Whether a whole step fits in one CUDA graph."""
         whole = self.settings.accumulate == 1 and self.optimizer.defaults.get("capturable", False)
-        if not (whole and self.engine.name == "compiled" and self.fabric.device.type == "cuda"):
+        if not (whole and engine.name == "compiled" and self.fabric.device.type == "cuda"):
             return False
-        reads = reads_a_value(lambda: self.engine.run(example, self.beta))
+        reads = reads_a_value(lambda: engine.run(batch, self.beta))
         self.optimizer.zero_grad()
         if reads:
             self.shortcomings.append("the loss reads a value on the host, so no step is captured in a CUDA graph")
@@ -286,20 +317,21 @@ class Trainer:
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         for batch in self.train_split.batches(self.settings.batch_size, self.order):
-            yield select_fields(self.pair, batch)
+            yield cut_fields(self.pair, batch)
 
     def steps(self) -> Iterator[Float[Tensor, ""]]:
         """One pass over the training data, a step each time: losses in nats per datum, still on the device."""
         for step, batch in enumerate(self._batches()):
             self._set_rates(step)
-            yield self._watched(batch) if self.watching else self.advance(batch)
+            way = self._way(batch)
+            yield self._watched(way, batch) if self.watching else way.advance(batch)
         self._take_what_is_left()
 
-    def _watched(self, batch: dict[str, Tensor]) -> Tensor:
+    def _watched(self, way: Way, batch: dict[str, Tensor]) -> Tensor:
         """The first step, with a note where the pair scales a site under train() that it does not under eval()."""
         self.watching = False
         with self.scales:
-            loss = self.advance(batch)
+            loss = way.advance(batch)
         still = self.unscaled.found()
         for name, scale in self.scales.found().items():
             if name not in still:
@@ -309,8 +341,8 @@ class Trainer:
                 )
         return loss
 
-    def _advance(self, batch: dict[str, Tensor]) -> Tensor:
-        loss = self.engine.run(batch, self.beta)
+    def _advance(self, engine: Engine, batch: dict[str, Tensor]) -> Tensor:
+        loss = engine.run(batch, self.beta)
         self._learn(batch)
         return loss
 
@@ -417,7 +449,7 @@ class Trainer:
             self._set_rates(step)
             before = self._random_state()
             where = f"epoch {epoch}, step {step + 1}"
-            if not self.engine.run(batch, self.beta).isfinite():
+            if not self._way(batch).engine.run(batch, self.beta).isfinite():
                 self._set_random_state(before)
                 raise divergence(f"the loss is not finite at {where}", self.pair, batch, checkpoint)
             self._learn(batch)
@@ -440,7 +472,7 @@ class Trainer:
             fields=self.record["fields"],
             config=dict(self.config or {}),
             out=self.folder.path,
-            engine=self.engine.name,
+            engine=" and ".join(sorted({way.engine.name for way in self.ways.values()})),
             notes=self.notes,
             trained_on=self.data,
         )
@@ -466,7 +498,7 @@ def elbo_parts(pair: nn.Module, split: Split, data_size: int) -> dict[str, float
     with evaluating(pair), torch.random.fork_rng(devices=cuda_devices(split.device)):
         torch.manual_seed(VALIDATION_SEED)
         for batch in split.batches(VALIDATION_BATCH):
-            terms = elbo_terms(pair, batch, as_loss=True, allow_shared=True)
+            terms = elbo_terms(pair, cut_fields(pair, batch), as_loss=True, allow_shared=True)
             rate = bounds.rate(terms) + shared_loss(terms, 1.0, data_size)
             sums += torch.stack([rate.sum(), bounds.distortion(terms).sum()]).double().cpu()
     rate, distortion = (sums / split.size).tolist()

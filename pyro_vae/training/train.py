@@ -19,6 +19,7 @@ from pyro_vae.engine.denormals import flushed
 from pyro_vae.engine.devices import cuda_devices, launch, matrix_products
 from pyro_vae.errors import DataError, RunError
 from pyro_vae.pair.data_fit import check_support
+from pyro_vae.pair.sequences import check_sequences
 from pyro_vae.runs.build import load_weights
 from pyro_vae.runs.config import DEFAULTS
 from pyro_vae.runs.folder import BEST, RunFolder
@@ -146,6 +147,7 @@ def train(
 
     Raises:
         DataError: the data do not fit the pair; nothing is written.
+        ContractError: the pair breaks the contract; names the site.
         RunError: a setting or the run folder cannot be used, or a run is resumed with other settings.
         DivergenceError: a loss is not finite; names the epoch, step and site. The last checkpoint is kept.
     """
@@ -204,7 +206,8 @@ def train(
     _refuse_a_lone_datum(pair, dataset.train.size, batch_size)
     fabric = launch(device, precision)
     for split in (dataset.train, dataset.valid):
-        check_support(pair.cpu(), split, relaxed)
+        check_sequences(pair.cpu(), split)
+        check_support(pair, split, relaxed)
     others = {*asdict(settings), *objective.identity()}
     model = {f"model_{n}" if n in others else n: v for n, v in (record or {}).get("options", {}).items()}
     own = {

@@ -234,7 +234,8 @@ def our_trainer(case: Case, images: Tensor, device: str, engine: str, precision:
     objective = pv.objectives.TraceMeanFieldELBO() if case.particles == 1 else pv.objectives.IWAE()
     settings = Settings(10**6, case.batch, RATE, particles=case.particles, engine=engine, precision=precision)
     trainer = Trainer(launch(device, precision), case.build(), dynamic(grey, 0), objective, settings)
-    assert trainer.engine.name == engine, trainer.engine.reason
+    chosen = trainer.ways[None].engine
+    assert chosen.name == engine, chosen.reason
     return trainer
 
 

@@ -81,7 +81,7 @@ class Writing(pv.VAE):
 def test_the_check_leaves_buffers_alone(graphs):
     pair, batch = Writing(SHAPE, hidden=(8,)).eval(), {"x": bits(5)}
     values = {"z": torch.zeros(4, 5, 2)}
-    engine = ChunkEngine("compiled", 20)
+    engine = ChunkEngine("compiled", {})
     with torch.no_grad():
         ModelTerms(pair, 4, 5)(batch, values)  # sees the ways
         before = pair.calls.clone()

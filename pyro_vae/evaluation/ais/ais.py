@@ -78,7 +78,7 @@ class AIS(Evaluator):
 
     @torch.no_grad()
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
-        chains = self._chains(particles)
+        chains, blocks = self._chains(particles), blocks.of_one_shape
         moves = moves_of(self.distributions, chains, PILOTS)
         if self.bidirectional:
             moves += moves_of(self.distributions, 2 * chains, PILOTS)
@@ -161,7 +161,8 @@ def simulated(block: Block) -> tuple[Block, Values]:
                 "above; write obs=the field, or leave bidirectional off"
             )
         fields[field] = drawn[name].value.squeeze(0).to(fields[field].dtype)
-    return Block(pair, Split(fields), slice(0, block.size), *block.key, SIMULATION), values_of(latent(drawn))
+    simulation = Block(pair, Split(fields), slice(0, block.size), *block.key, SIMULATION, whole=True)
+    return simulation, values_of(latent(drawn))
 
 
 def _starts(block: Block, start: str, count: int) -> Values:

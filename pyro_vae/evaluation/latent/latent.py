@@ -47,7 +47,7 @@ class Latent(Evaluator):
         self.points = points
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
-        size = blocks.size
+        blocks, size = blocks.of_one_shape, blocks.size
         kept = max(1, min(particles, self.points // size))
         tick = ticker(progress, size * particles, size * (particles + kept * len(blocks)))
         parts = []
