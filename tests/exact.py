@@ -118,7 +118,7 @@ def reasons_to_doubt(
         if not above < 4:
             found.append(f"the mean log weight is {above:.1f} standard errors above log p(x)")
         result = pv.evaluate(pair, fields, evaluator="importance", particles=particles, progress=False)
-        judged = result.ess > particles / 20
+        judged = (result.ess > particles / 20) | (result.kind == "exact")
         if not judged.any():
             found.append(NOT_JUDGED)
         off = ((result.log_likelihood.double() - exact).abs() - floor) / (result.monte_carlo_error.double() + 1e-12)

@@ -22,10 +22,11 @@ from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
-from pyro_vae.errors import ContractError, UserError
+from pyro_vae.errors import ContractError, ProgramError, UserError
+from pyro_vae.pair.equality import same
 from pyro_vae.pair.layout import Layout
 from pyro_vae.pair.pair import LocalParameters, batch_size, evaluating, validation_off
-from pyro_vae.pair.sites import elements, unwrapped
+from pyro_vae.pair.sites import elements, shortened, unwrapped
 
 Fields = Mapping[str, Tensor]
 PROGRAMS = ("guide", "model")
@@ -313,13 +314,72 @@ def _structure(
             raise ContractError(f"site {name!r} has {ours} values in the model and {other} in the guide")
     enumerated = {"guide": by_guide, "model": by_guide | by_model}
     found = Structure(**plates, depth=depth, enumerated=enumerated)
-    if not by_guide:
+    if not found.sums:
         return found
-    trace = _trace(pair.guide, fields, found.enumerating("guide", ()))
+    trace = _summing(pair, "guide", fields, found, guide, {})
+    if by_guide:
+        found = _with_places(found, trace)
+    values = {name: node["value"] for name, node in _sites(trace).items() if name not in by_guide}
+    _summing(pair, "model", fields, found, model, values)
+    return found
+
+
+def _with_places(found: Structure, trace: Trace) -> Structure:
+    """The same, with the enumerations of the guide as it ran."""
     dims = {name: _value_dims(node) for name, node in _sites(trace).items()}
     used = [dim for places in dims.values() for dim in places]
     reserved = Reserved(min(used) - 1, _ENUM_ALLOCATOR.next_available_id, dict(_ENUM_ALLOCATOR.dim_to_id))
     return replace(found, dims=dims, reserved=reserved, states=max(map(_states, _sites(trace).values())))
+
+
+def _summing(
+    pair: nn.Module, program: str, fields: Fields, found: Structure, plain: Trace, values: Mapping[str, Tensor]
+) -> Trace:
+    """A program with its sites enumerated, the others at these values.
+
+    Raises:
+        ContractError: it fails, or a log-probability is not the one that it has where each enumerated site is given its
+            last value: then a net takes the dim of an enumeration for another.
+    """
+    run, names = getattr(pair, program), found.enumerated[program]
+    try:
+        with _At(values):
+            trace = _trace(run, fields, found.enumerating(program, ()))
+        last = {
+            name: _last(node["value"], found.depth, plain.nodes[name]["value"].shape, node["fn"].event_dim)
+            for name, node in _sites(trace).items()
+            if not node["is_observed"]
+        }
+        alone = _sites(_trace(run, fields, _At(last)))
+        differs = [name for name, node in _sites(trace).items() if _differ(node, alone[name], found.depth)]
+    except UserError:
+        raise
+    except Exception as problem:
+        raise ProgramError(
+            f"the {program} raised {type(problem).__name__} with {min(names)!r} enumerated, whose values have dims of "
+            f"their own to the left of the batch; count dims from the right (dim=-1): {shortened(problem, 300)}"
+        ) from problem
+    if differs:
+        raise ContractError(
+            f"site {differs[0]!r} of the {program} has another log-probability with {min(names)!r} enumerated than "
+            "with its value given; nets must broadcast over dims to the left of the batch (dim=-1 in place of dim=1)"
+        )
+    return trace
+
+
+def _differ(enumerated: dict, given: dict, depth: int) -> bool:
+    """Whether a site has two log-probabilities; not where a flow without an inverse gives none of a value."""
+    try:
+        both = [node["fn"].log_prob(node["value"]) for node in (enumerated, given)]
+    except (KeyError, NotImplementedError):
+        return False
+    return not same(_last(both[0], depth, both[1].shape), both[1])
+
+
+def _last(tensor: Tensor, depth: int, shape: torch.Size, event_dims: int = 0) -> Tensor:
+    """A tensor where all enumerations have their last value, in the shape that it has without them."""
+    last = tensor[(-1,) * max(0, tensor.dim() - event_dims - depth)]
+    return last[(0,) * max(0, last.dim() - len(shape))].expand(shape)
 
 
 def _marked(trace: Trace) -> frozenset[str]:
