@@ -23,6 +23,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError, ProgramError, UserError
+from pyro_vae.pair.bounded import Bounded
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.layout import Layout
 from pyro_vae.pair.pair import LocalParameters, batch_size, evaluating, validation_off
@@ -64,7 +65,6 @@ class Structure:
         dims: for each site of the guide, the dims of enumerations that its value has, with their numbers.
         states: how many joint values the guide's enumerations have.
         reserved: None where the guide enumerates nothing.
-        agrees: holds something once the pair was seen to give the same numbers enumerated as given.
     """
 
     guide: DataPlate = DataPlate()
@@ -74,7 +74,6 @@ class Structure:
     dims: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     states: int = 1
     reserved: Reserved | None = None
-    agrees: list[bool] = field(default_factory=list, compare=False)
 
     def layout(self, program: str, particles: int, size: int, folded: bool) -> Layout:
         """How one of the two programs holds so many particles of so many data."""
@@ -343,7 +342,7 @@ def _summing(
     """
     run, names = getattr(pair, program), found.enumerated[program]
     try:
-        with _At(values):
+        with _At(values), Bounded():
             trace = _trace(run, fields, found.enumerating(program, ()))
         last = {
             name: _last(node["value"], found.depth, plain.nodes[name]["value"].shape, node["fn"].event_dim)

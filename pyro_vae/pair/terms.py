@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError
-from pyro_vae.pair.agreement import check_enumeration
 from pyro_vae.pair.checks import check_auxiliary, check_density, check_per_datum, check_sites
 from pyro_vae.pair.enumeration import Enumeration, enumerates
 from pyro_vae.pair.kl import closed_forms, kl_parts, summed
@@ -143,7 +142,6 @@ def run_both(pair: nn.Module, batch: Fields, particles: int, summing: bool = Fal
 
 def counts(pair: nn.Module, batch: Fields, particles: int) -> list[int]:
     """How many particles each run has: all of them at once, or one after another."""
-    check_enumeration(pair, batch)
     return ways(pair, batch, particles).counts(particles)
 
 

@@ -196,7 +196,7 @@ def test_the_command_line_takes_and_refuses_them_in_one_line(tmp_path, monkeypat
     assert len(lines) == 3 and "takes no free bits" in lines[0] and "must not be negative" in lines[1]
     assert lines[2].endswith("known: dimension, site") or lines[2].endswith("known: site, dimension")
     assert cli.main([*train, "--free_bits", "0.1", "--free_bits_per", "site", "--print_config"]) == 0
-    assert "free_bits: 0.1\nfree_bits_per: site\n" in capsys.readouterr().out
+    assert "  free_bits: 0.1\n  free_bits_per: site\n" in capsys.readouterr().out
 
 
 def test_dimensions_that_depend_on_each_other_are_refused_and_their_site_is_not():
