@@ -8,8 +8,8 @@ later sites use again, and each enumeration a number.
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -193,11 +193,23 @@ def structure_of(pair: nn.Module, fields: Fields) -> Structure:
         seen = _SEEN[pair] = {}
     key = (tuple((name, value.shape[1:]) for name, value in fields.items()), tuple(map(id, pair.children())))
     if key not in seen:
-        found = _look(pair, fields)
+        with _buffers_kept(pair):
+            found = _look(pair, fields)
         if found is None:
             return Structure()  # the run itself says what is wrong, and where
         seen[key] = found
     return seen[key]
+
+
+@contextmanager
+def _buffers_kept(pair: nn.Module) -> Iterator[None]:
+    """Put back what the pair writes into its buffers."""
+    kept = [(buffer, buffer.detach().clone()) for buffer in pair.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, value in kept:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
 
 
 FEW = (2, 3)
