@@ -156,8 +156,10 @@ class Site:
         """The same with the dims of the program."""
         if (self.layout, [*self.inner.values()]) != (prior.layout, [*prior.inner.values()]):
             raise NotImplementedError
-        lead = torch.broadcast_shapes(self.fn.batch_shape, prior.fn.batch_shape)
-        q, p = (fn if fn.batch_shape == lead else fn.expand(lead) for fn in (self.fn, prior.fn))
+        q, p = self.fn, prior.fn
+        if q.batch_shape != p.batch_shape:
+            lead = torch.broadcast_shapes(q.batch_shape, p.batch_shape)  # which imports sympy
+            q, p = q.expand(lead), p.expand(lead)
         return scale_and_mask(kl_divergence(q, p), self.scale, self.mask)
 
     def counted(self) -> Float[Tensor, "particles batch"]:
