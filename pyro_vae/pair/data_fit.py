@@ -71,15 +71,24 @@ def check_support(pair: nn.Module, split: Split, relaxed: bool = False) -> None:
 def _check_field(split: Split, field: str, support: Support) -> None:
     for start, batch in _in_order(split, CHUNK):
         values = batch[field]
-        _check_values(f"{field}[{{row}}]", values, support, start)
+        _check_values(f"{field}[{{row}}]", values, support.check(values), support, start)
 
 
 def _check_sites(pair: nn.Module, split: Split, names: list[str], relaxed: bool) -> None:
     for start, batch in _in_order(split, FEW):
         sites = observed_sites(pair, batch)
         for site in (sites[name] for name in names if name in sites):
-            where = f"site {site.name!r} observes at datum {{row}} a value that"
-            _check_values(where, _observation(site), _allowed(site.support, relaxed), start)
+            if site.in_plate:
+                _check_site(site, _allowed(site.support, relaxed), start)
+
+
+def _check_site(site: Site, support: Support, start: int) -> None:
+    values, event_dims = _observation(site), len(site.event_shape)
+    valid = support.check(values)
+    values_of_data = site.unfold(values, event_dims)[0]
+    valid_of_data = site.unfold(valid, event_dims - values.dim() + valid.dim())[0]
+    where = f"site {site.name!r} observes at datum {{row}} a value that"
+    _check_values(where, values_of_data, valid_of_data, support, start)
 
 
 def _in_order(split: Split, size: int) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
@@ -92,15 +101,14 @@ def _in_order(split: Split, size: int) -> Iterator[tuple[int, Mapping[str, Tenso
 
 def _observation(site: Site) -> Tensor:
     """What a site observes; where a mask leaves it out, what the site could observe."""
-    mask, values = site.mask, site.raw
-    if not isinstance(mask, Tensor) or mask.dim() != 1 or mask.shape != values.shape[:1]:
-        return values
-    keep = mask.bool().reshape(-1, *[1] * (values.dim() - 1))
-    return torch.where(keep, values, site.fn().to(values.dtype))
+    if not isinstance(site.mask, Tensor):
+        return site.raw
+    keep = site.mask.bool().expand(site.fn.batch_shape)
+    keep = keep.reshape(*keep.shape, *[1] * len(site.event_shape))
+    return torch.where(keep, site.raw, site.fn().to(site.raw.dtype))
 
 
-def _check_values(where: str, values: Tensor, support: Support, start: int) -> None:
-    valid = support.check(values)
+def _check_values(where: str, values: Tensor, valid: Tensor, support: Support, start: int) -> None:
     if valid.all():
         return
     row = int((~valid).reshape(len(values), -1).any(1).nonzero()[0])
