@@ -94,7 +94,7 @@ class RandomChain(nn.Module):
         """The states of each step, and which data have the step."""
         y = before = w = torch.zeros((), dtype=torch.long)
         infer = PARALLEL if mark else {}
-        for t in pyro.markov(range(self.spec.steps), history=self.spec.history):
+        for t in pyro.markov(range(x.shape[1]), history=self.spec.history):
             seen = torch.ones(len(x), dtype=torch.bool) if length is None else t < length
             with poutine.mask(mask=self.rows(seen)):
                 given = before if self.spec.history == 2 else torch.tensor(0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyro_vae.data import Split
 from pyro_vae.data.sequences import LENGTH, along_time, are_sequences, cut, lengths_of, shortened
 from pyro_vae.data.stream import Stream
-from pyro_vae.errors import ContractError, DataError, UserError
+from pyro_vae.errors import ContractError, DataError, ProgramError, UserError
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.pair import evaluating, select_fields
 from pyro_vae.pair.particles import Fields, run_guide, run_guide_at, run_model
@@ -79,7 +79,13 @@ def check_beyond(pair: nn.Module, fields: Fields) -> None:
             expected = _total(pair, fields, values)
         except UserError:
             return  # a density that is known at its own draws only
-        wrong = [other for other in others if not same(_total(pair, other, values), expected)]
+        try:
+            wrong = [other for other in others if not same(_total(pair, other, values), expected)]
+        except ProgramError as problem:
+            raise ContractError(
+                f"{type(pair).__name__} does not run on sequences that are cut to their length ({problem}); take the "
+                "number of time slices from x.shape[1]"
+            ) from problem
         if wrong:
             raise ContractError(
                 f"{_site_at_fault(pair, fields, wrong[0])} counts, or depends on, what lies beyond the length of a "

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
-from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
@@ -93,6 +91,17 @@ class Structure:
             return Enumerate(-self.depth - 2, names)
         places = {name: self.dims[name] for name in self.enumerated["guide"]}
         return Enumerate(-self.depth - 2, names, places, self.reserved)
+
+
+class Trace(Messenger):
+    """The sample statements of a program by name. Pyro's own refuses a plate that is entered twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: dict[str, dict] = {}
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        self.nodes[msg["name"]] = msg
 
 
 class Enumerate(EnumMessenger):
@@ -194,10 +203,7 @@ def structure_of(pair: nn.Module, fields: Fields) -> Structure:
     key = (tuple((name, value.shape[1:]) for name, value in fields.items()), tuple(map(id, pair.children())))
     if key not in seen:
         with _buffers_kept(pair):
-            found = _look(pair, fields)
-        if found is None:
-            return Structure()  # the run itself says what is wrong, and where
-        seen[key] = found
+            seen[key] = _look(pair, fields)
     return seen[key]
 
 
@@ -216,22 +222,21 @@ FEW = (2, 3)
 """So many data show which plate is the data's: the one that is as long as they are, both times."""
 
 
-def _look(pair: nn.Module, whole: Fields) -> Structure | None:
-    """Run the programs on a few data; on all data where a plate does not follow the batch. None where both fail."""
+def _look(pair: nn.Module, whole: Fields) -> Structure:
+    """Run the programs on a few data; on all data where a plate does not follow the batch."""
     devices = sorted({value.device.index for value in whole.values() if value.is_cuda})
     with torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(pair):
         for batches in ([_rows(whole, size) for size in FEW], [whole]):
             try:
                 traces = [_traces(pair, batch) for batch in batches]
-            except UserError:
-                raise
-            except Exception:
+            except ProgramError as problem:
+                failed = problem
                 continue
             plates = [_plates(pair, program, batches) for program in zip(*traces, strict=True)]
             if all(plates) or batches == [whole]:
                 found = [_the_one(names, whole) for names in plates]
                 return _structure(pair, batches[0], dict(zip(PROGRAMS, found, strict=True)), *traces[0])
-    return None
+    raise failed
 
 
 def _rows(fields: Fields, count: int) -> Fields:
@@ -241,9 +246,25 @@ def _rows(fields: Fields, count: int) -> Fields:
 
 def _traces(pair: nn.Module, fields: Fields) -> tuple[Trace, Trace]:
     """The guide as it runs on some data, and the model at its draws."""
-    guide = _trace(pair.guide, fields)
+    guide = _tried(pair, "guide", fields)
     values = {name: node["value"] for name, node in _sites(guide).items()}
-    return guide, _trace(pair.model, fields, _At(values))
+    return guide, _tried(pair, "model", fields, _At(values))
+
+
+def _tried(pair: nn.Module, program: str, fields: Fields, handler: AbstractContextManager | None = None) -> Trace:
+    """The trace of a program; raises `ProgramError` where it raises an error of its own, and says after which site."""
+    seen = Trace()
+    try:
+        return _trace(getattr(pair, program), fields, handler, seen)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError) as problem:
+        last = next(reversed(_sites(seen).values()), None)
+        where = "before its first site"
+        if last is not None:
+            where = f"after site {last['name']!r} with a value of shape {list(last['value'].shape)}"
+        what = f"the {program} raised {type(problem).__name__} {where}: {shortened(problem, 300)}"
+        raise ProgramError(what) from problem
 
 
 class _At(Messenger):
@@ -258,10 +279,17 @@ class _At(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
-def _trace(program: Callable[..., Any], fields: Fields, handler: AbstractContextManager | None = None) -> Trace:
-    with validation_off(), LocalParameters(), poutine.trace() as tracer, handler or nullcontext():
+def _trace(
+    program: Callable[..., Any],
+    fields: Fields,
+    handler: AbstractContextManager | None = None,
+    seen: Trace | None = None,
+) -> Trace:
+    """The trace of a program; `seen` is what it is written into."""
+    seen = Trace() if seen is None else seen
+    with validation_off(), LocalParameters(), seen, handler or nullcontext():
         program(**fields)
-    return tracer.trace
+    return seen
 
 
 def _sites(trace: Trace) -> dict[str, dict]:
@@ -269,9 +297,7 @@ def _sites(trace: Trace) -> dict[str, dict]:
     return {
         name: node
         for name, node in trace.nodes.items()
-        if node["type"] == "sample"
-        and not isinstance(node["fn"], _Subsample)
-        and not (node["infer"] or {}).get("_deterministic")
+        if not isinstance(node["fn"], _Subsample) and not (node["infer"] or {}).get("_deterministic")
     }
 
 
