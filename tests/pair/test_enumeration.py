@@ -340,7 +340,8 @@ def test_a_compiled_evaluation_is_the_eager_one(case, graphs):
     assert torch.allclose(found[0].log_likelihood, found[1].log_likelihood, rtol=1e-6)
 
 
-@pytest.mark.parametrize("case", [Label, pytest.param(Chain, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [Label, Chain])
 def test_a_compiled_run_is_the_eager_run(case, compilations):
     options = {"epochs": 4, "batch_size": 2, "lr": 1e-2, "kl_warmup": 2, "progress": False}
     runs = [pv.train(case(), case().data(), engine=engine, **options) for engine in ("compiled", "eager")]

@@ -520,7 +520,7 @@ def outcome_of_breach(pair: RandomPair, fields: dict[str, Tensor]) -> tuple[str,
     return "refused", f"labelled {result.quantity}"
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.slow)])
 def test_every_random_pair_is_evaluated_right_or_refused(count, capsys):
     seen: dict[Spec | ChainSpec, tuple[str, str]] = {}
 
