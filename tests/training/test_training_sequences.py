@@ -27,7 +27,13 @@ def by_length(run):
     return {int(note.split()[2]): note for note in run.notes if note.startswith("batches of ")}
 
 
-@pytest.mark.parametrize("make, steps", [(Chain, 2), (Deep, 4)])
+AN_OLD_TRACER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10)
+"""Torch's older tracers want the value of an index by enumerated states: such a pair runs eagerly there, and says why."""
+
+
+@pytest.mark.parametrize(
+    "make, steps", [pytest.param(Chain, 2, marks=pytest.mark.skipif(AN_OLD_TRACER, reason="old torch")), (Deep, 4)]
+)
 def test_each_length_has_a_graph_of_its_own_and_the_run_is_the_eager_one(make, steps, graphs):
     compiled, eager = trained(make(), "compiled", steps), trained(make(), "eager", steps)
     assert compiled.engine == "compiled" and eager.engine == "eager", compiled.notes
