@@ -28,7 +28,7 @@ def by_length(run):
 
 
 AN_OLD_TRACER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10)
-"""Torch's older tracers want the value of an index by enumerated states: such a pair runs eagerly there, and says why."""
+"""Torch's older tracers want the value of an index by enumerated states: such a pair runs eagerly there."""
 
 
 @pytest.mark.parametrize(
