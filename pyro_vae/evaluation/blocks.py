@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_vae.data import Split
 from pyro_vae.data.sequences import are_sequences
+from pyro_vae.errors import ContractError
 from pyro_vae.pair.checks import (
     BOTH,
     Fault,
@@ -119,6 +120,17 @@ class Block:
                 check_supports(model, self.guide)
                 if any(site.auxiliary and not site.observed for site in self.guide.values()):
                     check_auxiliary(self.pair, self.batch())
+
+    def refuse_enumerated(self, why: str, of: str = "guide") -> None:
+        """Raise `ContractError` where the pair enumerates a site; of "model", where the model alone does.
+
+        Args:
+            why: what cannot do with enumeration, in words.
+        """
+        enumerated = self.structure.enumerated
+        found = enumerated["model"] - (enumerated["guide"] if of == "model" else set())
+        if found:
+            raise ContractError(f"{why}, but {min(found)!r} is enumerated; use encode for its probabilities and draws")
 
     def faults(self) -> list[Fault]:
         """Why the terms of the pair are no log-densities."""

@@ -20,7 +20,10 @@ FOLDED_AT_ONCE = 10
 
 
 class Draws(NamedTuple):
-    """Draws of the guide: values [particles, batch, *event] of each latent site, and log q(z|x) in nats."""
+    """Draws of the guide: values [particles, batch, *event] of each latent site, and log q(z|x) in nats.
+
+    Where the guide enumerates, it is zero here: there it is summed together with the model.
+    """
 
     values: dict[str, Tensor]
     log_guide: Float[Tensor, "particles batch"]
@@ -28,10 +31,16 @@ class Draws(NamedTuple):
 
 def draws_of(block: Block, particles: int) -> Draws:
     """Fresh draws of the guide for the data of a block."""
-    chunks = [Draws(values_of(guide), reduce_guide(guide, n, block.size)) for guide, n in _guides(block, particles)]
+    chunks = [Draws(values_of(guide), _log_guide(block, guide, n)) for guide, n in _guides(block, particles)]
     values = side_by_side([chunk.values for chunk in chunks])
     log_guide = torch.cat([chunk.log_guide for chunk in chunks])
     return Draws(values, log_guide if values else log_guide.to(block.split.device))
+
+
+def _log_guide(block: Block, guide: Sites, particles: int) -> Float[Tensor, "particles batch"]:
+    if block.structure.enumerated["guide"]:
+        return torch.zeros(particles, block.size, device=block.split.device)
+    return reduce_guide(guide, particles, block.size)
 
 
 def _guides(block: Block, particles: int) -> Iterator[tuple[Sites, int]]:

@@ -41,6 +41,7 @@ def inference_data(
     with torch.no_grad(), seeded(seed):
         block = Block(pair, split, slice(0, split.size), seed)
         block.check()
+        block.refuse_enumerated("an export holds draws of every latent")
         batch, drawn = block.batch(), draws_of(block, draws)
         terms = LogTerms(*model_terms(pair, batch, drawn.values, draws), drawn.log_guide)
         seen = [

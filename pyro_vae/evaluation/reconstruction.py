@@ -5,7 +5,7 @@ from dataclasses import replace
 from pyro_vae.evaluation.blocks import Block
 from pyro_vae.evaluation.evaluator import Evaluator, Progress
 from pyro_vae.evaluation.result import Estimate, PerDatum, quantiles
-from pyro_vae.pair.generation import center, decode, picture_site
+from pyro_vae.pair.generation import center, picture_site, reconstruct_from
 
 
 class Reconstruction(Evaluator):
@@ -22,10 +22,10 @@ class Reconstruction(Evaluator):
     def of_block(self, block: Block, particles: int, progress: Progress) -> PerDatum:
         block.check(of=())
         with block.seeded():
-            sites = decode(block.pair, block.batch(), {name: center(site) for name, site in block.guide.items()})
+            sites = reconstruct_from(block.pair, block.batch(), block.guide)
         site = picture_site(sites)
         nll = -sum(s.log_prob() for s in sites.values()).squeeze(0).cpu()
-        squared_error = (center(site) - site.value.squeeze(0)).square().flatten(1).mean(1).cpu()
+        squared_error = (center(site) - site.value.squeeze(0)).square().reshape(block.size, -1).mean(1).cpu()
         progress(block.size * particles)
         return {"reconstruction_nll": nll, "squared_error": squared_error}
 

@@ -9,6 +9,7 @@ under the guide.
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -72,6 +73,7 @@ class Enumeration:
         }
         self.of_guide = {symbol_of(s.enumerated): s for s in self.guide.values() if s.enumerated is not None}
         self.of_model = {symbol_of(s.enumerated) for s in sites if s.enumerated is not None} - self.of_guide.keys()
+        self.made: dict[tuple[int, int], tuple[Tensor, Factor]] = {}  # a factor by its site and its term, kept alive
         self.scores = self._scores() if torch.is_grad_enabled() else []
 
     # --- the terms of a pair ---
@@ -83,16 +85,25 @@ class Enumeration:
             drawn: the latents are draws of the model itself, so that log p(x|z) is averaged over what is enumerated
                 together with them, and there is no log p(z).
         """
-        sites = [s for s in self.model.values() if s.observed or s.enumerated is not None or not drawn]
-        ties = [self._ties(site) for site in sites]
-        tied = [site for site, is_tied in zip(sites, ties, strict=True) if is_tied]
-        alone = [site for site, is_tied in zip(sites, ties, strict=True) if not is_tied]
+        sites = {n: s for n, s in self.model.items() if s.observed or s.enumerated is not None or not drawn}
+        tied = [site for name, site in sites.items() if name in self.tied]
+        alone = [site for name, site in sites.items() if name not in self.tied]
         log_likelihood = self._mean([self.factor(site) for site in alone if site.observed])
         log_prior = self._mean([self.factor(site) for site in alone if not site.observed])
-        hidden = [site for site in tied if not site.observed]
-        of_prior = self._marginal(hidden) if any(site.enumerated is None for site in hidden) else 0.0
+        of_prior = 0.0 if drawn else self.of_prior
         of_both = self._marginal(tied) if tied else 0.0
         return log_likelihood + of_both - of_prior, log_prior + of_prior
+
+    @cached_property
+    def tied(self) -> dict[str, Site]:
+        """The model's sites that depend on what it enumerates alone."""
+        return {name: site for name, site in self.model.items() if self.unscaled(site).over(self.of_model)}
+
+    @cached_property
+    def of_prior(self) -> Tensor | float:
+        """log sum_y p(y, z) of the latents z that are tied; 0 where there are none."""
+        hidden = [site for site in self.tied.values() if not site.observed]
+        return self._marginal(hidden) if any(site.enumerated is None for site in hidden) else 0.0
 
     def log_guide(self) -> Tensor:
         """log q(z|x), averaged over what the guide enumerates."""
@@ -107,15 +118,14 @@ class Enumeration:
         """The KL of each latent of the guide, and of those together that the model's enumerations tie to each other: of
         the sites `closed` in closed form if there is one, else log q - log p at the draws."""
         parts: dict[str, Tensor] = {}
-        tied = {name: site for name, site in self.model.items() if self._ties(site) and not site.observed}
         for name, site in self.guide.items():
             if not site.observed:
                 prior = self.model.get(name)
-                part = self._mean(self._divergence(site, None if name in tied else prior, name in closed))
-                name = TIED if prior is None or name in tied else name
+                part = self._mean(self._divergence(site, None if name in self.tied else prior, name in closed))
+                name = TIED if prior is None or name in self.tied else name
                 parts[name] = parts[name] + part if name in parts else part
-        if any(site.enumerated is None for site in tied.values()):
-            parts[TIED] = parts[TIED] - self._marginal(list(tied.values()))
+        if TIED in parts:
+            parts[TIED] = parts[TIED] - self.of_prior
         return parts
 
     def _divergence(self, site: Site, prior: Site | None, closed: bool) -> list[Factor]:
@@ -155,6 +165,12 @@ class Enumeration:
             like: another site that the term depends on.
         """
         term = site.counting() if term is None else term
+        key = id(site), id(term)
+        if key not in self.made:
+            self.made[key] = term, self._factor(site, term, like)
+        return self.made[key][1]
+
+    def _factor(self, site: Site, term: Tensor, like: Site | None) -> Factor:
         layout, numbers = site.layout, {**site.dims, **(like.dims if like else {})}
         numbers = {dim: n for dim, n in numbers.items() if -dim <= term.dim() and term.shape[dim] > 1}
         symbols = {dim: self.plates[name] for name, dim in site.inner.items()}
@@ -173,10 +189,6 @@ class Enumeration:
     def unscaled(self, site: Site) -> Factor:
         """What counts of a site in a sum: of an enumerated one its probability, whether masked or not."""
         return self.factor(site, site.density if site.enumerated is not None else site.counting(scaled=False))
-
-    def _ties(self, site: Site) -> bool:
-        """Whether a site depends on what the model enumerates, or is enumerated by it."""
-        return self.unscaled(site).over(self.of_model)
 
     def _scores(self) -> list[Factor]:
         """Factors of value 1, whose gradient is the score of a site that has no pathwise one and depends on what the

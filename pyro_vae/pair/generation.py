@@ -10,7 +10,7 @@ from pyro_vae.data import Split
 from pyro_vae.errors import ContractError
 from pyro_vae.pair.pair import select_fields
 from pyro_vae.pair.particles import run_guide, run_guide_at, run_model, run_program
-from pyro_vae.pair.posterior import probabilities, together
+from pyro_vae.pair.posterior import guide_probabilities, hidden_sites, probabilities, together
 from pyro_vae.pair.sites import Site, Sites, observed, side_by_side, values_of
 
 CHUNK = 512
@@ -47,12 +47,17 @@ def reconstruct(pair: nn.Module, fields: Mapping[str, Tensor]) -> Sites:
     """The observed sites of the model at the guide's means (draws, where a site has no mean), and at the most probable
     values of what is enumerated."""
     with torch.no_grad():
-        guide = run_guide(pair, fields)
-        chosen = {name: site.mode() for name, site in guide.items() if site.summed}
-        if chosen:
-            guide = run_guide_at(pair, fields, chosen)
-        means = {name: site.mean() for name, site in guide.items()} | chosen
-        return observed(run_model(pair, fields, means | together(pair, fields, means, best=True)))
+        return reconstruct_from(pair, fields, run_guide(pair, fields))
+
+
+def reconstruct_from(pair: nn.Module, fields: Mapping[str, Tensor], guide: Sites) -> Sites:
+    """The same from the guide's sites at one draw, which were drawn and not enumerated."""
+    chosen = {name: site.mode() for name, site in guide.items() if site.summed}
+    if chosen:
+        guide = run_guide_at(pair, fields, chosen)
+    means = {name: site.mean() for name, site in guide.items()} | chosen
+    hidden = hidden_sites(pair, fields, means)
+    return observed(run_model(pair, fields, means | (together(hidden, best=True) if hidden else {})))
 
 
 def encode(pair: nn.Module, split: Split) -> dict[str, Tensor]:
@@ -69,17 +74,23 @@ def encode(pair: nn.Module, split: Split) -> dict[str, Tensor]:
     with torch.no_grad():
         for batch in split.batches(CHUNK):
             guide = run_guide(pair, batch)
-            found = {f"{name}_probabilities": p for name, p in probabilities(pair, batch, values_of(guide)).items()}
+            found = _named("probabilities", guide_probabilities(pair, batch))
             for name, site in guide.items():
                 if not site.summed:
                     found |= {f"{name}_mean": center(site), f"{name}_scale": site.deviation()[0]}
-            for word, best in (("most_probable", True), ("draw", False)):
-                values = together(pair, batch, values_of(guide), best)
-                found |= {f"{name}_{word}": value[0] for name, value in values.items()}
+            hidden = hidden_sites(pair, batch, values_of(guide))
+            if hidden:
+                found |= _named("probabilities", probabilities(hidden))
+                for word, best in (("most_probable", True), ("draw", False)):
+                    found |= _named(word, {name: value[0] for name, value in together(hidden, best).items()})
             parts.append({name: value.cpu() for name, value in found.items()})
     outside = {f"{name}_{word}" for name, site in guide.items() if not site.in_plate for word in ("mean", "scale")}
     shared = {name: value for name, value in parts[0].items() if name in outside}
     return side_by_side([{n: v for n, v in part.items() if n not in outside} for part in parts]) | shared
+
+
+def _named(word: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}_{word}": value for name, value in values.items()}
 
 
 def center(site: Site) -> Tensor:

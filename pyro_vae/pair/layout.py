@@ -52,6 +52,8 @@ class Layout(NamedTuple):
             ValueError: its leading dims are not those of a site in the data's plate.
         """
         lead, event = list(tensor.shape[: tensor.dim() - event_dims]), tensor.shape[tensor.dim() - event_dims :]
+        if self.depth == 1 and not rest and lead == [*self.draws, self.rows]:
+            return tensor.reshape(self.particles, self.size, *event)
         outer = [dim for dim in (self.own, self.data) if dim is not None]
         kept = [*outer, *sorted(rest)]
         width = max(len(lead), *[-dim for dim in kept])

@@ -131,6 +131,14 @@ def evaluating(pair: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def drawing_apart(fields: Mapping[str, Tensor]) -> Iterator[None]:
+    """Torch's random numbers, on the CPU and where the fields are, go on afterwards as if nothing had been drawn."""
+    devices = sorted({value.device.index for value in fields.values() if value.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
 def device_of(pair: nn.Module) -> torch.device:
     """Where the pair's parameters and buffers are; the CPU for a pair that has none."""
     return next((tensor.device for tensor in (*pair.parameters(), *pair.buffers())), torch.device("cpu"))
@@ -214,6 +222,12 @@ def _undecorated(program: Callable[..., Any]) -> Program:
             bound += len(given)
         else:
             return program, bound
+
+
+def first_rows(batch: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """So many data of a batch, from the first on; the first again where it has fewer."""
+    rows = [row % batch_size(batch) for row in range(count)]
+    return {name: value[rows] for name, value in batch.items()}
 
 
 def batch_size(batch: Mapping[str, Tensor]) -> int:

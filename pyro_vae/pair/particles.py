@@ -18,9 +18,17 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError, ProgramError, UserError, check_positive
 from pyro_vae.pair.equality import same
-from pyro_vae.pair.pair import LocalParameters, batch_size, evaluating, select_fields, validation_off
+from pyro_vae.pair.pair import (
+    LocalParameters,
+    batch_size,
+    drawing_apart,
+    evaluating,
+    first_rows,
+    select_fields,
+    validation_off,
+)
 from pyro_vae.pair.record import PARTICLES, Record
-from pyro_vae.pair.sites import Site, Sites, latent, shortened, side_by_side, values_of
+from pyro_vae.pair.sites import OF_A_PROGRAM, Site, Sites, latent, raised, shortened, side_by_side, values_of
 from pyro_vae.pair.structure import Fields, structure_of
 
 Values = Mapping[str, Shaped[Tensor, "particles batch ..."]]
@@ -83,9 +91,8 @@ def run_program(
             program(**{name: layout.repeat(field) for name, field in fields.items()})
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError) as problem:
-        what = f"the {like} raised {type(problem).__name__} {record.last}: {shortened(problem, 300)}"
-        raise ProgramError(what) from problem
+    except OF_A_PROGRAM as problem:
+        raise raised(like, problem, record.last) from problem
     return record.sites
 
 
@@ -191,16 +198,14 @@ def ways(pair: nn.Module, batch: Fields, particles: int = 2) -> Ways:
     if key not in seen:
         fields = select_fields(pair, batch)
         structure_of(pair, fields)  # seen on all data, before a few of them are tried
-        devices = sorted({value.device.index for value in fields.values() if value.is_cuda})
-        with evaluating(pair), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with evaluating(pair), torch.no_grad(), drawing_apart(fields):
             seen[key] = _compare(pair, fields)
     return seen[key]
 
 
 def _compare(pair: nn.Module, whole: Fields) -> Ways:
     """The ways of a pair on a few data under moved weights; where that fails, under its own, and then on all data."""
-    rows = [row % batch_size(whole) for row in range(TRIED_DATA)]
-    few = {name: field[rows] for name, field in whole.items()}
+    few = first_rows(whole, TRIED_DATA)
     for trial in (_Trial(pair, few, _moved(pair)), _Trial(pair, few), _Trial(pair, whole, fixed=True)):
         try:
             return trial.ways()

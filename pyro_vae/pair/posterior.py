@@ -17,21 +17,33 @@ from pyro_vae.pair.sites import Site
 from pyro_vae.pair.structure import structure_of
 
 
-def probabilities(pair: nn.Module, batch: Fields, values: Values) -> dict[str, Float[Tensor, "batch ..."]]:
-    """The posterior of each enumerated site, [batch, *its plates, values]: q(y|x) where the guide enumerates it, else
-    p(y|x, z) at the values [1, batch, ...] of what is drawn.
+def guide_probabilities(pair: nn.Module, batch: Fields) -> dict[str, Float[Tensor, "batch ..."]]:
+    """q(y|x) of each site that the guide enumerates, [batch, *its plates, values]."""
+    if not structure_of(pair, select_fields(pair, batch)).enumerated["guide"]:
+        return {}
+    with torch.no_grad():
+        guide = Enumeration({}, run_guide(pair, batch, summing=True), 1, batch_size(batch))
+        sites = guide.of_guide.items()
+        return {site.name: _of_site(guide.probability([number], []), guide, site) for number, site in sites}
+
+
+def hidden_sites(pair: nn.Module, batch: Fields, values: Values) -> Enumeration | None:
+    """The sums over what the model alone enumerates, at the values [1, batch, ...] of what is drawn; None where that is
+    nothing."""
+    enumerated = structure_of(pair, select_fields(pair, batch)).enumerated
+    if enumerated["model"] == enumerated["guide"]:
+        return None
+    with torch.no_grad():
+        return Enumeration(run_model(pair, batch, values, summing=True), {}, 1, batch_size(batch))
+
+
+def probabilities(hidden: Enumeration) -> dict[str, Float[Tensor, "batch ..."]]:
+    """p(y|x, z) of each hidden site, [batch, *its plates, values].
 
     The gradient of log p(x, z) with respect to a site's log-probability is the posterior of its value and of what it
     depends on.
     """
     found = {}
-    with torch.no_grad():
-        guide = Enumeration({}, run_guide(pair, batch, summing=True), 1, batch_size(batch))
-        for number, site in guide.of_guide.items():
-            found[site.name] = _of_site(guide.probability([number], []), guide, site)
-    hidden = _hidden(pair, batch, values)
-    if hidden is None:
-        return found
     with torch.enable_grad():
         sites = [site for site in hidden.model.values() if site.enumerated is not None]
         leaves = [hidden.unscaled(site) for site in sites]
@@ -44,15 +56,12 @@ def probabilities(pair: nn.Module, batch: Fields, values: Values) -> dict[str, F
     return found
 
 
-def together(pair: nn.Module, batch: Fields, values: Values, best: bool) -> dict[str, Tensor]:
-    """Values [1, batch, *its plates, *event] of the sites that the model alone enumerates, given x and what is drawn.
+def together(hidden: Enumeration, best: bool) -> dict[str, Tensor]:
+    """Values [1, batch, *its plates, *event] of the hidden sites, given x and what is drawn.
 
     Args:
         best: the values that are most probable together; else one joint draw.
     """
-    hidden = _hidden(pair, batch, values)
-    if hidden is None:
-        return {}
     tree: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
     asked: dict[str, Tensor] = {}
     for name, site in hidden.model.items():
@@ -70,15 +79,6 @@ def together(pair: nn.Module, batch: Fields, values: Values, best: bool) -> dict
             for term in terms:
                 term._pyro_backward()
     return {name: _value(hidden, hidden.model[name], tensor) for name, tensor in asked.items()}
-
-
-def _hidden(pair: nn.Module, batch: Fields, values: Values) -> Enumeration | None:
-    """The sums over what the model alone enumerates; None where that is nothing."""
-    enumerated = structure_of(pair, select_fields(pair, batch)).enumerated
-    if enumerated["model"] == enumerated["guide"]:
-        return None
-    with torch.no_grad():
-        return Enumeration(run_model(pair, batch, values, summing=True), {}, 1, batch_size(batch))
 
 
 def _of_site(joint: Factor, enumeration: Enumeration, site: Site) -> Float[Tensor, "batch ..."]:

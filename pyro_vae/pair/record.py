@@ -93,12 +93,9 @@ class Record(Messenger):
         self.sites[site.name] = site
 
     @property
-    def last(self) -> str:
-        """Where the program is, in words."""
-        if not self.sites:
-            return "before its first site"
-        last = next(reversed(self.sites.values()))
-        return f"after site {last.name!r} with a value of shape {list(last.raw.shape)}"
+    def last(self) -> tuple[str, Tensor] | None:
+        """Name and value of the last site that ran."""
+        return next(((site.name, site.raw) for site in reversed(self.sites.values())), None)
 
 
 def plates_of(msg: dict) -> dict[str, int]:

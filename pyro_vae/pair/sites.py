@@ -211,6 +211,18 @@ class Site:
 Sites = dict[str, Site]
 
 
+OF_A_PROGRAM = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError)
+"""What a program of a user's may raise."""
+
+
+def raised(program: str, problem: Exception, last: tuple[str, Tensor] | None) -> ProgramError:
+    """What a program raised, and where: after its last site, whose name and value are given."""
+    where = "before its first site"
+    if last is not None:
+        where = f"after site {last[0]!r} with a value of shape {list(last[1].shape)}"
+    return ProgramError(f"the {program} raised {type(problem).__name__} {where}: {shortened(problem, 300)}")
+
+
 def shortened(problem: Exception, length: int) -> str:
     """What an error says, in one line of that many characters at most."""
     return " ".join(str(problem).split())[:length]

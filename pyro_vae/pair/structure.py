@@ -20,12 +20,12 @@ from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
-from pyro_vae.errors import ContractError, ProgramError, UserError
+from pyro_vae.errors import ContractError, ProgramError
 from pyro_vae.pair.bounded import Bounded
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.layout import Layout
-from pyro_vae.pair.pair import LocalParameters, batch_size, evaluating, validation_off
-from pyro_vae.pair.sites import elements, shortened, unwrapped
+from pyro_vae.pair.pair import LocalParameters, batch_size, drawing_apart, evaluating, first_rows, validation_off
+from pyro_vae.pair.sites import OF_A_PROGRAM, elements, raised, shortened, unwrapped
 
 Fields = Mapping[str, Tensor]
 PROGRAMS = ("guide", "model")
@@ -224,9 +224,8 @@ FEW = (2, 3)
 
 def _look(pair: nn.Module, whole: Fields) -> Structure:
     """Run the programs on a few data; on all data where a plate does not follow the batch."""
-    devices = sorted({value.device.index for value in whole.values() if value.is_cuda})
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(pair):
-        for batches in ([_rows(whole, size) for size in FEW], [whole]):
+    with drawing_apart(whole), torch.no_grad(), evaluating(pair):
+        for batches in ([first_rows(whole, size) for size in FEW], [whole]):
             try:
                 traces = [_traces(pair, batch) for batch in batches]
             except ProgramError as problem:
@@ -237,11 +236,6 @@ def _look(pair: nn.Module, whole: Fields) -> Structure:
                 found = [_the_one(names, whole) for names in plates]
                 return _structure(pair, batches[0], dict(zip(PROGRAMS, found, strict=True)), *traces[0])
     raise failed
-
-
-def _rows(fields: Fields, count: int) -> Fields:
-    rows = [row % batch_size(fields) for row in range(count)]
-    return {name: value[rows] for name, value in fields.items()}
 
 
 def _traces(pair: nn.Module, fields: Fields) -> tuple[Trace, Trace]:
@@ -258,13 +252,9 @@ def _tried(pair: nn.Module, program: str, fields: Fields, handler: AbstractConte
         return _trace(getattr(pair, program), fields, handler, seen)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError) as problem:
-        last = next(reversed(_sites(seen).values()), None)
-        where = "before its first site"
-        if last is not None:
-            where = f"after site {last['name']!r} with a value of shape {list(last['value'].shape)}"
-        what = f"the {program} raised {type(problem).__name__} {where}: {shortened(problem, 300)}"
-        raise ProgramError(what) from problem
+    except OF_A_PROGRAM as problem:
+        last = next(((node["name"], node["value"]) for node in reversed(_sites(seen).values())), None)
+        raise raised(program, problem, last) from problem
 
 
 class _At(Messenger):
@@ -389,9 +379,7 @@ def _summing(
         }
         alone = _sites(_trace(run, fields, _At(last)))
         differs = [name for name, node in _sites(trace).items() if _differ(node, alone[name], found.depth)]
-    except UserError:
-        raise
-    except Exception as problem:
+    except OF_A_PROGRAM as problem:
         raise ProgramError(
             f"the {program} raised {type(problem).__name__} with {min(names)!r} enumerated, whose values have dims of "
             f"their own to the left of the batch; count dims from the right (dim=-1): {shortened(problem, 300)}"

@@ -83,7 +83,7 @@ def _curves(means: Float[Tensor, "units columns ..."], names: Sequence[str]) -> 
     figure = Figure(figsize=(7, 1.2 * len(names) + 0.8), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     colors = colormaps["viridis"](np.linspace(0, 1, means.shape[1]))
-    for axes, name, row in zip(panels, names, means.flatten(2).numpy(), strict=True):
+    for axes, name, row in zip(panels, names, means.reshape(*means.shape[:2], -1).numpy(), strict=True):
         for curve, color in zip(row, colors, strict=True):
             axes.plot(np.arange(1, len(curve) + 1), curve, color=color, linewidth=1, marker=".", markersize=3)
         axes.set_ylabel(name)

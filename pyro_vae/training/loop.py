@@ -249,7 +249,7 @@ class Trainer:
         reads = reads_a_value(lambda: engine.run(batch, self.beta))
         self.optimizer.zero_grad()
         if reads:
-            self.shortcomings.append("the loss reads a value on the host, so no step is captured in a CUDA graph")
+            self.notes.append("the loss reads a value on the host, so no step is captured in a CUDA graph")
         return not reads
 
     def fit(self, progress: bool) -> Run:
