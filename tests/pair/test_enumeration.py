@@ -341,12 +341,12 @@ def test_a_compiled_evaluation_is_the_eager_one(case, graphs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [Label, Chain])
-def test_a_compiled_run_is_the_eager_run(case, compilations):
+@pytest.mark.parametrize(("case", "lengths"), [(Label, 1), (Chain, 4)])
+def test_a_compiled_run_is_the_eager_run_with_a_graph_for_each_length(case, lengths, compilations):
     options = {"epochs": 4, "batch_size": 2, "lr": 1e-2, "kl_warmup": 2, "progress": False}
     runs = [pv.train(case(), case().data(), engine=engine, **options) for engine in ("compiled", "eager")]
     assert runs[0].engine == "compiled", runs[0].notes
-    assert len(compilations) == 1
+    assert 1 <= len(compilations) <= lengths
     for (name, value), reference in zip(runs[0].pair.named_parameters(), runs[1].pair.parameters(), strict=True):
         assert torch.allclose(value, reference, atol=1e-6), name
 
