@@ -19,6 +19,7 @@ from pyro_vae.errors import ContractError, RunError, check_positive
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
 from pyro_vae.evaluation.evaluator import Called, Evaluator
+from pyro_vae.evaluation.given_globals import GivenGlobals, shared_draws
 from pyro_vae.evaluation.result import Estimate, Result
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
@@ -43,6 +44,7 @@ def evaluate(
     split: str = "test",
     seed: int = 0,
     relaxed: bool = False,
+    global_draws: int = 30,
     device: str = "auto",
     **options: Any,
 ) -> Result:
@@ -60,6 +62,8 @@ def evaluate(
         split: "train", "valid" or "test" of a `Dataset`.
         seed: fixes the draws.
         relaxed: allow grey values under a Bernoulli; the figures are then a loss, not a likelihood.
+        global_draws: draws of latents outside the plate of the data, where there are any: the figures of a datum are
+            given these, and `data_set` is the bound of all data together.
         device: auto, cpu or cuda, for a run; a pair stays where it is.
         options: the evaluator's own.
 
@@ -77,7 +81,7 @@ def evaluate(
         evaluator = plugins.build("evaluator", evaluator, options)
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
-    settings = {"split": split, "seed": seed, "relaxed": relaxed, "device": device}
+    settings = {"split": split, "seed": seed, "relaxed": relaxed, "global_draws": global_draws, "device": device}
     return next(evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings))
 
 
@@ -92,6 +96,7 @@ def evaluate_each(
     split: str = "test",
     seed: int = 0,
     relaxed: bool = False,
+    global_draws: int = 30,
     device: str = "auto",
 ) -> Iterator[Result]:
     """The `Result` of each of several evaluators. Where they can, they share one pass of the data through the encoder.
@@ -112,13 +117,16 @@ def evaluate_each(
         check_sequences(pair, chosen)
         check_support(pair, chosen, relaxed)
         lengths = sequence_lengths(pair, chosen)
-        check_data_apart(pair, Block(pair, chosen, slice(0, DATA_BLOCK), seed).batch())
+        first = Block(pair, chosen, slice(0, DATA_BLOCK), seed)
+        check_data_apart(pair, first.batch())
+        shared = shared_draws(first, global_draws, seed)
     keep = len(evaluators) > 1
     mine = Blocks(pair, chosen, seed, processes.rank(), processes.world_size(), keep)
     whole = mine if processes.world_size() == 1 else Blocks(pair, chosen, seed, keep=keep)
     for name, evaluator in evaluators.items():
         began = time.perf_counter()
         evaluator = evaluator if isinstance(evaluator, Evaluator) else Called(evaluator)
+        evaluator = evaluator if shared is None else GivenGlobals(evaluator, shared)
         with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"):
             estimate = _estimate(name, evaluator, whole, mine, particles, progress)
         result = Result(

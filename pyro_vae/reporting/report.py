@@ -21,7 +21,7 @@ from pyro_vae.runs.run import Run
 RELAXED = "loss, not a log-likelihood"
 PLACED = (
     "evaluator model data split n particles seconds quantity kind nats nats_per_time_slice bits_per_dim "
-    "bits_per_dim_note warnings figures"
+    "bits_per_dim_note warnings figures given data_set"
 ).split()
 """The keys of an entry that have a place of their own in the report; all others are listed as they are."""
 

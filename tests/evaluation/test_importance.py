@@ -23,7 +23,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.errors import ContractError, DataError, RunError
 from pyro_vae.evaluation import chunks
-from pyro_vae.evaluation.arviz_adapter import arviz, pareto_k
+from pyro_vae.arviz_adapter import arviz, pareto_k
 from pyro_vae.evaluation.blocks import Block
 from pyro_vae.evaluation.weights import WeightStream
 
