@@ -156,7 +156,7 @@ def _check_places(model: Sites, guide: Sites) -> None:
     for name, site in latent(model).items():
         if site.summed and not site.in_plate:
             raise ContractError(
-                f"site {name!r} is enumerated outside the data's plate, where its values tie all data together; leave "
+                f"site {name!r} is outside the data plate, where enumerating it ties all data together; leave "
                 "infer={'enumerate': ...} out and draw it in the guide"
             )
         both = [site, guide.get(name, site)]
