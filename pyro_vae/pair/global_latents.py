@@ -50,7 +50,7 @@ class Held(nn.Module):
     """A pair whose global latents are held at given values: for all else they are not there, so that what is left has
     terms of each datum, given these values. Its other attributes are the pair's.
 
-    The values are buffers, so that a graph that was traced at some of them takes others.
+    The values are buffers, so that the graphs of different draws have one code, which is compiled once.
     """
 
     def __init__(self, pair: nn.Module, values: Mapping[str, Tensor]):
@@ -174,12 +174,17 @@ def _check_apart(pair: nn.Module, fields: Fields, model: Sites, guide: Sites) ->
             except ProgramError:
                 continue  # a plate of fixed size, which cannot be cut, or data that the program does not take
             for name, site in outside(expected).items():
-                if name not in found or not same(found[name].density, site.density):
+                if name not in found or not _same_site(found[name], site):
                     raise ContractError(
                         f"site {name!r} is outside the data's plate, but in the {program} it depends on the batch, or "
                         "on latents of the data, so no draw of it can be held for all data; move it inside the plate, "
                         "or let it depend on parameters and on other latents outside the plate alone"
                     )
+
+
+def _same_site(found: Site, expected: Site) -> bool:
+    """Whether two runs give one log-probability; of a point mass, which has the value that it gives itself, one value."""
+    return same(found.density, expected.density) and same(found.raw, expected.raw)
 
 
 def _other_data(fields: Fields) -> Iterator[dict[str, Tensor]]:
