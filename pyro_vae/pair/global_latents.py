@@ -183,7 +183,7 @@ def _check_apart(pair: nn.Module, fields: Fields, model: Sites, guide: Sites) ->
 
 
 def _same_site(found: Site, expected: Site) -> bool:
-    """Whether two runs give one log-probability; of a point mass, which has the value that it gives itself, one value."""
+    """Whether two runs give one log-probability, and a point mass, which gives its own value, one value."""
     return same(found.density, expected.density) and same(found.raw, expected.raw)
 
 
