@@ -122,9 +122,8 @@ class EightSchools(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.loc, self.log_scale = nn.Parameter(full(4.0, 10)), nn.Parameter(full(1.0, 10))
-        with torch.no_grad():
-            self.loc[1], self.log_scale[1] = 1.0, -0.7
+        self.loc = nn.Parameter(torch.tensor([4.4, 1.0] + [4.0] * 8).double())
+        self.log_scale = nn.Parameter(torch.tensor([4.5, 0.55] + [4.0] * 8).double().log())
 
     def model(self, y: Tensor, sigma: Tensor, index: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(full(0.0), 5.0))

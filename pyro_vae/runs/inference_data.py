@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,8 +67,8 @@ def inference_data(
     groups["prior_predictive"] = side_by_side([values_of(observed(sites)) for sites in prior])
     if shared is None or shared.faults:
         groups["sample_stats"].pop("log_weight_shared", None)
-    arrays = {group: {n: v.unsqueeze(0).cpu().numpy() for n, v in values.items()} for group, values in groups.items()}
-    arrays["observed_data"] = {n: site.value[0].cpu().numpy() for n, site in observed_sites(pair, fields).items()}
+    arrays = {group: _arrays({n: v.unsqueeze(0) for n, v in values.items()}) for group, values in groups.items()}
+    arrays["observed_data"] = _arrays({n: site.value[0] for n, site in observed_sites(pair, fields).items()})
     of_all = {"log_weight_shared", *((*shared.drawn, *shared.estimates) if shared else ())}
     dims = {name: [DATUM] for values in groups.values() for name in values if name not in of_all}
     return from_groups(arrays, dims, _notes(shared, hidden))
@@ -115,3 +116,7 @@ def _notes(shared: GlobalLatents | None, hidden: Sequence[str]) -> dict[str, str
     if hidden:
         notes["summed_out_of_log_likelihood"] = ", ".join(hidden)
     return notes
+
+
+def _arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.detach().cpu().numpy() for name, value in values.items()}
