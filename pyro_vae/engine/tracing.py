@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.engine.inductor import compile_graph
-from pyro_vae.pair.pair import LocalParameters
+from pyro_vae.pair.parameters import LocalParameters
 
 Named = Mapping[str, Tensor]
 Function = Callable[..., list[Tensor]]

@@ -23,6 +23,7 @@ from pyro_vae.evaluation.result import Estimate, Result
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import device_of, evaluating
+from pyro_vae.pair.ready import make_ready
 from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import side_by_side
 from pyro_vae.runs.folder import keep_result
@@ -108,6 +109,7 @@ def evaluate_each(
     if run is not None:
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
+    make_ready(pair, chosen, DATA_BLOCK, seed)
     with torch.random.fork_rng(), unchanged(pair):
         check_sequences(pair, chosen)
         check_support(pair, chosen, relaxed)
