@@ -19,6 +19,7 @@ from pyro_vae.errors import ContractError, RunError, check_positive
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
 from pyro_vae.evaluation.evaluator import Called, Evaluator
+from pyro_vae.evaluation.refit import refitted
 from pyro_vae.evaluation.result import Estimate, Result
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
@@ -44,6 +45,7 @@ def evaluate(
     split: str = "test",
     seed: int = 0,
     relaxed: bool = False,
+    refit: int = 0,
     device: str = "auto",
     **options: Any,
 ) -> Result:
@@ -61,6 +63,8 @@ def evaluate(
         split: "train", "valid" or "test" of a `Dataset`.
         seed: fixes the draws.
         relaxed: allow grey values under a Bernoulli; the figures are then a loss, not a likelihood.
+        refit: steps by which the parameters of each datum are fitted to these data, where the guide has such (an
+            AutoNormal for local latents); all other parameters stay as they are.
         device: auto, cpu or cuda, for a run; a pair stays where it is.
         options: the evaluator's own.
 
@@ -78,7 +82,7 @@ def evaluate(
         evaluator = plugins.build("evaluator", evaluator, options)
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
-    settings = {"split": split, "seed": seed, "relaxed": relaxed, "device": device}
+    settings = {"split": split, "seed": seed, "relaxed": relaxed, "refit": refit, "device": device}
     return next(evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings))
 
 
@@ -93,6 +97,7 @@ def evaluate_each(
     split: str = "test",
     seed: int = 0,
     relaxed: bool = False,
+    refit: int = 0,
     device: str = "auto",
 ) -> Iterator[Result]:
     """The `Result` of each of several evaluators. Where they can, they share one pass of the data through the encoder.
@@ -110,11 +115,15 @@ def evaluate_each(
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
     make_ready(pair, chosen, DATA_BLOCK, seed)
+    if refit:
+        pair, chosen = refitted(pair, chosen, refit, seed)
     with torch.random.fork_rng(), unchanged(pair):
+        first = Block(pair, chosen, slice(0, DATA_BLOCK), seed)
+        _ = first.structure  # seen on a whole block, for programs that fit no other number of data
         check_sequences(pair, chosen)
         check_support(pair, chosen, relaxed)
         lengths = sequence_lengths(pair, chosen)
-        check_data_apart(pair, Block(pair, chosen, slice(0, DATA_BLOCK), seed).batch())
+        check_data_apart(pair, first.batch())
     keep = len(evaluators) > 1
     mine = Blocks(pair, chosen, seed, processes.rank(), processes.world_size(), keep)
     whole = mine if processes.world_size() == 1 else Blocks(pair, chosen, seed, keep=keep)

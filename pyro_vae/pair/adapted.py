@@ -30,6 +30,7 @@ from pyro_vae.pair.parameters import (
     stored,
     under_plain_pyro,
 )
+from pyro_vae.pair.sites import OF_A_PROGRAM, raised
 
 Programs = dict[str, Callable[..., Any]]
 
@@ -174,13 +175,14 @@ class AdaptedPair(Pair):
                 stack.enter_context(context)
             stack.enter_context(pyro.get_param_store().scope())
             collecting = stack.enter_context(Collecting(self, before))
-            values: dict[str, Tensor] = {}
             if batch is not None and self.remembers:
-                self.local = indexed(self.programs["guide"], batch, lambda rows: self._arguments(rows)["guide"])
+                with said("guide"):
+                    self.local = indexed(self.programs["guide"], batch, lambda rows: self._arguments(rows)["guide"])
                 here = {INDEX: torch.arange(batch_size(batch)), **batch}
                 stack.enter_context(self.local.at(here) if self.local else nullcontext())
+            drawn = Drawn()
             for name in ("guide", "model"):
-                with Drawn(values):
+                with said(name, drawn), drawn:
                     args, kwargs = given[name]
                     self.programs[name](*args, **kwargs)
         collecting.finish()
@@ -331,9 +333,9 @@ class Collecting(Named):
 class Drawn(Messenger):
     """Keeps what the guide draws, and gives it to the model."""
 
-    def __init__(self, values: dict[str, Tensor]):
+    def __init__(self) -> None:
         super().__init__()
-        self.values = values
+        self.values: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: dict) -> None:
         if msg["name"] in self.values and not msg["is_observed"] and msg["value"] is None:
@@ -342,6 +344,16 @@ class Drawn(Messenger):
     def _pyro_post_sample(self, msg: dict) -> None:
         if not msg["is_observed"]:
             self.values[msg["name"]] = msg["value"]
+
+
+@contextmanager
+def said(program: str, drawn: Drawn | None = None) -> Iterator[None]:
+    """Say in one line what a program raises, and after which site."""
+    try:
+        yield
+    except OF_A_PROGRAM as problem:
+        last = list(drawn.values.items())[-1] if drawn is not None and drawn.values else None
+        raise raised(program, problem, last) from problem
 
 
 def owners_of(program: Callable[..., Any]) -> Iterator[nn.Module]:

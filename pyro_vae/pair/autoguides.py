@@ -7,8 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide, AutoGuideList
-from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoGuideList, AutoNormal
 from torch import Tensor
 
 from pyro_vae.errors import ContractError, DataError
@@ -37,6 +36,13 @@ class IndexedGuide:
         """What the guide asks for at every run."""
         return [] if self.index is None else [pyro.plate(self.plate, self.size, subsample=self.index, dim=self.dim)]
 
+    @property
+    def sites(self) -> list[str]:
+        """The latents of a datum."""
+        parts = [part for part in self.guide.modules() if isinstance(part, AutoGuide) and part.prototype_trace]
+        found = {name: node for part in parts for name, node in part.prototype_trace.iter_stochastic_nodes()}
+        return [n for n, node in found.items() if any(f.name == self.plate for f in node["cond_indep_stack"])]
+
     @contextmanager
     def at(self, batch: Mapping[str, Any]) -> Iterator[None]:
         """Run on the data of a batch; raises `DataError` where they have no index."""
@@ -44,7 +50,7 @@ class IndexedGuide:
             raise DataError(
                 f"{type(self.guide).__name__} has parameters of its own for each of the {self.size} data that it was "
                 f"made for, found by the field {INDEX!r}, which these data lack; give {INDEX}=torch.arange(n) with "
-                "those data, and for other data use a guide that is a function of them"
+                "those data, or for others refit these parameters: evaluate(..., refit=500), --refit 500"
             )
         self.index = batch[INDEX]
         try:
@@ -72,10 +78,10 @@ def indexed(
         if rows > 1 and len(found) > 1:
             fewer = _as_long_as(part, rows - 1, arguments(first_rows(batch, rows - 1)))
             found = {name: dim for name, dim in found.items() if name in fewer}
-        if found and isinstance(part, AutoContinuous):
+        if found and not isinstance(part, AutoNormal | AutoDelta):
             raise ContractError(
                 f"{type(part).__name__} ties the latents of all data together (plate {min(found)!r}), so no datum has "
-                "a posterior of its own; use AutoNormal for them, and this guide for global latents only"
+                "a posterior of its own; use AutoNormal or AutoDelta for them, and this guide for global latents only"
             )
         if found:
             plate, dim = next(iter(found.items()))

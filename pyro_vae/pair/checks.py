@@ -182,7 +182,7 @@ def _check_function(pair: nn.Module, fields: Fields, guide: Sites, drawn: Sites)
     values = values_of(guide) | {name: maps[name](place) for name, place in places.items()}
     again = run_guide_at(pair, fields, values)
     model = run_model(pair, fields, values_of(again))
-    masses = {name: site for name, site in again.items() if is_point_mass(site.fn) and name in model}
+    masses = {n: site for n, site in again.items() if site.in_plate and is_point_mass(site.fn) and n in model}
     codes, expected = [], torch.zeros(())
     for name, place in places.items():
         expected = expected + _log_stretch(maps[name], place, values[name])
