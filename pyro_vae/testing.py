@@ -23,6 +23,7 @@ from pyro_vae.pair.data_fit import observed_sites
 from pyro_vae.pair.generation import sample
 from pyro_vae.pair.global_latents import held_at_a_draw
 from pyro_vae.pair.pair import batch_size, select_fields
+from pyro_vae.pair.ready import make_ready
 from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import observed
 from pyro_vae.pair.structure import structure_of
@@ -89,6 +90,7 @@ def check_pair(pair: nn.Module, batch: Batch) -> list[str]:
         ContractError: one or more checks failed; says in words what.
     """
     failures: dict[str, str] = {}
+    make_ready(pair, Split(batch), batch_size(batch))
     with torch.random.fork_rng():
         for what, check in CHECKS.items():
             torch.manual_seed(SEED)

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from pyro_vae.engine.inductor import compile_graph
-from pyro_vae.pair.pair import LocalParameters
+from pyro_vae.pair.parameters import LocalParameters
 
 Named = Mapping[str, Tensor]
 Function = Callable[..., list[Tensor]]
@@ -66,7 +67,7 @@ def _attributes_kept(module: nn.Module) -> Iterator[None]:
     for part, attributes in before.items():
         for name, value in list(vars(part).items()):
             if name not in attributes or attributes[name] is not value:
-                if not isinstance(part, nn.RNNBase):  # which notes its weights anew where others stand in for them
+                if not isinstance(part, nn.RNNBase | AutoGuide):  # these note weights and plates anew in each run
                     changed.append(f"{type(part).__name__}.{name}")
                 vars(part).pop(name) if name not in attributes else vars(part).update({name: attributes[name]})
     if changed:

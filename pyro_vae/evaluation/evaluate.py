@@ -20,10 +20,12 @@ from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
 from pyro_vae.evaluation.evaluator import Called, Evaluator
 from pyro_vae.evaluation.given_globals import GivenGlobals, shared_draws
+from pyro_vae.evaluation.refit import refitted
 from pyro_vae.evaluation.result import Estimate, Result
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import device_of, evaluating
+from pyro_vae.pair.ready import make_ready
 from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import side_by_side
 from pyro_vae.runs.folder import keep_result
@@ -45,6 +47,7 @@ def evaluate(
     seed: int = 0,
     relaxed: bool = False,
     global_draws: int = 30,
+    refit: int = 0,
     device: str = "auto",
     **options: Any,
 ) -> Result:
@@ -64,6 +67,8 @@ def evaluate(
         relaxed: allow grey values under a Bernoulli; the figures are then a loss, not a likelihood.
         global_draws: draws of latents outside the plate of the data, where there are any: the figures of a datum are
             given these, and `data_set` is the bound of all data together.
+        refit: steps by which the parameters of each datum are fitted to these data, where the guide has such (an
+            AutoNormal for local latents); all other parameters stay as they are.
         device: auto, cpu or cuda, for a run; a pair stays where it is.
         options: the evaluator's own.
 
@@ -81,7 +86,8 @@ def evaluate(
         evaluator = plugins.build("evaluator", evaluator, options)
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
-    settings = {"split": split, "seed": seed, "relaxed": relaxed, "global_draws": global_draws, "device": device}
+    settings = {"split": split, "seed": seed, "relaxed": relaxed, "global_draws": global_draws, "refit": refit}
+    settings["device"] = device
     return next(evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings))
 
 
@@ -97,6 +103,7 @@ def evaluate_each(
     seed: int = 0,
     relaxed: bool = False,
     global_draws: int = 30,
+    refit: int = 0,
     device: str = "auto",
 ) -> Iterator[Result]:
     """The `Result` of each of several evaluators. Where they can, they share one pass of the data through the encoder.
@@ -113,11 +120,15 @@ def evaluate_each(
     if run is not None:
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
+    make_ready(pair, chosen, DATA_BLOCK, seed)
+    if refit:
+        pair, chosen = refitted(pair, chosen, refit, seed)
     with torch.random.fork_rng(), unchanged(pair):
+        first = Block(pair, chosen, slice(0, DATA_BLOCK), seed)
+        _ = first.structure  # seen on a whole block, for programs that fit no other number of data
         check_sequences(pair, chosen)
         check_support(pair, chosen, relaxed)
         lengths = sequence_lengths(pair, chosen)
-        first = Block(pair, chosen, slice(0, DATA_BLOCK), seed)
         check_data_apart(pair, first.batch())
         shared = shared_draws(first, global_draws, seed)
     keep = len(evaluators) > 1

@@ -11,7 +11,8 @@ from torch.distributions import constraints
 
 from pyro_vae.errors import ContractError
 from pyro_vae.objectives.objective import Batch, Beta, Objective, without_value
-from pyro_vae.pair.pair import LocalParameters, batch_size, select_fields, validation_off
+from pyro_vae.pair.pair import batch_size, select_fields, validation_off
+from pyro_vae.pair.parameters import LocalParameters
 from pyro_vae.pair.particles import OWN_DIM, ways
 from pyro_vae.pair.structure import structure_of
 

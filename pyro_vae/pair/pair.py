@@ -1,7 +1,6 @@
 """The pair: a model and a guide on one `torch.nn.Module`."""
 
 import inspect
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -9,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.poutine.messenger import Messenger, _bound_partial, _context_wrap
-from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.poutine.messenger import _bound_partial, _context_wrap
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
 from pyro_vae.errors import ContractError, DataError
+from pyro_vae.pair.parameters import announce, under_plain_pyro
 
 PLATE = "data"
 
@@ -29,6 +28,8 @@ class Pair(nn.Module):
 
     Attributes:
         optional_fields: fields that both take as `**fields`, where the data have them.
+        remembers: whether the guide may have parameters of each datum, so that `prepare` asks for all training data.
+        indexed: whether it has, so that it needs the field `index` [n].
 
     Example:
 
@@ -48,6 +49,8 @@ class Pair(nn.Module):
     """
 
     optional_fields: Sequence[str] = ()
+    remembers: bool = False
+    indexed: bool = False
 
     def model(self, **batch: Tensor) -> Any:
         """Declare p(z) p(x|z): sample the latents z, and observe the data x with `obs=`."""
@@ -57,6 +60,9 @@ class Pair(nn.Module):
         """Declare q(z|x): sample every latent of the model, under its name and with its shape, and no more."""
         raise NotImplementedError
 
+    def prepare(self, batch: Mapping[str, Tensor]) -> None:
+        """Make ready for data like these before the first use; nothing is to be done where all parameters are there."""
+
     @contextmanager
     def plate(self, size: int) -> Iterator[None]:
         """The plate of the data, `pyro.plate("data", size, dim=-1)`.
@@ -64,48 +70,10 @@ class Pair(nn.Module):
         Inside it plain Pyro (`pyro.infer.SVI`) also learns of this module's parameters, without a write to Pyro's
         global parameter store.
         """
-        if _PYRO_STACK and not any(isinstance(handler, LocalParameters) for handler in _PYRO_STACK):
-            _announce_parameters(self)
+        if under_plain_pyro():
+            announce(self)
         with pyro.plate(PLATE, size, dim=-1):
             yield
-
-
-def _announce_parameters(module: nn.Module) -> None:
-    """Send a `pyro.param` message for each parameter, as `PyroModule` does with module-local parameters."""
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            parameter.unconstrained = weakref.ref(parameter)
-            emit = effectful(type="param")(lambda *_, _parameter=parameter, **__: _parameter)
-            full_name = f"{type(module).__name__}_{id(module)}.{name}"
-            emit(full_name, parameter, constraint=constraints.real, name=full_name)
-
-
-class LocalParameters(Messenger):
-    """Lets a pair that calls `pyro.module` run without a write to Pyro's parameter store.
-
-    Args:
-        own_names: parameters whose names start like this are let through to the store.
-        stand_ins: the pair runs with plain tensors in place of its parameters, as `torch.func.functional_call` does.
-
-    Raises:
-        ContractError: a `pyro.param` that is no `torch.nn.Parameter`, which no optimizer here would train.
-    """
-
-    def __init__(self, own_names: str = "", stand_ins: bool = False):
-        super().__init__()
-        self.own_names, self.stand_ins = own_names, stand_ins
-
-    def _pyro_param(self, msg: dict) -> None:
-        if self.own_names and msg["name"].startswith(self.own_names):
-            return
-        args = msg["args"]
-        value = args[1] if len(args) > 1 else msg["kwargs"].get("init_tensor")
-        if not (isinstance(value, nn.Parameter) or self.stand_ins):
-            raise ContractError(
-                f"pyro.param {msg['name']!r} is not a torch.nn.Parameter of the pair; make it one: "
-                "self.w = nn.Parameter(...)"
-            )
-        msg["value"], msg["done"], msg["stop"] = value, True, True
 
 
 @contextmanager
@@ -166,7 +134,7 @@ def field_names(pair: nn.Module) -> FieldNames:
             )
     if not isinstance(pair, nn.Module):
         raise ContractError(f"{type(pair).__name__} is not a torch.nn.Module; derive it from pyro_vae.Pair")
-    programs = _undecorated(pair.model), _undecorated(pair.guide)
+    programs = undecorated(pair.model), undecorated(pair.guide)
     kept = all(inspect.isfunction(function) for function, _ in programs)
     found = (_kept_fields if kept else _fields)(type(pair).__name__, *programs)
     return found._replace(optional=[*found.optional, *getattr(pair, "optional_fields", ())])
@@ -205,10 +173,11 @@ def _parameters(function: Callable[..., Any], bound: int) -> dict[str, inspect.P
     return named if named or hidden else dict(parameters)
 
 
-def _undecorated(program: Callable[..., Any]) -> Program:
-    """The function under methods, decorators and Pyro's handlers, and how many of its arguments are bound."""
+def layers(program: Callable[..., Any]) -> Iterator[Program]:
+    """A program and what it wraps: methods, decorators, modules, Pyro's handlers, and at last the function."""
     bound = 0
     while True:
+        yield program, bound
         if inspect.ismethod(program):
             program, bound = program.__func__, bound + 1
         elif isinstance(program, nn.Module):
@@ -221,7 +190,13 @@ def _undecorated(program: Callable[..., Any]) -> Program:
             _, program, *given = program.args
             bound += len(given)
         else:
-            return program, bound
+            return
+
+
+def undecorated(program: Callable[..., Any]) -> Program:
+    """The function at the bottom of a program's layers."""
+    *_, last = layers(program)
+    return last
 
 
 def first_rows(batch: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

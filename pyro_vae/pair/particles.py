@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from pyro_vae.errors import ContractError, ProgramError, UserError, check_positive
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.pair import (
-    LocalParameters,
     batch_size,
     drawing_apart,
     evaluating,
@@ -27,6 +26,7 @@ from pyro_vae.pair.pair import (
     select_fields,
     validation_off,
 )
+from pyro_vae.pair.parameters import LocalParameters
 from pyro_vae.pair.record import PARTICLES, Record
 from pyro_vae.pair.sites import OF_A_PROGRAM, Site, Sites, latent, raised, shortened, side_by_side, values_of
 from pyro_vae.pair.structure import Fields, structure_of

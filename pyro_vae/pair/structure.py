@@ -24,7 +24,8 @@ from pyro_vae.errors import ContractError, ProgramError
 from pyro_vae.pair.bounded import Bounded
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.layout import Layout
-from pyro_vae.pair.pair import LocalParameters, batch_size, drawing_apart, evaluating, first_rows, validation_off
+from pyro_vae.pair.pair import Pair, batch_size, drawing_apart, evaluating, first_rows, validation_off
+from pyro_vae.pair.parameters import LocalParameters
 from pyro_vae.pair.sites import OF_A_PROGRAM, elements, raised, shortened, unwrapped
 
 Fields = Mapping[str, Tensor]
@@ -204,6 +205,8 @@ def structure_of(pair: nn.Module, fields: Fields) -> Structure:
         seen = _SEEN[pair] = {}
     key = (tuple((name, value.shape[1:]) for name, value in fields.items()), tuple(map(id, pair.children())))
     if key not in seen:
+        if isinstance(pair, Pair):
+            pair.prepare(fields)
         with _buffers_kept(pair):
             seen[key] = _look(pair, fields)
     return seen[key]

@@ -12,6 +12,7 @@ from torch import nn
 from pyro_vae import files, plugins
 from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.errors import DataError, RunError, UnfitPair
+from pyro_vae.pair.generation import blank_fields
 from pyro_vae.pair.pair import Pair
 from pyro_vae.runs.folder import BEST
 from pyro_vae.runs.options import current_options
@@ -100,6 +101,8 @@ def stored_pair(folder: Path, best: Mapping[str, Any], pair: nn.Module | None = 
 
 def load_weights(pair: nn.Module, checkpoint: Mapping[str, Any], folder: Path) -> None:
     """Read a checkpoint's weights into a pair; raises `RunError` where they are of another model."""
+    if isinstance(pair, Pair):
+        pair.prepare(blank_fields(checkpoint["fields"], checkpoint.get("size", 2) if pair.remembers else 2))
     try:
         pair.load_state_dict(checkpoint["pair"])
     except (RuntimeError, KeyError) as reason:

@@ -152,7 +152,8 @@ class Trainer:
         self.fabric, self.pair, self.data, self.objective, self.settings = fabric, pair, data, objective, settings
         self.folder, record = folder or RunFolder(), dict(record or {})
         self.config = record.pop("config", None)
-        self.record = {"model": type(pair).__name__, "fields": field_shapes(pair, data.train), **record}
+        facts = {"fields": field_shapes(pair, data.train), "size": data.train.size}
+        self.record = {"model": type(pair).__name__, **facts, **record}
         torch.manual_seed(settings.seed + fabric.global_rank)
         pair.to(fabric.device).train()
         self.train_split = data.train.to(fabric.device)
@@ -214,6 +215,8 @@ class Trainer:
         self.is_loss = bool(faults) or self.settings.relaxed
         self.monitored = monitored(self.settings.monitor, self.is_loss)
         self.notes += [*(f"a loss, not a bound: {fault.line}" for fault in faults), *self.shortcomings]
+        if self.data.valid is self.data.train:
+            self.notes.append("validated on the training data, since the guide has parameters of each of them")
         cost = self.data.train.cost(self.settings.batch_size)
         if cost:
             self.notes.append(cost)

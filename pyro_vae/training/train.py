@@ -19,6 +19,8 @@ from pyro_vae.engine.denormals import flushed
 from pyro_vae.engine.devices import cuda_devices, launch, matrix_products
 from pyro_vae.errors import DataError, RunError
 from pyro_vae.pair.data_fit import check_support
+from pyro_vae.pair.pair import Pair
+from pyro_vae.pair.ready import ready_data
 from pyro_vae.pair.sequences import check_sequences
 from pyro_vae.runs.build import load_weights
 from pyro_vae.runs.config import DEFAULTS
@@ -170,6 +172,10 @@ def train(
         raise RunError(f"model_options go with the name of a model; give {', '.join(model_options)} to the pair itself")
     if isinstance(dataset.train, Stream):
         batch_size = dataset.train.batch_size
+    if isinstance(pair, Pair):
+        held_out = not isinstance(data, Dataset) and pair.remembers
+        whole = _training_split(data, fields) if held_out else dataset.train
+        dataset = ready_data(pair, dataset, whole, batch_size, seed)
     settings = Settings(
         epochs=epochs,
         batch_size=batch_size,
