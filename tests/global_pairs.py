@@ -276,23 +276,6 @@ class Linear(PyroModule):
             pyro.sample("obs", dist.Normal(mean, sigma), obs=y)
 
 
-class Tutorial(nn.Module):
-    """`Linear` with any of Pyro's AutoGuides. These write Pyro's parameter store where they are called, so that their
-    forward pass is."""
-
-    def __init__(self, auto, **fields: Tensor):
-        super().__init__()
-        self.net = Linear(fields["x"].shape[1])
-        self.auto = auto(self.net)
-        self.auto.forward(**fields)
-
-    def model(self, x: Tensor, y: Tensor) -> None:
-        self.net(x, y)
-
-    def guide(self, x: Tensor, y: Tensor) -> None:
-        self.auto.forward(x, y)
-
-
 class Decoder(nn.Module):
     """A Bayesian decoder: its weights are latents, and each datum has a latent of its own. x [n, 4]."""
 

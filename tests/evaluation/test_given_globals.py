@@ -13,18 +13,20 @@ from global_pairs import (
     Decoder,
     EightSchools,
     GammaDEF,
+    Linear,
     Mixture,
     PointDecoder,
     PointLDA,
     Squeezed,
-    Tutorial,
     coins,
     full,
     regression,
 )
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
+    AutoGuideList,
     AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
@@ -178,13 +180,38 @@ def test_the_elbo_of_all_data_is_pyros(name):
 def test_the_tutorials_regression_with_an_autoguide(auto):
     _, fields = regression(d=2)
     torch.manual_seed(0)
-    pair = Tutorial(auto, **fields)
+    net = Linear(2)
+    pair = pv.as_pair(net, auto(net))
+    pair.prepare(fields)
     loss, error = pyros_loss(pair, fields, 150)
     result = evaluate(pair, fields, "elbo", draws=40)
     assert abs(result.data_set.nats + loss) < 4 * math.hypot(error, result.data_set.monte_carlo_error)
     assert set(result.given.split("'")[1::2]) == {"sigma", "linear.weight", "linear.bias"}
     bound = evaluate(pair, fields, draws=40)
     assert bound.data_set.nats > result.data_set.nats and bound.log_predictive.isfinite().all()
+
+
+def test_eight_schools_as_they_are_written():
+    """Plain functions and one AutoNormal for the effects and what they share."""
+    model = EightSchools().model
+    guide = AutoNormal(model, init_scale=1.0)
+    pair = pv.as_pair(model, guide)
+    result = evaluate(pair, SCHOOLS, "elbo", 4, 40)
+    loss, error = pyros_loss(pair, SCHOOLS, 150)
+    assert abs(result.data_set.nats + loss) < 4 * math.hypot(error, result.data_set.monte_carlo_error)
+    assert result.given == "given 40 draws of 'mu', 'tau'"
+    assert evaluate(pair, SCHOOLS, "importance", 20, 30).data_set.nats > result.data_set.nats
+
+
+def test_a_list_of_autoguides_draws_some_and_estimates_others():
+    _, fields = regression(d=2)
+    net = Linear(2)
+    guide = AutoGuideList(net)
+    guide.append(AutoDelta(poutine.block(net, expose=["sigma"])))
+    guide.append(AutoNormal(poutine.block(net, hide=["sigma"])))
+    result = evaluate(pv.as_pair(net, guide), fields, draws=5)
+    assert result.given == "given 5 draws of 'linear.weight', 'linear.bias', at a point estimate of 'sigma'"
+    assert result.data_set is None and result.log_predictive.isfinite().all()
 
 
 # --- point estimates ----------------------------------------------------------------------------------------
@@ -210,9 +237,10 @@ def test_a_point_estimate_is_a_parameter():
 @pytest.mark.parametrize("auto", [AutoDelta, AutoLaplaceApproximation])
 def test_the_modes_that_pyro_finds_are_point_estimates(auto):
     _, fields = regression(d=2)
-    pair = Tutorial(auto, **fields)
-    result = evaluate(pair, fields)
-    values = pair.auto.forward(**fields)
+    net = Linear(2)
+    guide = auto(net)
+    result = evaluate(pv.as_pair(net, guide), fields)
+    values = guide.forward(**fields)
     mean = fields["x"] @ values["linear.weight"][0] + values["linear.bias"]
     expected = torch.distributions.Normal(mean, values["sigma"]).log_prob(fields["y"])
     assert torch.allclose(result.log_likelihood, expected) and result.kind == "exact"
