@@ -15,7 +15,7 @@ from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split, choose_split
 from pyro_vae.engine import processes
 from pyro_vae.engine.devices import matrix_products
-from pyro_vae.errors import ContractError, RunError, check_positive
+from pyro_vae.errors import ContractError, RunError, check_positive, find
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
 from pyro_vae.evaluation.evaluator import Called, Evaluator
@@ -23,6 +23,7 @@ from pyro_vae.evaluation.result import Estimate, Result
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import device_of, evaluating
+from pyro_vae.pair.scales import SCALES
 from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import side_by_side
 from pyro_vae.runs.folder import keep_result
@@ -30,6 +31,8 @@ from pyro_vae.runs.run import Run, as_run
 
 AnyPair = nn.Module | Run | str | Path
 AnyData = str | Path | Dataset | Split | Tensor | Mapping[str, Tensor]
+
+IGNORED = "scales ignored: each site counts once, whatever the pair multiplies it by"
 
 
 def evaluate(
@@ -44,6 +47,7 @@ def evaluate(
     seed: int = 0,
     relaxed: bool = False,
     device: str = "auto",
+    scales: str = "refuse",
     **options: Any,
 ) -> Result:
     """Evaluate a pair on every datum. Processes that `torchrun` started share the data, and all must call it.
@@ -61,13 +65,15 @@ def evaluate(
         seed: fixes the draws.
         relaxed: allow grey values under a Bernoulli; the figures are then a loss, not a likelihood.
         device: auto, cpu or cuda, for a run; a pair stays where it is.
+        scales: "refuse" a pair that scales a site under eval() (poutine.scale), or "ignore" its scales: each site then
+            counts once, subsampled plates aside.
         options: the evaluator's own.
 
     Returns:
         A `Result`: tensors [n, ...] of every datum, their mean and its standard error in nats, warnings.
 
     Raises:
-        UnknownName: no such evaluator, or it has no such option.
+        UnknownName: no such evaluator, or it has no such option; `scales` is neither of the two.
         RunError: fewer than one particle or datum.
         DataError: the data do not fit the pair, or have no such split.
         ContractError: the pair breaks the contract, or evaluation changed one of its parameters.
@@ -77,7 +83,7 @@ def evaluate(
         evaluator = plugins.build("evaluator", evaluator, options)
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
-    settings = {"split": split, "seed": seed, "relaxed": relaxed, "device": device}
+    settings = {"split": split, "seed": seed, "relaxed": relaxed, "device": device, "scales": scales}
     return next(evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings))
 
 
@@ -93,6 +99,7 @@ def evaluate_each(
     seed: int = 0,
     relaxed: bool = False,
     device: str = "auto",
+    scales: str = "refuse",
 ) -> Iterator[Result]:
     """The `Result` of each of several evaluators. Where they can, they share one pass of the data through the encoder.
 
@@ -104,22 +111,24 @@ def evaluate_each(
     check_positive(RunError, particles=particles, limit=limit)
     if seed < 0:
         raise RunError(f"seed must be at least 0, not {seed}")
+    as_asked = find("way with scales", scales, SCALES)
     run = as_run(pair, device) if isinstance(pair, Run | str | Path) else None
     if run is not None:
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
-    with torch.random.fork_rng(), unchanged(pair):
+    with torch.random.fork_rng(), unchanged(pair), as_asked():
         check_sequences(pair, chosen)
         check_support(pair, chosen, relaxed)
         lengths = sequence_lengths(pair, chosen)
         check_data_apart(pair, Block(pair, chosen, slice(0, DATA_BLOCK), seed).batch())
+    remarks = [*(run.remarks if run is not None else []), *([IGNORED] if scales == "ignore" else [])]
     keep = len(evaluators) > 1
     mine = Blocks(pair, chosen, seed, processes.rank(), processes.world_size(), keep)
     whole = mine if processes.world_size() == 1 else Blocks(pair, chosen, seed, keep=keep)
     for name, evaluator in evaluators.items():
         began = time.perf_counter()
         evaluator = evaluator if isinstance(evaluator, Evaluator) else Called(evaluator)
-        with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"):
+        with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"), as_asked():
             estimate = _estimate(name, evaluator, whole, mine, particles, progress)
         result = Result(
             evaluator=name,
@@ -132,8 +141,9 @@ def evaluate_each(
             estimate=estimate.as_loss() if relaxed else estimate,
             time_slices=None if lengths is None else int(lengths.sum()),
             relaxed=relaxed,
+            remarks=remarks,
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), as_asked():
             result.bits_per_dim, result.bits_per_dim_note = bits_per_dim(result, pair, chosen)
         if run is not None and run.out is not None and processes.rank() == 0:
             keep_result(run.out, result.entry(), result.estimate.figures)

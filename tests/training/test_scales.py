@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.training.scales import Scales
+from pyro_vae.pair.scales import Scales
 
 QUIET = {"batch_size": 16, "device": "cpu", "epochs": 2}
 
