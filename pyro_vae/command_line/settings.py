@@ -241,7 +241,7 @@ def explain_unknown(
         having = [f"--{owner.key}_{name}" for owner in owners if any(option.name == name for option in owner.options)]
         if len(having) > 1:
             raise UsageError(f"--{name} could be {' or '.join(having)}; say which")
-        line = needed(model, plugins.RENAMED_OPTIONS.get(name, name), "--")
+        line = needed(model, name, "--")
         if line:
             raise UsageError(line)
 

@@ -118,7 +118,8 @@ def named_parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Param
 
 
 def needed(model: Callable[..., Any], option: str, dashes: str = "") -> str | None:
-    """The line of an option of a part of the model that was not chosen; None where it is none."""
+    """The line of an option, present or renamed, of a part of the model that was not chosen; None where it is none."""
+    option = plugins.RENAMED_OPTIONS.get(option, option)
     for parameter, kind in part_kinds(model).items():
         if option.startswith(f"{parameter}_"):
             return needs(parameter, kind, option.removeprefix(f"{parameter}_"), dashes)

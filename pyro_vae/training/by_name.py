@@ -75,7 +75,7 @@ def config_of(asked: Mapping[str, Any]) -> Config:
     constructor = plugins.load("model", model)
     own = model_options(constructor, given)
     for name in given.keys() - {option.name for option in own}:
-        line = needed(constructor, plugins.RENAMED_OPTIONS.get(name, name))
+        line = needed(constructor, name)
         if line:
             raise RunError(line)
     config = {"model": {"name": plugins.current_name("model", model), **complete(f"model {model!r}", own, given)}}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -174,29 +175,8 @@ def train(
         raise RunError(f"model_options go with the name of a model; give {', '.join(model_options)} to the pair itself")
     if isinstance(dataset.train, Stream):
         batch_size = dataset.train.batch_size
-    settings = Settings(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        optimizer=_name_of(optimizer),
-        schedule=_name_of(schedule),
-        lr_warmup=lr_warmup,
-        beta=beta,
-        kl_warmup=kl_warmup,
-        kl_cycles=kl_cycles,
-        free_bits=free_bits,
-        free_bits_per=free_bits_per,
-        accumulate=accumulate,
-        clip=clip,
-        monitor=monitor,
-        patience=patience,
-        ema=ema,
-        seed=seed,
-        particles=particles,
-        engine=engine,
-        precision=precision,
-        relaxed=relaxed,
-    )
+    told = {"batch_size": batch_size, "optimizer": _name_of(optimizer), "schedule": _name_of(schedule)}
+    settings = Settings(**{setting.name: asked[setting.name] for setting in dataclass_fields(Settings)} | told)
     if batch_size > dataset.train.size:
         raise DataError(
             f"batch_size is {batch_size} but there are {dataset.train.size} training data; use a smaller batch_size"

@@ -160,7 +160,7 @@ def test_help_shows_the_options_of_the_file(work, capsys):
 
 VERBS = {
     "evaluate": "evaluate run --quiet",
-    "importance": "evaluate run --with importance,ais --particles 5 --steps 2 --limit 4 --quiet",
+    "importance": "evaluate run --with importance,ais --particles 5 --distributions 2 --limit 4 --quiet",
     "sample": "sample run -n 5 --out s.npz",
     "encode": "encode run --limit 4 --out c.npz",
     "export": "export run --limit 2 --draws 3",
@@ -179,7 +179,7 @@ def test_a_verb_asks_for_the_file_and_works_with_it(line, work, ran, capsys):
 
 
 def test_nothing_that_a_run_folder_says_is_run(work, ran, monkeypatch):
-    """A flat list of settings, which asks the model for its options, and the record of another pair among the options."""
+    """A flat list of settings, whose owners are asked for, and the record of another pair among the options."""
     (work / "run" / "config.yaml").write_text(f"model: {NAME}\nsigma: 3.0\nlatent_dim: 3\n")
     with pytest.raises(RunError, match="whose code it does not hold"):
         pv.load_run("run")
@@ -233,9 +233,7 @@ def test_a_file_that_moved_is_the_same_file_and_one_whose_weights_differ_is_refu
         pv.load_run("run", pair=NAME)
     (work / "my_model.py").write_text(PAIR.replace("(latent_dim, self.size)", "(latent_dim, self.size, bias=False)"))
     (work / "helper.py").write_text(HELPER)
-    with pytest.raises(
-        RunError, match=r"run is the run of another model than MyPair: .*\(it is of my_model.py:MyPair\)"
-    ):
+    with pytest.raises(RunError, match=r"another model than MyPair: .*\(it is of my_model.py:MyPair\)"):
         pv.load_run("run", pair=NAME)
 
 
