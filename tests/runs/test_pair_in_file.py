@@ -160,7 +160,7 @@ def test_help_shows_the_options_of_the_file(work, capsys):
 
 VERBS = {
     "evaluate": "evaluate run --quiet",
-    "importance": "evaluate run --with importance,ais --particles 5 --distributions 2 --limit 4 --quiet",
+    "importance": "evaluate run --with importance --particles 5 --limit 4 --quiet",
     "sample": "sample run -n 5 --out s.npz",
     "encode": "encode run --limit 4 --out c.npz",
     "export": "export run --limit 2 --draws 3",
@@ -196,7 +196,7 @@ def test_nothing_that_a_run_folder_says_is_run(work, ran, monkeypatch):
 
 def test_the_python_verbs_take_the_run_that_was_read_with_its_pair(work):
     for run in (pv.load_run("run", pair=NAME), pv.load_run("run", pair=pv.load_run("run", pair=NAME).pair)):
-        assert pv.encode(run, limit=4)["z_mean"].shape == (4, 1, 3)
+        assert pv.encode(run, limit=4)["z_mean"].shape == (4, 3)
         assert pv.sample(run, n=2)["x"].shape[0] == 2
         assert pv.evaluate(run, limit=4, progress=False).warnings == []
     with pytest.raises(RunError, match=r"load_run\(folder, pair='my_model.py:MyPair'\)"):
@@ -215,6 +215,7 @@ def test_a_file_that_has_changed_is_used_and_that_is_said(work, capsys):
     with pytest.warns(Changed, match="what follows is of my_model.py:MyPair as it is now"):
         run = pv.load_run("run", pair=NAME)
     assert "has changed since" in pv.evaluate(run, limit=3, progress=False).warnings[0]
+    assert "- my_model.py has changed since" in pv.report(run).read_text().partition("## Notes")[2]
 
 
 def test_another_name_of_the_same_file_is_said_as_well(work):
