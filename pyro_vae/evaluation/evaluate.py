@@ -15,7 +15,7 @@ from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split, choose_split
 from pyro_vae.engine import processes
 from pyro_vae.engine.devices import matrix_products
-from pyro_vae.errors import ContractError, RunError, check_positive
+from pyro_vae.errors import ContractError, RunError, check_positive, find
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
 from pyro_vae.evaluation.evaluator import Called, Evaluator
@@ -25,6 +25,7 @@ from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import device_of, evaluating
 from pyro_vae.pair.ready import make_ready
+from pyro_vae.pair.scales import SCALES
 from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import side_by_side
 from pyro_vae.runs.folder import keep_result
@@ -32,6 +33,8 @@ from pyro_vae.runs.run import Run, as_run
 
 AnyPair = nn.Module | Run | str | Path
 AnyData = str | Path | Dataset | Split | Tensor | Mapping[str, Tensor]
+
+IGNORED = "scales ignored: each site counts once, whatever the pair multiplies it by"
 
 
 def evaluate(
@@ -47,6 +50,7 @@ def evaluate(
     relaxed: bool = False,
     refit: int = 0,
     device: str = "auto",
+    scales: str = "refuse",
     **options: Any,
 ) -> Result:
     """Evaluate a pair on every datum. Processes that `torchrun` started share the data, and all must call it.
@@ -66,13 +70,15 @@ def evaluate(
         refit: steps by which the parameters of each datum are fitted to these data, where the guide has such (an
             AutoNormal for local latents); all other parameters stay as they are.
         device: auto, cpu or cuda, for a run; a pair stays where it is.
+        scales: "refuse" a pair that scales a site under eval() (poutine.scale), or "ignore" its scales: each site then
+            counts once, subsampled plates aside.
         options: the evaluator's own.
 
     Returns:
         A `Result`: tensors [n, ...] of every datum, their mean and its standard error in nats, warnings.
 
     Raises:
-        UnknownName: no such evaluator, or it has no such option.
+        UnknownName: no such evaluator, or it has no such option; `scales` is neither of the two.
         RunError: fewer than one particle or datum.
         DataError: the data do not fit the pair, or have no such split.
         ContractError: the pair breaks the contract, or evaluation changed one of its parameters.
@@ -82,7 +88,7 @@ def evaluate(
         evaluator = plugins.build("evaluator", evaluator, options)
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
-    settings = {"split": split, "seed": seed, "relaxed": relaxed, "refit": refit, "device": device}
+    settings = {"split": split, "seed": seed, "relaxed": relaxed, "refit": refit, "device": device, "scales": scales}
     return next(evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings))
 
 
@@ -99,6 +105,7 @@ def evaluate_each(
     relaxed: bool = False,
     refit: int = 0,
     device: str = "auto",
+    scales: str = "refuse",
 ) -> Iterator[Result]:
     """The `Result` of each of several evaluators. Where they can, they share one pass of the data through the encoder.
 
@@ -110,27 +117,30 @@ def evaluate_each(
     check_positive(RunError, particles=particles, limit=limit)
     if seed < 0:
         raise RunError(f"seed must be at least 0, not {seed}")
+    as_asked = find("way with scales", scales, SCALES)
     run = as_run(pair, device) if isinstance(pair, Run | str | Path) else None
     if run is not None:
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
     make_ready(pair, chosen, DATA_BLOCK, seed)
     if refit:
-        pair, chosen = refitted(pair, chosen, refit, seed)
-    with torch.random.fork_rng(), unchanged(pair):
+        with as_asked():
+            pair, chosen = refitted(pair, chosen, refit, seed)
+    with torch.random.fork_rng(), unchanged(pair), as_asked():
         first = Block(pair, chosen, slice(0, DATA_BLOCK), seed)
         _ = first.structure  # seen on a whole block, for programs that fit no other number of data
         check_sequences(pair, chosen)
         check_support(pair, chosen, relaxed)
         lengths = sequence_lengths(pair, chosen)
         check_data_apart(pair, first.batch())
+    remarks = [*(run.remarks if run is not None else []), *([IGNORED] if scales == "ignore" else [])]
     keep = len(evaluators) > 1
     mine = Blocks(pair, chosen, seed, processes.rank(), processes.world_size(), keep)
     whole = mine if processes.world_size() == 1 else Blocks(pair, chosen, seed, keep=keep)
     for name, evaluator in evaluators.items():
         began = time.perf_counter()
         evaluator = evaluator if isinstance(evaluator, Evaluator) else Called(evaluator)
-        with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"):
+        with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"), as_asked():
             estimate = _estimate(name, evaluator, whole, mine, particles, progress)
         result = Result(
             evaluator=name,
@@ -143,8 +153,9 @@ def evaluate_each(
             estimate=estimate.as_loss() if relaxed else estimate,
             time_slices=None if lengths is None else int(lengths.sum()),
             relaxed=relaxed,
+            remarks=remarks,
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), as_asked():
             result.bits_per_dim, result.bits_per_dim_note = bits_per_dim(result, pair, chosen)
         if run is not None and run.out is not None and processes.rank() == 0:
             keep_result(run.out, result.entry(), result.estimate.figures)

@@ -150,7 +150,7 @@ def _scale_fault(site: Site, program: str) -> Iterator[Fault]:
     if scale != 1.0:
         yield Fault(
             f"site {site.name!r} of the {program} is scaled by {scale:.4g}, so its numbers are a scaled loss; "
-            "leave poutine.scale out under eval()",
+            "leave poutine.scale out under eval(), or evaluate with scales='ignore' (--scales ignore)",
             is_loss=False,
         )
 
