@@ -25,7 +25,7 @@ _HOMES = {
     "encode": "pyro_vae.reporting.verbs",
     "export": "pyro_vae.reporting.verbs",
     "report": "pyro_vae.reporting.verbs",
-    "inference_data": "pyro_vae.evaluation.inference_data",
+    "inference_data": "pyro_vae.runs.inference_data",
     "as_pair": "pyro_vae.pair.adapted",
     "log_terms": "pyro_vae.pair.terms",
     "LogTerms": "pyro_vae.pair.terms",

@@ -21,6 +21,7 @@ from pyro_vae.objectives.elbo import TraceELBO
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import observed_sites
 from pyro_vae.pair.generation import sample
+from pyro_vae.pair.global_latents import held_at_a_draw
 from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.ready import make_ready
 from pyro_vae.pair.sequences import check_sequences, sequence_lengths
@@ -113,7 +114,7 @@ def _takes_fields(pair: nn.Module, batch: Batch) -> None:
 
 
 def _has_terms_of_each_datum(pair: nn.Module, batch: Batch) -> None:
-    size = batch_size(batch)
+    pair, size = held_at_a_draw(pair, batch), batch_size(batch)
     for particles in (1, 3, size):
         terms = log_terms(pair, batch, particles)
         for name, value in zip(("log_likelihood", "log_prior", "log_guide"), terms[:3], strict=True):
@@ -122,7 +123,7 @@ def _has_terms_of_each_datum(pair: nn.Module, batch: Batch) -> None:
 
 
 def _has_one_support(pair: nn.Module, batch: Batch) -> None:
-    Block(pair, Split(batch), slice(0, batch_size(batch)), SEED).check()
+    Block(held_at_a_draw(pair, batch), Split(batch), slice(0, batch_size(batch)), SEED).check()
 
 
 def _ends_with_its_length(pair: nn.Module, batch: Batch) -> None:
@@ -165,16 +166,16 @@ def _generates(pair: nn.Module, batch: Batch) -> None:
 
 
 def _is_left_alone_by_evaluation(pair: nn.Module, batch: Batch) -> None:
-    evaluate(pair, Split(batch), "elbo", 2, progress=False, relaxed=True)
+    evaluate(pair, Split(batch), "elbo", 2, progress=False, relaxed=True, global_draws=2)
 
 
 def _fits_the_data(pair: nn.Module, batch: Batch) -> None:
-    evaluate(pair, Split(batch), "importance", 30, progress=False)
+    evaluate(pair, Split(batch), "importance", 30, progress=False, global_draws=2)
 
 
 CHECKS: dict[str, Callable[[nn.Module, Batch], None]] = {
     "model and guide take the same fields, which the data have": _takes_fields,
-    "model and guide have the same latents, in the data plate and with one support": _has_one_support,
+    "model and guide have the same latents, with one support, in the data plate or for all data": _has_one_support,
     "every site has one finite log-probability a datum": _has_terms_of_each_datum,
     "a datum's terms do not depend on the other data": check_data_apart,
     "what lies beyond the length of a sequence does not count": _ends_with_its_length,

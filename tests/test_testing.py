@@ -126,7 +126,6 @@ class Watching(Sound):
 
 
 BROKEN = {
-    OutsideThePlate: "site 'shift' is outside the data plate",
     Broadcast: "site 'x': a value of shape .* does not give one log-probability for each of the 6 data",
     Unused: "every parameter gets a gradient: parameter 'spare' gets no gradient",
     GuideLacks: "latent site 'z' is not in the guide",
@@ -147,7 +146,13 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "pair, fields", [(Sound(), batch()), (small_vae(), {"x": bits(5)}), (Clusters(), {"counts": counts(7)})]
+    "pair, fields",
+    [
+        (Sound(), batch()),
+        (OutsideThePlate(), batch()),
+        (small_vae(), {"x": bits(5)}),
+        (Clusters(), {"counts": counts(7)}),
+    ],
 )
 def test_sound_pairs_pass_every_check_and_are_left_as_they_were(pair, fields):
     state, rng = {name: value.clone() for name, value in pair.state_dict().items()}, torch.get_rng_state()

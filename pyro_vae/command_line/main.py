@@ -262,6 +262,11 @@ def print_results(results: Sequence[Any]) -> None:
             figures = f"{result.mean:.3f} nats per sequence, {result.per_time_slice:.4f} nats per time slice"
             say(f"{result.evaluator}: {figures} ({result.time_slices} in {result.n} sequences)")
     for result in results:
+        if result.given is not None:
+            say(f"{result.evaluator}: the figures of a datum are {result.given}")
+        if result.data_set is not None:
+            say(f"{result.evaluator}: all {result.n} data together: {result.data_set}")
+    for result in results:
         for warning in result.warnings:
             say(f"warning ({result.evaluator}): {warning}")
 

@@ -13,7 +13,7 @@ from pyro_vae.pair.sites import has_mask
 
 def bits_per_dim(result: Result, pair: nn.Module, split: Split) -> tuple[float | None, str | None]:
     """Bits per dim of a result of a pair on these data, or None and why there are none."""
-    if result.quantity not in BOUNDED:
+    if result.quantity not in (*BOUNDED, "log_predictive"):
         return None, "not a log-likelihood"
     if not is_discrete(pair, split.head(1).take(slice(None))):
         return None, "the data are continuous, so their density has no bits"

@@ -19,6 +19,7 @@ from pyro_vae.errors import ContractError, RunError, check_positive, find
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
 from pyro_vae.evaluation.evaluator import Called, Evaluator
+from pyro_vae.evaluation.given_globals import GivenGlobals, shared_draws
 from pyro_vae.evaluation.refit import refitted
 from pyro_vae.evaluation.result import Estimate, Result
 from pyro_vae.pair.checks import check_data_apart
@@ -49,6 +50,7 @@ def evaluate(
     seed: int = 0,
     relaxed: bool = False,
     refit: int = 0,
+    global_draws: int = 30,
     device: str = "auto",
     scales: str = "refuse",
     **options: Any,
@@ -69,6 +71,8 @@ def evaluate(
         relaxed: allow grey values under a Bernoulli; the figures are then a loss, not a likelihood.
         refit: steps by which the parameters of each datum are fitted to these data, where the guide has such (an
             AutoNormal for local latents); all other parameters stay as they are.
+        global_draws: draws of latents outside the plate of the data, where there are any: the figures of a datum are
+            given these, and `data_set` is the bound of all data together.
         device: auto, cpu or cuda, for a run; a pair stays where it is.
         scales: "refuse" a pair that scales a site under eval() (poutine.scale), or "ignore" its scales: each site then
             counts once, subsampled plates aside.
@@ -88,7 +92,8 @@ def evaluate(
         evaluator = plugins.build("evaluator", evaluator, options)
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
-    settings = {"split": split, "seed": seed, "relaxed": relaxed, "refit": refit, "device": device, "scales": scales}
+    settings = {"split": split, "seed": seed, "relaxed": relaxed, "device": device}
+    settings |= {"refit": refit, "global_draws": global_draws, "scales": scales}
     return next(evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings))
 
 
@@ -104,6 +109,7 @@ def evaluate_each(
     seed: int = 0,
     relaxed: bool = False,
     refit: int = 0,
+    global_draws: int = 30,
     device: str = "auto",
     scales: str = "refuse",
 ) -> Iterator[Result]:
@@ -133,6 +139,7 @@ def evaluate_each(
         check_support(pair, chosen, relaxed)
         lengths = sequence_lengths(pair, chosen)
         check_data_apart(pair, first.batch())
+        shared = shared_draws(first, global_draws, seed)
     remarks = [*(run.remarks if run is not None else []), *([IGNORED] if scales == "ignore" else [])]
     keep = len(evaluators) > 1
     mine = Blocks(pair, chosen, seed, processes.rank(), processes.world_size(), keep)
@@ -140,6 +147,7 @@ def evaluate_each(
     for name, evaluator in evaluators.items():
         began = time.perf_counter()
         evaluator = evaluator if isinstance(evaluator, Evaluator) else Called(evaluator)
+        evaluator = evaluator if shared is None else GivenGlobals(evaluator, shared)
         with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"), as_asked():
             estimate = _estimate(name, evaluator, whole, mine, particles, progress)
         result = Result(

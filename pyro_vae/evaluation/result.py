@@ -1,7 +1,7 @@
 """What an evaluation gives: numbers of each datum, their summary, and what to think of them."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,43 @@ from torch import Tensor
 BOUNDED = ("log_likelihood", "elbo")
 """The names of headline figures that bound log p(x) from below in expectation."""
 
+GIVEN = ("log_predictive", "elbo_given_globals")
+"""Those of headline figures given draws of latents that all data share: a predictive density, and a mean of ELBOs."""
+
 PerDatum = dict[str, Float[Tensor, "n ..."]]
+
+
+@dataclass(frozen=True)
+class OfDataSet:
+    """A figure of all data together, where they share latents, in nats for all of them.
+
+    Attributes:
+        quantity: "log_likelihood" or "elbo", which bound log p(all data) from below in expectation, or "loss".
+        nats: the figure.
+        monte_carlo_error: its standard error over draws of the shared latents; NaN for a single draw.
+        draws: how many draws.
+        ess: the effective number of them, where they are weighted.
+        pareto_k: k-hat of their weights, NaN where they are too few.
+    """
+
+    quantity: str
+    nats: float
+    monte_carlo_error: float
+    draws: int
+    ess: float | None = None
+    pareto_k: float | None = None
+
+    def as_loss(self) -> "OfDataSet":
+        """The same, called a loss."""
+        return self if self.quantity == "loss" else replace(self, quantity="loss", nats=-self.nats)
+
+    def __str__(self) -> str:
+        error = f" ± {self.monte_carlo_error:.3f}" if math.isfinite(self.monte_carlo_error) else ""
+        weighed = "" if self.ess is None else f", {self.ess:.1f} effective"
+        k_hat = "" if self.pareto_k is None or math.isnan(self.pareto_k) else f", k-hat {self.pareto_k:.2f}"
+        kind = ", a lower bound" if self.quantity in BOUNDED else ""
+        draws = "1 draw" if self.draws == 1 else f"{self.draws} draws"
+        return f"{self.quantity} {self.nats:.3f}{error} nats{kind} ({draws}{weighed}{k_hat})"
 
 
 @dataclass
@@ -20,11 +56,14 @@ class Estimate:
 
     Attributes:
         per_datum: tensors [n, ...] by name, in nats where they are logarithms: "log_likelihood" for a lower bound on
-            log p(x) that converges to it, "elbo" for the ELBO, "loss" where there is no density.
+            log p(x) that converges to it, "elbo" for the ELBO, "loss" where there is no density. Where all data share
+            latents, "log_predictive" or "elbo_given_globals": given draws of them, and no bound.
         summary: numbers and dicts of numbers for `evaluation.json`.
         warnings: plain sentences where a figure should not be trusted.
         figures: matplotlib figures by name.
         exact: the headline figure is log p(x) itself.
+        given: in words, the draws or the point estimate of shared latents that the figures of a datum are given.
+        data_set: the figure of all data together, where they share latents.
     """
 
     per_datum: PerDatum
@@ -32,6 +71,8 @@ class Estimate:
     warnings: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     exact: bool = False
+    given: str | None = None
+    data_set: OfDataSet | None = None
 
     @property
     def quantity(self) -> str:
@@ -40,10 +81,11 @@ class Estimate:
 
     def as_loss(self) -> "Estimate":
         """The same, but what bounds log p(x) is negated and called a loss."""
-        if self.quantity not in BOUNDED:
+        if self.quantity not in (*BOUNDED, *GIVEN):
             return self
         others = {name: value for name, value in self.per_datum.items() if name != self.quantity}
-        return replace(self, per_datum={"loss": -self.per_datum[self.quantity], **others})
+        whole = self.data_set and self.data_set.as_loss()
+        return replace(self, per_datum={"loss": -self.per_datum[self.quantity], **others}, data_set=whole)
 
 
 @dataclass
@@ -95,6 +137,16 @@ class Result:
         return mean_and_error(self.headline)["standard_error"]
 
     @property
+    def given(self) -> str | None:
+        """In words, the draws or the point estimate of shared latents that the figures of a datum are given."""
+        return self.estimate.given
+
+    @property
+    def data_set(self) -> OfDataSet | None:
+        """The figure of all data together, where they share latents."""
+        return self.estimate.data_set
+
+    @property
     def per_time_slice(self) -> float | None:
         """The sum of the headline figure over all sequences by the sum of their lengths; None where there are none."""
         return None if self.time_slices is None else self.headline.double().sum().item() / self.time_slices
@@ -125,6 +177,8 @@ class Result:
             "warnings": self.warnings,
             **self.estimate.summary,
         }
+        if self.given is not None:
+            entry |= {"given": self.given, "data_set": self.data_set and asdict(self.data_set)}
         if per_datum:
             entry["per_datum"] = {name: value.tolist() for name, value in self.estimate.per_datum.items()}
         return _finite(entry)
@@ -136,7 +190,10 @@ class Result:
 
     @property
     def kind(self) -> str | None:
-        """ "exact" where the headline figure is log p(x), "lower bound" where its expectation is at most log p(x)."""
+        """ "exact" where the headline figure is log p(x), "lower bound" where its expectation is at most log p(x),
+        "density" where it is a predictive density, which is no bound."""
+        if self.quantity == "log_predictive":
+            return "density"
         if self.quantity not in BOUNDED:
             return None
         return "exact" if self.estimate.exact else "lower bound"

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pyro_vae.arviz_adapter import pareto_k
 from pyro_vae.errors import ContractError
-from pyro_vae.evaluation.arviz_adapter import pareto_k
 
 KEPT = 1000
 MIN_FOR_TAIL = 25

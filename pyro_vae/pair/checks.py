@@ -1,6 +1,6 @@
 """What a pair must keep so that its numbers are what they are called: each breach is one line that names the site."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -129,9 +129,12 @@ def _guide_faults(prior: Site, site: Site, follows_auxiliary: bool) -> Iterator[
     kinds = [_is_discrete(prior.support), _is_discrete(site.support)]
     if is_point_mass(site.fn):
         if not kinds[0] and not follows_auxiliary:
+            way_out = (
+                "use ais with start=prior, which needs no guide" if site.in_plate else "evaluate it at this estimate"
+            )
             yield Fault(
                 f"the guide's site {site.name!r} is a point mass (Delta), which has no density, so its numbers are a "
-                "loss; for log p(x) use ais with start=prior, which needs no guide"
+                f"loss; for log p(x) {way_out}"
             )
     elif None not in kinds and kinds[0] != kinds[1]:
         words = ["discrete" if kind else "continuous" for kind in kinds]
@@ -162,44 +165,70 @@ def _is_discrete(support: constraints.Constraint | None) -> bool | None:
         return None
 
 
-def check_auxiliary(pair: nn.Module, batch: Fields) -> None:
+def check_auxiliary(pair: nn.Module, batch: Fields, of_plate: bool = True, fixed: Collection[str] = ()) -> None:
     """Raise `ContractError` where an auxiliary site that the guide draws leaves the latents without a density.
 
     log q(z|x) is known where the point masses that follow the auxiliary sites are an invertible function of them, and
     their log_density is minus the log of its Jacobian, as in Pyro's AutoContinuous.
+
+    Args:
+        of_plate: look at the sites in the plate of the data; else at those outside it.
+        fixed: sites that are point masses whatever is drawn, and are left out.
     """
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), evaluating(pair):
         fields = {name: field.clone() for name, field in select_fields(pair, batch).items()}
         guide = run_guide(pair, fields)
-        drawn = {name: site for name, site in latent(guide).items() if site.auxiliary and site.in_plate}
+        placed = {name: site for name, site in latent(guide).items() if site.in_plate == of_plate and name not in fixed}
+        drawn = {name: site for name, site in placed.items() if site.auxiliary}
+        for name, site in drawn.items():
+            if is_point_mass(site.fn):
+                raise _no_function(name)
         if drawn:
-            _check_function(pair, fields, guide, drawn)
+            _check_function(pair, fields, guide, drawn, [name for name in placed if name not in drawn])
 
 
-def _check_function(pair: nn.Module, fields: Fields, guide: Sites, drawn: Sites) -> None:
+def _check_function(pair: nn.Module, fields: Fields, guide: Sites, drawn: Sites, others: Collection[str]) -> None:
+    """Compare the log_density of those of the other sites that are point masses with the Jacobian of their function."""
     maps = {name: biject_to(support_of(site)) for name, site in drawn.items()}
-    places = {name: maps[name].inv(site.value.detach()).requires_grad_() for name, site in drawn.items()}
-    values = values_of(guide) | {name: maps[name](place) for name, place in places.items()}
-    again = run_guide_at(pair, fields, values)
+    places = {name: maps[name].inv(_of_data(site).detach()).requires_grad_() for name, site in drawn.items()}
+    moved = {name: maps[name](place) for name, place in places.items()}
+    moved = {name: value if drawn[name].in_plate else value.squeeze(1) for name, value in moved.items()}
+    again = run_guide_at(pair, fields, values_of(guide) | moved)
     model = run_model(pair, fields, values_of(again))
-    masses = {n: site for n, site in again.items() if site.in_plate and is_point_mass(site.fn) and n in model}
+    masses = {name: again[name] for name in others if is_point_mass(again[name].fn) and name in model}
     codes, expected = [], torch.zeros(())
     for name, place in places.items():
-        expected = expected + _log_stretch(maps[name], place, values[name])
+        expected = expected + _log_stretch(maps[name], place, maps[name](place))
     for name, site in masses.items():
-        to_support = biject_to(support_of(model[name]))
-        code = to_support.inv(site.value)
+        to_support, value = biject_to(support_of(model[name])), _of_data(site)
+        code = to_support.inv(value)
         codes.append(code.reshape(code.shape[1], -1))
-        expected = expected - _log_stretch(to_support, code, site.value) - site.log_prob()
-    jacobian = _jacobian(codes, list(places.values()))
-    _refuse_unused(jacobian, places, masses, codes)
-    if jacobian.shape[1] != jacobian.shape[2] or not (log_det := torch.linalg.slogdet(jacobian)[1]).isfinite().all():
-        raise _no_function(next(iter(drawn)))
-    if not torch.allclose(log_det, expected.to(log_det), rtol=CLOSE, atol=CLOSE):
+        expected = expected - _log_stretch(to_support, code, value) - site.log_prob()
+    log_det = _log_det(places, masses, codes, next(iter(drawn)))
+    rounding = CLOSE * (1 + sum(code.shape[1] for code in codes) / 1000)
+    if not torch.allclose(log_det.to(expected), expected, rtol=CLOSE, atol=rounding):
         raise ContractError(
             f"the log_density of site {next(iter(masses))!r} is not minus the log of the Jacobian of its function of "
             f"the auxiliary site {next(iter(drawn))!r}, so log q is not its density; give Delta(value, log_density=...)"
         )
+
+
+def _of_data(site: Site) -> Tensor:
+    """The value of a site [particles, batch, ...]; [1, 1, ...] of one outside the plate of the data."""
+    return site.value if site.in_plate else site.value.unsqueeze(1)
+
+
+def _log_det(places: dict[str, Tensor], masses: Sites, codes: list[Tensor], first: str) -> Float[Tensor, " batch"]:
+    """The log of the Jacobian's determinant of the codes of point masses, as a function of places; raises where there
+    is none."""
+    numbers = torch.cat([place.reshape(place.shape[1], -1) for place in places.values()], 1)
+    if codes and same(torch.cat(codes, 1).sort(1).values, numbers.sort(1).values):
+        return numbers.new_zeros(len(numbers))  # each code is one of the numbers, as in Pyro's AutoGuides
+    jacobian = _jacobian(codes, list(places.values()))
+    _refuse_unused(jacobian, places, masses, codes)
+    if jacobian.shape[1] != jacobian.shape[2] or not (log_det := torch.linalg.slogdet(jacobian)[1]).isfinite().all():
+        raise _no_function(first)
+    return log_det
 
 
 def _jacobian(codes: list[Tensor], places: list[Tensor]) -> Float[Tensor, "batch codes places"]:

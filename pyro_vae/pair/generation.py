@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from pyro_vae.data import Split
 from pyro_vae.errors import ContractError
+from pyro_vae.pair.global_latents import Held, checked_draw
 from pyro_vae.pair.pair import select_fields
-from pyro_vae.pair.particles import run_guide, run_guide_at, run_model, run_program
+from pyro_vae.pair.particles import Values, run_guide, run_guide_at, run_model, run_program
 from pyro_vae.pair.posterior import guide_probabilities, hidden_sites, probabilities, together
 from pyro_vae.pair.sites import Site, Sites, observed, side_by_side, values_of
 
@@ -19,17 +20,25 @@ CHUNK = 512
 def sample(pair: nn.Module, fields: Mapping[str, Tensor]) -> Sites:
     """Every site of the model at fresh draws from p(z) p(x|z), one datum for each row of `fields`.
 
+    Latents that all data share are one draw of the guide, which holds what was learnt of them.
+
     Args:
         fields: what the model's signature names, [n, ...]; observed fields give only their shape, fields that the
             model conditions on give their values.
     """
+    shared = checked_draw(pair, fields)
+    return sample_prior(pair, fields, None if shared is None else values_of(shared.sites))
+
+
+def sample_prior(pair: nn.Module, fields: Mapping[str, Tensor], values: Values | None = None) -> Sites:
+    """The same, but every latent without a value here is drawn from its prior."""
 
     def model(**fields: Tensor) -> None:
         with poutine.uncondition():
             pair.model(**fields)
 
     with torch.no_grad():
-        return run_program(model, pair, fields)
+        return run_program(model, pair, fields, values=values)
 
 
 def decode(pair: nn.Module, fields: Mapping[str, Tensor], latents: Mapping[str, Tensor]) -> Sites:
@@ -65,28 +74,35 @@ def encode(pair: nn.Module, split: Split) -> dict[str, Tensor]:
 
     For a site that the guide draws, the mean and the scale of its distribution, `<site>_mean` and `<site>_scale`
     [n, *event]; where it depends on earlier sites of the guide, at one draw of them. A scale without a formula is NaN.
-    A latent outside the plate of the data is the same for all of them, so it has [*event], as at the first batch.
+    A latent outside the plate of the data is the same for all of them, so it has [*event]; the others are at one draw
+    of it.
     For a site that is enumerated, `<site>_probabilities` [n, values]: q(y|x) where the guide enumerates it, else
     p(y|x, z), exact at the draw z. Sites that the model alone enumerates also have the values that are most probable
     together, `<site>_most_probable`, and one joint draw, `<site>_draw` [n, *event].
     """
     parts: list[dict[str, Tensor]] = []
+    shared = None
     with torch.no_grad():
         for batch in split.batches(CHUNK):
+            if not parts and (shared := checked_draw(pair, batch)):
+                pair = Held(pair, shared.values)
             guide = run_guide(pair, batch)
-            found = _named("probabilities", guide_probabilities(pair, batch))
-            for name, site in guide.items():
-                if not site.summed:
-                    found |= {f"{name}_mean": center(site), f"{name}_scale": site.deviation()[0]}
+            found = _named("probabilities", guide_probabilities(pair, batch)) | _moments(guide)
             hidden = hidden_sites(pair, batch, values_of(guide))
             if hidden:
                 found |= _named("probabilities", probabilities(hidden))
                 for word, best in (("most_probable", True), ("draw", False)):
                     found |= _named(word, {name: value[0] for name, value in together(hidden, best).items()})
             parts.append({name: value.cpu() for name, value in found.items()})
-    outside = {f"{name}_{word}" for name, site in guide.items() if not site.in_plate for word in ("mean", "scale")}
-    shared = {name: value for name, value in parts[0].items() if name in outside}
-    return side_by_side([{n: v for n, v in part.items() if n not in outside} for part in parts]) | shared
+    of_all = {} if shared is None else {name: value.cpu() for name, value in _moments(shared.sites).items()}
+    return side_by_side(parts) | of_all
+
+
+def _moments(guide: Sites) -> dict[str, Tensor]:
+    """Mean and scale of the guide's sites that were drawn and not enumerated."""
+    drawn = {name: site for name, site in guide.items() if not site.summed}
+    means = {name: center(site) for name, site in drawn.items()}
+    return _named("mean", means) | _named("scale", {name: site.deviation()[0] for name, site in drawn.items()})
 
 
 def _named(word: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

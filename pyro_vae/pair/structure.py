@@ -64,6 +64,7 @@ class Structure:
         dims: for each site of the guide, the dims of enumerations that its value has, with their numbers.
         states: how many joint values the guide's enumerations have.
         reserved: None where the guide enumerates nothing.
+        outside: the latent sites that stand outside the plate of the data in one of the programs.
     """
 
     guide: DataPlate = DataPlate()
@@ -73,6 +74,7 @@ class Structure:
     dims: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     states: int = 1
     reserved: Reserved | None = None
+    outside: frozenset[str] = frozenset()
 
     def layout(self, program: str, particles: int, size: int, folded: bool) -> Layout:
         """How one of the two programs holds so many particles of so many data."""
@@ -235,7 +237,7 @@ def _look(pair: nn.Module, whole: Fields) -> Structure:
                 failed = problem
                 continue
             plates = [_plates(pair, program, batches) for program in zip(*traces, strict=True)]
-            if all(plates) or batches == [whole]:
+            if plates[-1] or batches == [whole]:  # a guide may draw nothing but what all data share
                 found = [_the_one(names, whole) for names in plates]
                 return _structure(pair, batches[0], dict(zip(PROGRAMS, found, strict=True)), *traces[0])
     raise failed
@@ -343,7 +345,8 @@ def _structure(
         if None not in (ours, other) and ours != other:
             raise ContractError(f"site {name!r} has {ours} values in the model and {other} in the guide")
     enumerated = {"guide": by_guide, "model": by_guide | by_model}
-    found = Structure(**plates, depth=depth, enumerated=enumerated)
+    outside = _outside(plates["guide"], guide) | _outside(plates["model"], model)
+    found = Structure(**plates, depth=depth, enumerated=enumerated, outside=outside)
     if not found.sums:
         return found
     trace = _summing(pair, "guide", fields, found, guide, {})
@@ -352,6 +355,13 @@ def _structure(
     values = {name: node["value"] for name, node in _sites(trace).items() if name not in by_guide}
     _summing(pair, "model", fields, found, model, values)
     return found
+
+
+def _outside(plate: DataPlate, trace: Trace) -> frozenset[str]:
+    """The latent sites outside the plate of the data."""
+    latents = {name: node for name, node in _sites(trace).items() if not node["is_observed"]}
+    stacks = {name: [f.name for f in node["cond_indep_stack"] if f.vectorized] for name, node in latents.items()}
+    return frozenset(name for name, stack in stacks.items() if plate.name not in stack)
 
 
 def _with_places(found: Structure, trace: Trace) -> Structure:

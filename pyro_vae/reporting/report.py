@@ -21,7 +21,7 @@ from pyro_vae.runs.run import Run
 RELAXED = "loss, not a log-likelihood"
 PLACED = (
     "evaluator model data split n particles seconds quantity kind nats nats_per_time_slice bits_per_dim "
-    "bits_per_dim_note warnings figures"
+    "bits_per_dim_note warnings figures given data_set"
 ).split()
 """The keys of an entry that have a place of their own in the report; all others are listed as they are."""
 
@@ -93,6 +93,10 @@ def _evaluation(results: Sequence[Mapping[str, Any]], relaxed: bool) -> Iterator
         yield "A datum is a sequence. Per time slice: the sum over all sequences by the sum of their lengths."
     yield _table(head, map(_row, results))
     for entry in results:
+        if entry.get("given"):
+            together = entry.get("data_set")
+            whole = f" All {entry['n']} data together: {_value(together)}." if together else ""
+            yield f"The figures of a datum by {_code(entry['evaluator'])} are {_line(entry['given'])}.{whole}"
         details = {key: value for key, value in entry.items() if key not in PLACED}
         if details:
             listed = "\n".join(f"- {_line(NAMES.get(key, key))}: {_value(value)}" for key, value in details.items())

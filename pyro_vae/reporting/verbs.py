@@ -37,6 +37,8 @@ def sample(
 ) -> dict[str, Tensor]:
     """Draw data from the model: every site's values [n, *event], by name.
 
+    A latent outside the plate of the data has [*event]: one draw of the guide for all of them.
+
     Args:
         n: how many.
         out: a .png for a picture of the means of p(x|z), or an .npz for the values.
@@ -155,11 +157,8 @@ def export(
         RunError: fewer than one draw or datum, no such split, or a file that cannot be written.
         DataError: data that do not fit the run.
     """
-    from pyro_vae.evaluation.inference_data import inference_data  # ArviZ takes seconds to import
-
     path = _outlet(out, ".nc")
-    run = as_run(run, device)
-    exported = inference_data(run.pair, run.split(data, split), draws, limit, seed)
+    exported = as_run(run, device).posterior(data, draws, limit, seed, split)
     if path is not None:
         _save_netcdf(exported, path)
     return exported

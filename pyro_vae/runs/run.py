@@ -90,6 +90,26 @@ class Run:
         """
         return choose_split(self.data_like(data), name)
 
+    def posterior(
+        self, data: Any = None, draws: int = 500, limit: int = 100, seed: int = 0, split: str = "test"
+    ) -> Any:
+        """Draws of the latents, predictions and importance weights for ArviZ; see `pyro_vae.inference_data`.
+
+        Args:
+            data: other data than the run's: a name or a file, or the data themselves.
+            draws: draws of the guide for each datum.
+            limit: how many data.
+            seed: fixes the draws.
+            split: train, valid or test, of data that have these.
+
+        Raises:
+            RunError: fewer than one draw or datum, or no such split.
+            DataError: data that do not fit the run.
+        """
+        from pyro_vae.runs.inference_data import inference_data  # ArviZ takes seconds to import
+
+        return inference_data(self.pair, self.split(data, split), draws, limit, seed)
+
     @property
     def _data_settings(self) -> dict[str, Any]:
         return self.config.get("data", {})

@@ -6,7 +6,6 @@ import pytest
 import torch
 from references import (
     Conditional,
-    SharedNoise,
     TwoLayers,
     data_with_axes,
     gaussian_log_density,
@@ -293,7 +292,6 @@ def with_auxiliary_site() -> None:
     ("pair", "words"),
     [
         (discrete(), "'code' is discrete"),
-        (SharedNoise(), "'log_noise' is outside the data plate"),
         (prior_within_another_latent(), "support of site 'code' depends on another latent"),
         (Awkward(guide=lambda: pyro.sample("code", dist.Delta(torch.zeros(())))), "'code'; use start=prior"),
         (Awkward(guide=with_auxiliary_site), "'helper'; use start=prior"),

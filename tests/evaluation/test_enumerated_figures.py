@@ -53,12 +53,6 @@ def test_reconstructions_have_the_most_probable_values_of_what_is_enumerated(pai
     assert torch.allclose(result.squared_error.to(expected), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("pair", [Mixture, Classified])
-def test_an_export_of_draws_is_refused(pair):
-    with pytest.raises(ContractError, match="an export holds draws of every latent, but 'y' is enumerated"):
-        pv.inference_data(pair(), pv.Split({"x": X}), draws=3)
-
-
 def test_what_latents_carry_is_refused_where_the_model_alone_enumerates():
     with pytest.raises(ContractError, match="'y' is enumerated"):
         pv.evaluate(Mixture(), X, "latent", 5, progress=False)

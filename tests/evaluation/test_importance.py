@@ -10,7 +10,6 @@ import torch
 from references import (
     Conditional,
     Labelled,
-    SharedNoise,
     TwoLayers,
     data_with_axes,
     gaussian_log_density,
@@ -21,9 +20,9 @@ from references import (
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.arviz_adapter import arviz, pareto_k
 from pyro_vae.errors import ContractError, DataError, RunError
 from pyro_vae.evaluation import chunks
-from pyro_vae.evaluation.arviz_adapter import arviz, pareto_k
 from pyro_vae.evaluation.blocks import Block
 from pyro_vae.evaluation.weights import WeightStream
 
@@ -262,11 +261,6 @@ def test_bad_input_is_one_line(pair, particles, error, message):
     with pytest.raises(error, match=message) as caught:
         importance(pair, torch.zeros(20), particles)
     assert "\n" not in str(caught.value)
-
-
-def test_a_latent_outside_the_plate_is_named():
-    with pytest.raises(ContractError, match="'log_noise' is outside the data plate"):
-        importance(SharedNoise(), {"reading": torch.zeros(4).double()}, 5)
 
 
 class Upto(dist.Normal):
