@@ -120,7 +120,7 @@ EVALUATORS = {
     "elbo": {"particles": 4},
     "importance": {"particles": 30},
     "prior": {"particles": 30},
-    "ais": {"particles": 2, "distributions": 3, "leapfrog": 2},
+    "ais": {"limit": 4, "particles": 2, "distributions": 3, "leapfrog": 2},
     "gaps": {"particles": 10, "steps": 3},
     "latent": {"particles": 4},
 }
@@ -160,10 +160,9 @@ class Exact(nn.Module):
             pyro.sample("z", dist.Normal(x / 2, math.sqrt(0.5)))
 
 
-@pytest.mark.parametrize("evaluator", ["elbo", "importance"])
-def test_against_the_closed_form(evaluator):
+def test_against_the_closed_form():
     data = x(30, 1).squeeze(1).double()
-    result = pv.evaluate(Exact(), data, evaluator, particles=5, scales="ignore", **QUIET)
+    result = pv.evaluate(Exact(), data, "importance", particles=5, scales="ignore", **QUIET)
     torch.testing.assert_close(
         result.headline.double(), dist.Normal(0.0, math.sqrt(2.0)).log_prob(data), rtol=1e-5, atol=1e-5
     )
