@@ -51,6 +51,10 @@ class Renamed(FutureWarning):
     """An old name was given; the message says which name it has now."""
 
 
+class Doubt(UserWarning):
+    """What came out should not be trusted without a thought; the message says why."""
+
+
 class UnknownName(UserError):
     """A name that nothing answers to; the message lists the known ones, the nearest first."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae import plugins
-from pyro_vae.errors import Renamed, UnknownName, UsageError, UserError, find
+from pyro_vae.errors import Doubt, Renamed, UnknownName, UsageError, UserError, find
 
 USAGE = """usage: pyro-vae COMMAND ...
 
@@ -25,6 +25,7 @@ Deep latent-variable models as Pyro programs.
   sample RUN         draw from the model
   reconstruct RUN    originals and reconstructions
   encode RUN         posterior mean and scale of every datum
+  impute RUN         draws of the values that data lack
   export RUN         draws and importance weights for ArviZ
   report RUN         write the run's report again
   check [MODEL]      does a model keep the contract on a data set? Takes the options of train
@@ -54,7 +55,8 @@ def run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", Renamed)
+            for category in (Renamed, Doubt):
+                warnings.simplefilter("always", category)
             warnings.showwarning = partial(_show, warnings.showwarning)
             return dispatch(arguments)
     except (UserError, OSError) as problem:
@@ -104,9 +106,9 @@ def say(message: str) -> None:
 
 
 def _show(usual: Callable[..., None], message: Warning, category: type[Warning], *where: Any) -> None:
-    """An old name is a line for a person; any other warning is shown as it usually is."""
-    if category is Renamed:
-        say(f"pyro-vae: {message}")
+    """An old name, or a doubt, is a line for a person; any other warning is shown as it usually is."""
+    if category in (Renamed, Doubt):
+        say(f"pyro-vae: {message}" if category is Renamed else f"warning: {message}")
     else:
         usual(message, category, *where)
 
@@ -165,7 +167,13 @@ def evaluate_command(arguments: list[str]) -> None:
             files.write_text(Path(given.json), entries + "\n")
 
 
-OUTLETS = {"sample": "samples.png", "reconstruct": "reconstructions.png", "encode": "codes.npz", "export": "run.nc"}
+OUTLETS = {
+    "sample": "samples.png",
+    "reconstruct": "reconstructions.png",
+    "encode": "codes.npz",
+    "impute": "imputed.npz",
+    "export": "run.nc",
+}
 """The commands that write a file, and the file where none is named."""
 
 

@@ -19,9 +19,11 @@ from pyro_vae.errors import ContractError, RunError, check_positive
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
 from pyro_vae.evaluation.evaluator import Called, Evaluator
+from pyro_vae.evaluation.missing import described, settled, tolerant
 from pyro_vae.evaluation.result import Estimate, Result
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
+from pyro_vae.pair.missing_checks import Absent
 from pyro_vae.pair.pair import device_of, evaluating
 from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import side_by_side
@@ -43,6 +45,7 @@ def evaluate(
     split: str = "test",
     seed: int = 0,
     relaxed: bool = False,
+    missing: str = "refuse",
     device: str = "auto",
     **options: Any,
 ) -> Result:
@@ -60,6 +63,8 @@ def evaluate(
         split: "train", "valid" or "test" of a `Dataset`.
         seed: fixes the draws.
         relaxed: allow grey values under a Bernoulli; the figures are then a loss, not a likelihood.
+        missing: "refuse": values may be missing (NaN) where the pair allows it; "marginalise": in every field that the
+            model only observes. What is missing is left out of the likelihood and of bits per dim.
         device: auto, cpu or cuda, for a run; a pair stays where it is.
         options: the evaluator's own.
 
@@ -77,7 +82,7 @@ def evaluate(
         evaluator = plugins.build("evaluator", evaluator, options)
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
-    settings = {"split": split, "seed": seed, "relaxed": relaxed, "device": device}
+    settings = {"split": split, "seed": seed, "relaxed": relaxed, "missing": missing, "device": device}
     return next(evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings))
 
 
@@ -92,6 +97,7 @@ def evaluate_each(
     split: str = "test",
     seed: int = 0,
     relaxed: bool = False,
+    missing: str = "refuse",
     device: str = "auto",
 ) -> Iterator[Result]:
     """The `Result` of each of several evaluators. Where they can, they share one pass of the data through the encoder.
@@ -107,8 +113,12 @@ def evaluate_each(
     run = as_run(pair, device) if isinstance(pair, Run | str | Path) else None
     if run is not None:
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
+    model = type(pair).__name__ if run is None else run.model_name
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
+    also = {name for evaluator in evaluators.values() for name in getattr(evaluator, "hides", ())}
+    source = data.name if isinstance(data, Dataset) else ""
     with torch.random.fork_rng(), unchanged(pair):
+        pair, absent, notes = tolerant(pair, chosen, missing, run, also, source)
         check_sequences(pair, chosen)
         check_support(pair, chosen, relaxed)
         lengths = sequence_lengths(pair, chosen)
@@ -120,10 +130,11 @@ def evaluate_each(
         began = time.perf_counter()
         evaluator = evaluator if isinstance(evaluator, Evaluator) else Called(evaluator)
         with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"):
-            estimate = _estimate(name, evaluator, whole, mine, particles, progress)
+            estimate = _estimate(name, evaluator, whole, mine, particles, progress, absent)
+            estimate = described(estimate, absent, notes)
         result = Result(
             evaluator=name,
-            model=type(pair).__name__ if run is None else run.model_name,
+            model=model,
             data=data.name if isinstance(data, Dataset) else "data",
             split=split,
             n=chosen.size,
@@ -140,7 +151,9 @@ def evaluate_each(
         yield result
 
 
-def _estimate(name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, particles: int, progress: bool) -> Estimate:
+def _estimate(
+    name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, particles: int, progress: bool, absent: Absent
+) -> Estimate:
     """What an evaluator finds on all blocks, which the processes share where it lets them."""
     blocks = mine if evaluator.shareable else whole
     show = progress and processes.rank() == 0
@@ -153,7 +166,7 @@ def _estimate(name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, part
     if evaluator.shareable:
         parts = [part for part in processes.gather(found) if part is not None]  # in the data's order
         found = replace(parts[0], per_datum=side_by_side([part.per_datum for part in parts]))
-    return evaluator.summarise(found, particles)
+    return evaluator.summarise(settled(found, absent), particles)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pyro_vae.evaluation.arviz_adapter import from_groups
 from pyro_vae.evaluation.blocks import Block, seeded
 from pyro_vae.evaluation.draws import draws_of
 from pyro_vae.pair.generation import sample
+from pyro_vae.pair.missing_checks import check_missing
 from pyro_vae.pair.pair import device_of
 from pyro_vae.pair.particles import run_model
 from pyro_vae.pair.sites import latent, observed, side_by_side, values_of
@@ -34,10 +35,12 @@ def inference_data(
 
     Raises:
         RunError: fewer than one draw or datum.
+        DataError: a value is missing where the pair does not allow it.
         ContractError: the pair breaks the contract.
     """
     check_positive(RunError, draws=draws, limit=limit)
     split = (data.test if isinstance(data, Dataset) else as_split(data)).head(limit).to(device_of(pair))
+    check_missing(pair, split)
     with torch.no_grad(), seeded(seed):
         block = Block(pair, split, slice(0, split.size), seed)
         block.check()
@@ -60,7 +63,7 @@ def inference_data(
         "prior_predictive": _arrays(side_by_side([values_of(observed(sites)) for sites in prior])),
         "log_likelihood": _arrays(side_by_side(likelihoods)),
         "sample_stats": _arrays({"log_weight": terms.log_weight}),
-        "observed_data": {name: site.value[0].cpu().numpy() for name, site in seen[0].items()},
+        "observed_data": {name: site.seen[0].cpu().numpy() for name, site in seen[0].items()},
     }
     return from_groups(groups)
 

@@ -17,6 +17,8 @@ from torch.distributions import Distribution, constraints
 from pyro_vae.errors import ContractError, DataError
 
 PLATE = "data"
+OBSERVED = "_observed"
+"""What follows the name of a field in that of the field which says where its values are not missing."""
 
 
 class Pair(nn.Module):
@@ -29,6 +31,10 @@ class Pair(nn.Module):
 
     Attributes:
         optional_fields: fields that both take as `**fields`, where the data have them.
+        missing: fields in which a value may be missing (NaN), such as ("x",). An element that a site of the model
+            observes as NaN is left out of its log-probability; the guide sees the means of the training data in the
+            gaps, or zeros where none are known. A field NAME_observed [batch, ...], True where NAME is not missing, is made for
+            programs that name it. The model may use such a field for nothing but what its sites observe.
 
     Example:
 
@@ -48,6 +54,7 @@ class Pair(nn.Module):
     """
 
     optional_fields: Sequence[str] = ()
+    missing: Sequence[str] = ()
 
     def model(self, **batch: Tensor) -> Any:
         """Declare p(z) p(x|z): sample the latents z, and observe the data x with `obs=`."""
@@ -244,6 +251,7 @@ def select_fields(pair: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Ten
     fields = field_names(pair)
     if fields.every:
         return dict(batch)
+    batch = {**_masks(pair, [*fields.required, *fields.optional], batch), **batch}
     missing = [name for name in fields.required if name not in batch]
     if missing:
         raise DataError(
@@ -251,3 +259,17 @@ def select_fields(pair: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Ten
             f"the data have {', '.join(sorted(batch)) or 'no fields'}"
         )
     return {name: batch[name] for name in [*fields.required, *fields.optional] if name in batch}
+
+
+def missing_fields(pair: nn.Module) -> tuple[str, ...]:
+    """The fields in which the pair allows values to be missing; raises `ContractError` where it names them in one word."""
+    declared = getattr(pair, "missing", ())
+    if isinstance(declared, str):
+        raise ContractError(f"missing = {declared!r} must be a tuple of the names of fields: missing = ({declared!r},)")
+    return tuple(declared) if isinstance(declared, list | tuple) else ()
+
+
+def _masks(pair: nn.Module, asked: Sequence[str], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Where the fields that may have gaps are observed, as far as the pair asks for it."""
+    known = [name for name in missing_fields(pair) if name in batch and name + OBSERVED in asked]
+    return {name + OBSERVED: ~batch[name].isnan() for name in known}

@@ -12,12 +12,16 @@ from torch import nn
 from pyro_vae import files, plugins
 from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.errors import DataError, RunError, UnfitPair
+from pyro_vae.pair.missing import keep_means
 from pyro_vae.pair.pair import Pair
 from pyro_vae.runs.folder import BEST
 from pyro_vae.runs.options import current_options
 
 RECORD = ("model", "facts", "options")
 """What a checkpoint keeps so that its pair can be built again."""
+
+MEANS = "means"
+"""What a checkpoint calls the means of the training data that its pair puts where a value is missing."""
 
 
 def build_model(name: str, facts: Mapping[str, Any], options: Mapping[str, Any], seed: int = 0) -> nn.Module:
@@ -95,6 +99,7 @@ def stored_pair(folder: Path, best: Mapping[str, Any], pair: nn.Module | None = 
             raise RunError(f"{folder} holds a pair that no plugin built; give it: load_run(folder, pair=...)")
         pair = build_model(*(best[part] for part in RECORD))
     load_weights(pair, best, folder)
+    keep_means(pair, best.get(MEANS, {}))
     return pair.eval()
 
 
