@@ -46,8 +46,8 @@ def imputations(
 ) -> Imputed:
     """Draws of the missing elements given the observed ones, by importance resampling (Mattei & Frellsen 2019, eq. 13).
 
-    Of `particles` draws of the guide for each datum, `draws` are picked by their weights p(x_observed, z) / q(z), and the
-    missing elements are drawn from p(x_missing|z) there.
+    Of `particles` draws of the guide for each datum, `draws` are picked by their weights p(x_observed, z) / q(z), and
+    the missing elements are drawn from p(x_missing|z) there.
 
     Args:
         pair: allows values to be missing where the data lack them.

@@ -88,7 +88,6 @@ def check_missing(
     if not found:
         return Absent()
     with torch.random.fork_rng(), torch.no_grad(), evaluating(pair):
-        _check_whole(pair, split)
         _check_left_out(pair, split, found)
         blank = _blank(pair, split, found)
     elements, size = (sum(getattr(missing, part) for missing in found.values()) for part in ("elements", "size"))
@@ -109,17 +108,23 @@ def _check_declared(pair: nn.Module, given: Mapping[str, Tensor]) -> None:
             )
 
 
-def _check_whole(pair: nn.Module, split: Split) -> None:
-    """Raise `ContractError` where a part of an event is missing whose elements depend on each other."""
-    tied = [n for n, site in observed_sites(pair, _on_device(pair, split.head(RUN))).items() if _width(site)]
+def _check_whole(pair: nn.Module, split: Split, sites: Sites) -> None:
+    """Raise `ContractError` where a part of an event is missing whose elements depend on each other.
+
+    Args:
+        sites: those of the model.
+    """
+    tied = [name for name, site in sites.items() if site.observed and _width(site)]
     for start, batch in in_order(split, FEW) if tied else ():
-        sites = observed_sites(pair, {name: value.to(device_of(pair)) for name, value in batch.items()})
+        sites = observed_sites(pair, _here(pair, batch))
         for site in [sites[name] for name in tied if name in sites and sites[name].in_plate]:
             missing = site.seen[0].isnan().flatten(-_width(site))
             partly = (missing.any(-1) & ~missing.all(-1)).reshape(len(missing), -1).any(1)
             if partly.any():
+                row = start + int(partly.nonzero()[0])
+                row = row if split.origin is None else int(split.origin[row])
                 raise ContractError(
-                    f"site {site.name!r} lacks a part of what it observes at datum {start + int(partly.nonzero()[0])}, "
+                    f"site {site.name!r} lacks a part of what it observes at datum {row}, "
                     f"but the elements of a {type(independent_part(site.fn)).__name__} depend on each other, so that "
                     "they can only be left out together; use a likelihood of independent elements (.to_event)"
                 )
@@ -145,13 +150,13 @@ def _check_left_out(pair: nn.Module, split: Split, found: Mapping[str, Missing])
 
 
 def _compare(pair: nn.Module, split: Split, found: Mapping[str, Missing], count: int) -> None:
-    known = _on_device(pair, split.head(LOOKED_AT), raw=True)
+    known = _here(pair, split.head(LOOKED_AT).take(slice(None)))
     few = {name: value[:count] for name, value in known.items()}
     gone = select_fields(
         pair, few | {n: few[n].masked_fill(m.ever.to(few[n].device), torch.nan) for n, m in found.items()}
     )
     others = [gone | {n: _replaced(gone[n], known[n], largest) for n in found} for largest in (False, True)]
-    drawn = values_of(run_guide(pair, gone))
+    drawn = values_of(run_guide(pair, others[0]))
     drawn |= values_of(latent(_model_at(pair, others[0], drawn, LeaveOut())))
     listed = ", ".join(map(repr, found))
     handler = LeaveOut()
@@ -162,6 +167,7 @@ def _compare(pair: nn.Module, split: Split, found: Mapping[str, Missing], count:
             f"the model fails where values of {listed} are missing, so it uses them for more than what its sites "
             f"observe: {problem}"
         ) from problem
+    _check_whole(pair, split, expected)
     for other in others:
         sites = _model_at(pair, other, drawn, LeaveOut(handler.masks))
         for name in dict.fromkeys([*expected, *sites]):
@@ -201,14 +207,12 @@ def _blank(pair: nn.Module, split: Split, found: Mapping[str, Missing]) -> list[
     blank = []
     for first in range(0, len(candidates), FEW):
         some = torch.tensor(candidates[first : first + FEW])
-        batch = {name: value.to(device_of(pair)) for name, value in split.take(some.to(split.device)).items()}
-        counted = sum(site.counted().sum(0) for site in observed_sites(pair, batch).values() if site.in_plate)
+        sites = observed_sites(pair, _here(pair, split.take(some.to(split.device))))
+        counted = sum(site.counted().sum(0) for site in sites.values() if site.in_plate)
         blank += some[(torch.as_tensor(counted).cpu() == 0).expand(len(some))].tolist()
     return blank
 
 
-def _on_device(pair: nn.Module, split: Split, raw: bool = False) -> Fields:
-    """The data of a split as the pair is given them, on its device; all fields of them if `raw`."""
-    batch = split.take(slice(None))
-    chosen = batch if raw else select_fields(pair, batch)
-    return {name: value.to(device_of(pair)) for name, value in chosen.items()}
+def _here(pair: nn.Module, batch: Mapping[str, Tensor]) -> Fields:
+    """A batch on the pair's device."""
+    return {name: value.to(device_of(pair)) for name, value in batch.items()}

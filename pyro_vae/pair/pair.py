@@ -33,8 +33,8 @@ class Pair(nn.Module):
         optional_fields: fields that both take as `**fields`, where the data have them.
         missing: fields in which a value may be missing (NaN), such as ("x",). An element that a site of the model
             observes as NaN is left out of its log-probability; the guide sees the means of the training data in the
-            gaps, or zeros where none are known. A field NAME_observed [batch, ...], True where NAME is not missing, is made for
-            programs that name it. The model may use such a field for nothing but what its sites observe.
+            gaps, or zeros where none are known. A field NAME_observed [batch, ...], True where NAME is not missing, is
+            made for programs that name it. The model may only observe such a field.
 
     Example:
 
@@ -262,7 +262,7 @@ def select_fields(pair: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def missing_fields(pair: nn.Module) -> tuple[str, ...]:
-    """The fields in which the pair allows values to be missing; raises `ContractError` where it names them in one word."""
+    """The fields in which the pair allows values to be missing; raises `ContractError` where they are no list."""
     declared = getattr(pair, "missing", ())
     if isinstance(declared, str):
         raise ContractError(f"missing = {declared!r} must be a tuple of the names of fields: missing = ({declared!r},)")

@@ -145,9 +145,9 @@ def impute(
 ) -> dict[str, Tensor]:
     """Draw the values that data lack (NaN) given those that are observed.
 
-    Gives SITE [draws, n, *event] of each site that lacks some, in which what is observed is as it is, and `ess` [n], the
-    effective number of draws of the guide behind them. Of the guide's draws for a datum some are picked by their importance
-    weights, and what is missing is drawn from p(x|z) there.
+    Gives SITE [draws, n, *event] of each site that lacks some, in which what is observed is as it is, and `ess` [n],
+    the effective number of draws of the guide behind them. Of the guide's draws for a datum some are picked by their
+    importance weights, and what is missing is drawn from p(x|z) there.
 
     Args:
         run: also a pair, where data are given.
