@@ -135,12 +135,12 @@ def _inside(fn: Any, like: Tensor) -> Tensor:
     return fn.sample().to(like)
 
 
-class Marginalised(nn.Module):
-    """Another pair, in whose fields `missing` values may be missing; whatever else is asked of it is that pair's."""
+class Another(nn.Module):
+    """A pair made of another: what it does not have of its own is the other's."""
 
-    def __init__(self, pair: nn.Module, missing: tuple[str, ...]):
+    def __init__(self, pair: nn.Module):
         super().__init__()
-        self.pair, self.missing, self.training = pair, missing, pair.training
+        self.pair, self.training = pair, pair.training
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -152,5 +152,8 @@ class Marginalised(nn.Module):
 def marginalised(pair: nn.Module, names: tuple[str, ...]) -> nn.Module:
     """The same pair, in whose fields of these names, too, values may be missing."""
     also = tuple(dict.fromkeys([*missing_fields(pair), *names]))
-    kind = type(type(pair).__name__, (Marginalised,), {})  # which messages name
-    return pair if also == missing_fields(pair) else kind(pair, also)
+    if also == missing_fields(pair):
+        return pair
+    allowing = type(type(pair).__name__, (Another,), {})(pair)  # of the name that messages give
+    allowing.missing = also
+    return allowing

@@ -234,3 +234,9 @@ def test_nothing_to_impute_is_one_line():
         pv.impute(Linear())
     with pytest.raises(RunError, match="draws must be at least 1"):
         pv.impute(Linear(), data(10), draws=0)
+
+
+def test_gaps_of_inference_are_those_of_what_is_observed():
+    pair, x = Linear(), data(8)
+    result = pv.evaluate(pair, x, "gaps", 200, progress=False, steps=60)
+    assert (result.refined_elbo > result.elbo - 0.05).all() and (result.bound < pair.log_marginal(x) + 0.5).all()

@@ -393,3 +393,13 @@ def test_a_pair_without_missing_values_is_not_touched():
     pair = Undeclared()
     site = observed_sites(pair, {"x": data(5, share=0.0).nan_to_num(0.0)})["x"]
     assert isinstance(site.fn.base_dist, torch.distributions.Normal) and site.given is site.raw
+
+
+def test_an_objective_of_pyros_leaves_out_the_same():
+    """TraceGraph_ELBO runs the programs itself."""
+    for pair, batch in ((Linear(), {"x": data(7)}), (Partly(), partly())):
+        losses = []
+        for objective in (pv.objectives.TraceGraphELBO(), pv.objectives.TraceELBO()):
+            torch.manual_seed(0)
+            losses.append(objective(pair, batch, particles=1))
+        torch.testing.assert_close(*losses)
