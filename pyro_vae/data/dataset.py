@@ -130,7 +130,9 @@ def together(parts: Sequence[Split]) -> Split:
     if len(stored) == 1 and all(part.rows is not None for part in parts):
         rows = torch.cat([part.rows for part in parts])
         return Split(parts[0].fields, parts[0].transform, rows if order is None else rows[order], resident=False)
-    batches = [part.take(slice(None)) for part in parts]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # what is drawn anew in every batch is drawn once
+        batches = [part.take(slice(None)) for part in parts]
     fields = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     return Split(fields if order is None else {name: field[order] for name, field in fields.items()})
 

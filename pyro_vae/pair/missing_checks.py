@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from pyro_vae.data import Split
@@ -13,12 +14,12 @@ from pyro_vae.errors import ContractError, DataError, ProgramError
 from pyro_vae.pair.data_fit import FEW, in_order, observed_sites
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.missing import LeaveOut, independent_part
-from pyro_vae.pair.pair import OBSERVED, device_of, evaluating, missing_fields, select_fields
+from pyro_vae.pair.pair import OBSERVED, device_of, evaluating, first_rows, missing_fields, select_fields
 from pyro_vae.pair.particles import run_guide, run_program
 from pyro_vae.pair.sites import Site, Sites, latent, values_of
 
-LOOKED_AT, RUN = 100, 2
-"""Values that could stand where one is missing are looked for among so many of the data, and tried on so many."""
+LOOKED_AT = 100
+"""Among so many of the data values are looked for that could stand where one is missing."""
 
 Fields = dict[str, Tensor]
 
@@ -118,8 +119,7 @@ def _check_whole(pair: nn.Module, split: Split, sites: Sites) -> None:
     for start, batch in in_order(split, FEW) if tied else ():
         sites = observed_sites(pair, _here(pair, batch))
         for site in [sites[name] for name in tied if name in sites and sites[name].in_plate]:
-            missing = site.seen[0].isnan().flatten(-_width(site))
-            partly = (missing.any(-1) & ~missing.all(-1)).reshape(len(missing), -1).any(1)
+            partly = _partly(site)
             if partly.any():
                 row = start + int(partly.nonzero()[0])
                 row = row if split.origin is None else int(split.origin[row])
@@ -138,27 +138,42 @@ def _width(site: Site) -> int:
 def _check_left_out(pair: nn.Module, split: Split, found: Mapping[str, Missing]) -> None:
     """Raise `ContractError` where the model's log-probabilities change with the values of what is missing.
 
-    Every element that any datum lacks is taken away from a few data, and then other values are put in its place: at the
+    Elements that some datum lacks are taken away from a few data, and then other values are put in their place: at the
     same latents, and with the same elements left out, nothing may change.
     """
-    for count in (RUN, LOOKED_AT):  # a plate of fixed size fits all data only
+    patterns = _patterns(found)
+    for count in (len(next(iter(patterns.values()))), LOOKED_AT):  # a plate of fixed size fits all data only
         try:
-            return _compare(pair, split, found, count)
+            return _compare(pair, split, patterns, count)
         except ProgramError as problem:
             failed = problem
     raise failed
 
 
-def _compare(pair: nn.Module, split: Split, found: Mapping[str, Missing], count: int) -> None:
+def _patterns(found: Mapping[str, Missing]) -> dict[str, Bool[Tensor, "patterns ..."]]:
+    """What to take away of each field: of any two elements that data may lack, each in turn is left where the other is
+    taken away; and all of them."""
+    sizes = [missing.ever.numel() for missing in found.values()]
+    number = torch.arange(sum(sizes))
+    bits = [(number >> bit) % 2 == 1 for bit in range(max(1, int(number[-1]).bit_length()))]
+    rows = torch.stack([*bits, *[~bit for bit in bits], torch.ones_like(bits[0])])
+    parts = zip(found.items(), rows.split(sizes, 1), strict=True)
+    return {name: part.reshape(len(rows), *missing.ever.shape) & missing.ever for (name, missing), part in parts}
+
+
+def _compare(pair: nn.Module, split: Split, patterns: Mapping[str, Tensor], count: int) -> None:
     known = _here(pair, split.head(LOOKED_AT).take(slice(None)))
-    few = {name: value[:count] for name, value in known.items()}
-    gone = select_fields(
-        pair, few | {n: few[n].masked_fill(m.ever.to(few[n].device), torch.nan) for n, m in found.items()}
-    )
-    others = [gone | {n: _replaced(gone[n], known[n], largest) for n in found} for largest in (False, True)]
+    few = first_rows(known, count)
+    taken = {name: first_rows({name: pattern.to(few[name].device)}, count)[name] for name, pattern in patterns.items()}
+    whole = {n: _replaced(few[n], few[n].isnan(), known[n], largest=False) for n in patterns}
+    gone = select_fields(pair, few | {n: value.masked_fill(taken[n], torch.nan) for n, value in whole.items()})
+    others = [
+        gone | {n: _replaced(value, taken[n], known[n], largest) for n, value in whole.items()}
+        for largest in (False, True)
+    ]
     drawn = values_of(run_guide(pair, others[0]))
     drawn |= values_of(latent(_model_at(pair, others[0], drawn, LeaveOut())))
-    listed = ", ".join(map(repr, found))
+    listed = ", ".join(map(repr, patterns))
     handler = LeaveOut()
     try:
         expected = _model_at(pair, gone, drawn, handler)
@@ -171,7 +186,7 @@ def _compare(pair: nn.Module, split: Split, found: Mapping[str, Missing], count:
     for other in others:
         sites = _model_at(pair, other, drawn, LeaveOut(handler.masks))
         for name in dict.fromkeys([*expected, *sites]):
-            if name not in expected or name not in sites or not same(expected[name].log_prob(), sites[name].log_prob()):
+            if not (name in expected and name in sites and _alike(expected[name], sites[name])):
                 raise ContractError(
                     f"site {name!r} of the model depends on missing values of {listed}: the model uses them for more "
                     "than what its sites observe, and they cannot be left out; give it what is never missing, or fill "
@@ -179,14 +194,27 @@ def _compare(pair: nn.Module, split: Split, found: Mapping[str, Missing], count:
                 )
 
 
-def _replaced(gone: Tensor, known: Tensor, largest: bool) -> Tensor:
-    """A field with its gaps filled by the smallest or the largest value that the element has in the known data."""
-    missing, end = known.isnan(), torch.inf if not largest else -torch.inf
-    values = known.masked_fill(missing, end)
+def _alike(site: Site, other: Site) -> bool:
+    """Whether a site that lacks values has the log-probabilities that it has with others in their place."""
+    counts = ~_partly(site) if site.in_plate and site.observed else slice(None)
+    return same(site.log_prob()[:, counts], other.log_prob()[:, counts])
+
+
+def _partly(site: Site) -> Bool[Tensor, " batch"]:
+    """Which data lack some but not all of what can only be left out together."""
+    seen = site.seen[0]
+    missing = seen.isnan().flatten(-_width(site)) if _width(site) else seen.isnan().unsqueeze(-1)
+    return (missing.any(-1) & ~missing.all(-1)).reshape(len(seen), -1).any(1)
+
+
+def _replaced(field: Tensor, where: Tensor, known: Tensor, largest: bool) -> Tensor:
+    """A field with other values in some places: the smallest or the largest that each element has in the known data."""
+    end = -torch.inf if largest else torch.inf
+    values = known.masked_fill(known.isnan(), end)
     of_each = values.amax(0) if largest else values.amin(0)
     of_all = values.max() if largest else values.min()
     of_all = torch.where(of_all.isfinite(), of_all, float(largest))
-    return torch.where(gone.isnan(), torch.where(of_each.isfinite(), of_each, of_all), gone)
+    return torch.where(where, torch.where(of_each.isfinite(), of_each, of_all), field)
 
 
 def _model_at(pair: nn.Module, fields: Fields, values: Fields, handler: LeaveOut) -> Sites:
