@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae import plugins
-from pyro_vae.errors import Changed, Renamed, UnknownName, UsageError, UserError, find
+from pyro_vae.errors import Changed, Doubt, Renamed, UnknownName, UsageError, UserError, find
 
 USAGE = """usage: pyro-vae COMMAND ...
 
@@ -25,6 +25,7 @@ Deep latent-variable models as Pyro programs.
   sample RUN         draw from the model
   reconstruct RUN    originals and reconstructions
   encode RUN         posterior mean and scale of every datum
+  impute RUN         draws of the values that data lack
   export RUN         draws and importance weights for ArviZ
   report RUN         write the run's report again
   check [MODEL]      does a model keep the contract on a data set? Takes the options of train
@@ -38,7 +39,7 @@ MODEL may be a pair in a file of yours, my_model.py:MyPair; commands on its RUN 
 CLOSED_PIPE = 141
 """The exit status where what reads our output has gone, as in `pyro-vae list | head -1`; a shell's own for this."""
 
-FOR_A_PERSON = (Renamed, Changed)
+FOR_A_PERSON = (Renamed, Changed, Doubt)
 """Warnings that are a line on stderr."""
 
 
@@ -111,7 +112,7 @@ def say(message: str) -> None:
 def _show(usual: Callable[..., None], message: Warning, category: type[Warning], *where: Any) -> None:
     """What a user should know of is a line; any other warning is shown as it usually is."""
     if category in FOR_A_PERSON:
-        say(f"pyro-vae: {message}")
+        say(f"warning: {message}" if category is Doubt else f"pyro-vae: {message}")
     else:
         usual(message, category, *where)
 
@@ -171,7 +172,13 @@ def evaluate_command(arguments: list[str]) -> None:
             files.write_text(Path(given.json), entries + "\n")
 
 
-OUTLETS = {"sample": "samples.png", "reconstruct": "reconstructions.png", "encode": "codes.npz", "export": "run.nc"}
+OUTLETS = {
+    "sample": "samples.png",
+    "reconstruct": "reconstructions.png",
+    "encode": "codes.npz",
+    "impute": "imputed.npz",
+    "export": "run.nc",
+}
 """The commands that write a file, and the file where none is named."""
 
 

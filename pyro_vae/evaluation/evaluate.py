@@ -20,10 +20,12 @@ from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
 from pyro_vae.evaluation.evaluator import Called, Evaluator
 from pyro_vae.evaluation.given_globals import GivenGlobals, shared_draws
+from pyro_vae.evaluation.missing import described, settled, tolerant
 from pyro_vae.evaluation.refit import refitted
 from pyro_vae.evaluation.result import Estimate, Result
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
+from pyro_vae.pair.missing_checks import Absent
 from pyro_vae.pair.pair import device_of, evaluating
 from pyro_vae.pair.ready import make_ready
 from pyro_vae.pair.scales import SCALES
@@ -51,6 +53,7 @@ def evaluate(
     relaxed: bool = False,
     refit: int = 0,
     global_draws: int = 30,
+    missing: str = "refuse",
     device: str = "auto",
     scales: str = "refuse",
     **options: Any,
@@ -73,6 +76,8 @@ def evaluate(
             AutoNormal for local latents); all other parameters stay as they are.
         global_draws: draws of latents outside the plate of the data, where there are any: the figures of a datum are
             given these, and `data_set` is the bound of all data together.
+        missing: "refuse": values may be missing (NaN) where the pair allows it; "marginalise": in every field that the
+            model only observes. What is missing is left out of the likelihood and of bits per dim.
         device: auto, cpu or cuda, for a run; a pair stays where it is.
         scales: "refuse" a pair that scales a site under eval() (poutine.scale), or "ignore" its scales: each site then
             counts once, subsampled plates aside.
@@ -93,7 +98,7 @@ def evaluate(
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
     settings = {"split": split, "seed": seed, "relaxed": relaxed, "device": device}
-    settings |= {"refit": refit, "global_draws": global_draws, "scales": scales}
+    settings |= {"refit": refit, "global_draws": global_draws, "missing": missing, "scales": scales}
     return next(evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings))
 
 
@@ -110,6 +115,7 @@ def evaluate_each(
     relaxed: bool = False,
     refit: int = 0,
     global_draws: int = 30,
+    missing: str = "refuse",
     device: str = "auto",
     scales: str = "refuse",
 ) -> Iterator[Result]:
@@ -127,12 +133,16 @@ def evaluate_each(
     run = as_run(pair, device) if isinstance(pair, Run | str | Path) else None
     if run is not None:
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
+    model = type(pair).__name__ if run is None else run.model_name
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
+    also = {name for evaluator in evaluators.values() for name in getattr(evaluator, "hides", ())}
+    source = data.name if isinstance(data, Dataset) else ""
     make_ready(pair, chosen, DATA_BLOCK, seed)
     if refit:
         with as_asked():
             pair, chosen = refitted(pair, chosen, refit, seed)
     with torch.random.fork_rng(), unchanged(pair), as_asked():
+        pair, absent, notes = tolerant(pair, chosen, missing, run, also, source)
         first = Block(pair, chosen, slice(0, DATA_BLOCK), seed)
         _ = first.structure  # seen on a whole block, for programs that fit no other number of data
         check_sequences(pair, chosen)
@@ -149,10 +159,11 @@ def evaluate_each(
         evaluator = evaluator if isinstance(evaluator, Evaluator) else Called(evaluator)
         evaluator = evaluator if shared is None else GivenGlobals(evaluator, shared)
         with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"), as_asked():
-            estimate = _estimate(name, evaluator, whole, mine, particles, progress)
+            estimate = _estimate(name, evaluator, whole, mine, particles, progress, absent)
+            estimate = described(estimate, absent, notes)
         result = Result(
             evaluator=name,
-            model=type(pair).__name__ if run is None else run.model_name,
+            model=model,
             data=data.name if isinstance(data, Dataset) else "data",
             split=split,
             n=chosen.size,
@@ -170,7 +181,9 @@ def evaluate_each(
         yield result
 
 
-def _estimate(name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, particles: int, progress: bool) -> Estimate:
+def _estimate(
+    name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, particles: int, progress: bool, absent: Absent
+) -> Estimate:
     """What an evaluator finds on all blocks, which the processes share where it lets them."""
     blocks = mine if evaluator.shareable else whole
     show = progress and processes.rank() == 0
@@ -183,7 +196,7 @@ def _estimate(name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, part
     if evaluator.shareable:
         parts = [part for part in processes.gather(found) if part is not None]  # in the data's order
         found = replace(parts[0], per_datum=side_by_side([part.per_datum for part in parts]))
-    return evaluator.summarise(found, particles)
+    return evaluator.summarise(settled(found, absent), particles)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class Site:
         summed: whether the pair enumerates it, also where this run drew it.
         enumerated: the number of the enumeration that this run made of it, or None.
         dims: the dims of enumerations that its log-probability may have, each with the number of its enumeration.
+        given: its value as the program gave it: NaN where an element that it observes is missing.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Site:
     summed: bool = False
     enumerated: int | None = None
     dims: Mapping[int, int] = field(default_factory=dict)
+    given: Tensor | None = None
 
     @property
     def in_plate(self) -> bool:
@@ -98,6 +100,11 @@ class Site:
         """Its value [particles, batch, *enumerations, *its own plates, *event]; [1, ...] for a site outside the data's
         plate."""
         return self._like_value(self.raw)
+
+    @property
+    def seen(self) -> Shaped[Tensor, "particles batch ..."]:
+        """The same, NaN where an element that it observes is missing."""
+        return self._like_value(self.raw if self.given is None else self.given)
 
     def log_prob(self) -> Float[Tensor, "particles batch"]:
         """The log-probability of its value for each datum, scaled and masked as the program says, in nats; [1, 1] for

@@ -13,6 +13,7 @@ from pyro_vae import files, plugins, scripts
 from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.errors import ContractError, DataError, PluginError, RunError, UnfitPair, UserError
 from pyro_vae.pair.generation import blank_fields
+from pyro_vae.pair.missing import keep_means
 from pyro_vae.pair.pair import Pair, field_names
 from pyro_vae.parts.build import hints_of, named_parameters
 from pyro_vae.runs.folder import BEST
@@ -20,6 +21,9 @@ from pyro_vae.runs.options import current_options
 
 RECORD = ("model", "facts", "options")
 """What a checkpoint keeps so that its pair can be built again."""
+
+MEANS = "means"
+"""What a checkpoint calls the means of the training data that its pair puts where a value is missing."""
 
 
 def build_model(name: str, facts: Mapping[str, Any], options: Mapping[str, Any], seed: int = 0) -> nn.Module:
@@ -123,6 +127,7 @@ def stored_pair(folder: Path, best: Mapping[str, Any], pair: nn.Module | str | N
     elif isinstance(pair, str):
         pair = build_model(pair, best.get("facts", {}), best.get("options", {}))
     load_weights(pair, best, folder)
+    keep_means(pair, best.get(MEANS, {}))
     return pair.eval()
 
 

@@ -13,6 +13,7 @@ from pyro_vae.engine import processes
 from pyro_vae.engine.devices import find_device, launch
 from pyro_vae.errors import Changed, DataError, RunError
 from pyro_vae.pair.generation import field_shapes
+from pyro_vae.pair.missing_checks import check_missing
 from pyro_vae.runs.build import changed_since, stored_pair
 from pyro_vae.runs.config import Config, read_config
 from pyro_vae.runs.folder import BEST, CONFIG, LAST
@@ -86,9 +87,11 @@ class Run:
         """A split of `data_like(data)`, by name; data that are no `Dataset` are one split.
 
         Raises:
-            DataError: no such split.
+            DataError: no such split, or a value is missing where the pair does not allow it.
         """
-        return choose_split(self.data_like(data), name)
+        split = choose_split(self.data_like(data), name)
+        check_missing(self.pair, split)
+        return split
 
     def posterior(
         self, data: Any = None, draws: int = 500, limit: int = 100, seed: int = 0, split: str = "test"

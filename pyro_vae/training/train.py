@@ -23,7 +23,7 @@ from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import Pair
 from pyro_vae.pair.ready import ready_data
 from pyro_vae.pair.sequences import check_sequences
-from pyro_vae.runs.build import load_weights
+from pyro_vae.runs.build import MEANS, load_weights
 from pyro_vae.runs.config import DEFAULTS
 from pyro_vae.runs.folder import BEST, RunFolder
 from pyro_vae.runs.identity import check_same_run, identity
@@ -40,6 +40,7 @@ from pyro_vae.training.by_name import (
     with_defaults,
 )
 from pyro_vae.training.loop import Chosen, Settings, Trainer
+from pyro_vae.training.missing import missing_values
 from pyro_vae.training.optimizers import MakeOptimizer
 from pyro_vae.training.trackers import tracking
 
@@ -195,8 +196,9 @@ def train(
         raise RunError(f"{type(pair).__name__} has no parameter to train; evaluate it as it is")
     _refuse_a_lone_datum(pair, dataset.train.size, batch_size)
     fabric = launch(device, precision)
+    dataset, means, absent = missing_values(pair.cpu(), dataset)
     for split in (dataset.train, dataset.valid):
-        check_sequences(pair.cpu(), split)
+        check_sequences(pair, split)
         check_support(pair, split, relaxed)
     others = {*asdict(settings), *objective.identity()}
     model = {f"model_{n}" if n in others else n: v for n, v in (record or {}).get("options", {}).items()}
@@ -211,10 +213,11 @@ def train(
     with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision), flushed():
         if start is not None and not resume:
             load_weights(pair, files.load(Path(start) / BEST), Path(start))
-        kept = {**(record or {}), "identity": same}
+        kept = {**(record or {}), "identity": same, **({MEANS: means} if means else {})}
         callbacks = [on_epoch]
         chosen = Chosen(optimizer, optimizer_options, schedule, schedule_options, callbacks)
         trainer = Trainer(fabric, pair, dataset, objective, settings, chosen=chosen, folder=folder, record=kept)
+        trainer.notes += absent
         with tracking(track, out, asdict(settings)) as trackers:
             callbacks.append(trackers.epoch)
             run = trainer.fit(progress)
@@ -255,7 +258,7 @@ def as_dataset(data: Any, seed: int, valid: Any = None, fields: Sequence[str] | 
     if isinstance(whole, Stream):
         raise DataError("a DataLoader has no rows that could be held out; give validation data: valid=")
     parts = partition(whole.size, (tenth(whole.size),), seed)
-    train, rest = (Split(whole.fields, whole.transform, rows, whole.resident) for rows in parts)
+    train, rest = (Split(whole.fields, whole.transform, rows, whole.resident, whole.origin) for rows in parts)
     return Dataset(name="data", train=train, valid=rest, test=rest)
 
 

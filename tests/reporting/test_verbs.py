@@ -17,7 +17,7 @@ from pyro_vae.command_line.options import options_of
 from pyro_vae.data import load_data
 from pyro_vae.errors import ContractError, UnknownName
 
-VERBS = ["sample", "reconstruct", "encode", "export", "report"]
+VERBS = ["sample", "reconstruct", "encode", "impute", "export", "report"]
 
 
 @pytest.fixture(scope="module")
