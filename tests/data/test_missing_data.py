@@ -28,7 +28,9 @@ def test_a_table_without_names_may_have_empty_cells(first, tmp_path):
     """Also in its first row, where the names would be."""
     (tmp_path / "bare.csv").write_text(f"{first}\n" + "3,\n" * 20)
     x = choose_split(load_data(tmp_path / "bare.csv"), "all").take(slice(None))["x"]
-    assert x.shape == (21, 2) and x[1:, 1].isnan().all() and x[0].isnan().tolist() == [c == "" for c in first.split(",")]
+    assert (
+        x.shape == (21, 2) and x[1:, 1].isnan().all() and x[0].isnan().tolist() == [c == "" for c in first.split(",")]
+    )
 
 
 @pytest.mark.parametrize(
