@@ -23,6 +23,7 @@ _HOMES = {
     "sample": "pyro_vae.reporting.verbs",
     "reconstruct": "pyro_vae.reporting.verbs",
     "encode": "pyro_vae.reporting.verbs",
+    "impute": "pyro_vae.reporting.verbs",
     "export": "pyro_vae.reporting.verbs",
     "report": "pyro_vae.reporting.verbs",
     "inference_data": "pyro_vae.runs.inference_data",

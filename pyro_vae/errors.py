@@ -51,6 +51,14 @@ class Renamed(FutureWarning):
     """An old name was given; the message says which name it has now."""
 
 
+class Changed(UserWarning):
+    """The file of the pair of a run is no longer what it was; the message says which, and what follows."""
+
+
+class Doubt(UserWarning):
+    """What came out should not be trusted without a thought; the message says why."""
+
+
 class UnknownName(UserError):
     """A name that nothing answers to; the message lists the known ones, the nearest first."""
 

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from pyro_vae import scripts
 from pyro_vae.errors import PluginError, Renamed, UnknownName, find
 
 GROUPS = {
@@ -63,10 +64,14 @@ def current_name(kind: str, name: Any, warn: bool = False) -> Any:
 def load(kind: str, name: str) -> Callable[..., Any]:
     """The class or function that a plugin registered under `name`, or under what the old name `name` became.
 
+    A model may also be in a file, `my_model.py:MyPair`, which is then run; see `scripts.load`.
+
     Raises:
         UnknownName: nothing is registered under this name; lists what is.
         PluginError: two packages registered it, or importing it fails; says which and why.
     """
+    if kind == "model" and scripts.in_file(name):
+        return scripts.load(name)
     return _loaded(kind, _claimed(kind, current_name(kind, name)))
 
 

@@ -22,6 +22,8 @@ from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import observed_sites
 from pyro_vae.pair.generation import sample
 from pyro_vae.pair.global_latents import held_at_a_draw
+from pyro_vae.pair.missing import with_gaps
+from pyro_vae.pair.missing_checks import check_missing
 from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.ready import make_ready
 from pyro_vae.pair.sequences import check_sequences, sequence_lengths
@@ -110,6 +112,7 @@ def _takes_fields(pair: nn.Module, batch: Batch) -> None:
     sizes = {name: len(value) for name, value in select_fields(pair, batch).items()}
     if len(set(sizes.values())) > 1 or min(sizes.values()) < 2:
         raise ContractError(f"the batch must hold at least two data, as many in each field, not {sizes}")
+    check_missing(pair, Split(batch))
     sequence_lengths(pair, Split(batch))
 
 
@@ -147,7 +150,8 @@ def _works_with_plain_pyro(pair: nn.Module, batch: Batch) -> None:
     structure = structure_of(pair, fields)
     elbo = TraceEnum_ELBO(max_plate_nesting=structure.depth) if structure.sums else Trace_ELBO()
     with pyro.get_param_store().scope():
-        loss = elbo.loss(lambda b: pair.model(**b), lambda b: pair.guide(**b), fields)
+        model, guide = (with_gaps(pair, name, getattr(pair, name)) for name in ("model", "guide"))
+        loss = elbo.loss(lambda b: model(**b), lambda b: guide(**b), fields)
     if not torch.tensor(loss).isfinite():
         raise ContractError(f"Pyro's {type(elbo).__name__} of the pair is not finite")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae import plugins
-from pyro_vae.errors import Renamed, UnknownName, UsageError, UserError, find
+from pyro_vae.errors import Changed, Doubt, Renamed, UnknownName, UsageError, UserError, find
 
 USAGE = """usage: pyro-vae COMMAND ...
 
@@ -25,17 +25,22 @@ Deep latent-variable models as Pyro programs.
   sample RUN         draw from the model
   reconstruct RUN    originals and reconstructions
   encode RUN         posterior mean and scale of every datum
+  impute RUN         draws of the values that data lack
   export RUN         draws and importance weights for ArviZ
   report RUN         write the run's report again
   check [MODEL]      does a model keep the contract on a data set? Takes the options of train
   list [KIND]        the models, datasets, objectives and evaluators that are installed
 
 `pyro-vae COMMAND --help` tells a command's options; `pyro-vae train` alone trains a 2-D VAE on digits.
+MODEL may be a pair in a file of yours, my_model.py:MyPair; commands on its RUN then need --pair my_model.py:MyPair.
 --debug shows the traceback of an error."""
 
 
 CLOSED_PIPE = 141
 """The exit status where what reads our output has gone, as in `pyro-vae list | head -1`; a shell's own for this."""
+
+FOR_A_PERSON = (Renamed, Changed, Doubt)
+"""Warnings that are a line on stderr."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +59,8 @@ def run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", Renamed)
+            for category in FOR_A_PERSON:
+                warnings.simplefilter("always", category)
             warnings.showwarning = partial(_show, warnings.showwarning)
             return dispatch(arguments)
     except (UserError, OSError) as problem:
@@ -104,9 +110,9 @@ def say(message: str) -> None:
 
 
 def _show(usual: Callable[..., None], message: Warning, category: type[Warning], *where: Any) -> None:
-    """An old name is a line for a person; any other warning is shown as it usually is."""
-    if category is Renamed:
-        say(f"pyro-vae: {message}")
+    """What a user should know of is a line; any other warning is shown as it usually is."""
+    if category in FOR_A_PERSON:
+        say(f"warning: {message}" if category is Doubt else f"pyro-vae: {message}")
     else:
         usual(message, category, *where)
 
@@ -128,8 +134,8 @@ def train_command(arguments: list[str]) -> None:
 
         print(yaml.safe_dump(config_of(asked), sort_keys=False), end="")
         return
-    name = re.sub(r"[^\w.-]+", "_", Path(asked["data"]).stem)
-    out = Path(switches.out) if switches.out else new_folder(f"{asked['pair']}-{name}")
+    pair, data = asked["pair"].rpartition(":")[2], re.sub(r"[^\w.-]+", "_", Path(asked["data"]).stem)
+    out = Path(switches.out) if switches.out else new_folder(f"{pair}-{data}")
     how = {"resume": switches.resume, "overwrite": switches.overwrite, "progress": not switches.quiet}
     print_results(train(**asked, out=out, **how).results)
     say(f"report: {out / REPORT}")
@@ -154,8 +160,9 @@ def evaluate_command(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
 
     made = {name: plugins.build("evaluator", name, own_values(given, options)) for name, options in own.items()}
+    run = run_of(given)
     what = {option.name: getattr(given, option.name) for option in shared}
-    results = list(evaluate_each(given.run, what.pop("data"), made, progress=not given.quiet, **what))
+    results = list(evaluate_each(run, what.pop("data"), made, progress=not given.quiet, **what))
     print_results(results)
     if given.json and _first_process():
         entries = json.dumps([result.entry(per_datum=True) for result in results], indent=2)
@@ -165,7 +172,13 @@ def evaluate_command(arguments: list[str]) -> None:
             files.write_text(Path(given.json), entries + "\n")
 
 
-OUTLETS = {"sample": "samples.png", "reconstruct": "reconstructions.png", "encode": "codes.npz", "export": "run.nc"}
+OUTLETS = {
+    "sample": "samples.png",
+    "reconstruct": "reconstructions.png",
+    "encode": "codes.npz",
+    "impute": "imputed.npz",
+    "export": "run.nc",
+}
 """The commands that write a file, and the file where none is named."""
 
 
@@ -181,7 +194,7 @@ def verb_command(name: str, arguments: list[str]) -> None:
     if name in OUTLETS:
         parser.set_defaults(out=OUTLETS[name])
     given = parser.parse_args(arguments)
-    made = verb(given.run, **{option.name: getattr(given, option.name) for option in options})
+    made = verb(run_of(given), **{option.name: getattr(given, option.name) for option in options})
     say(f"wrote {given.out}" if name in OUTLETS else f"{name}: {made}")
 
 
@@ -227,8 +240,19 @@ def _parser(command: str, description: str) -> Parser:
 
 def _run_parser(command: str, description: str) -> Parser:
     parser = _parser(command, description)
-    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
+    parser.add_argument("--pair", metavar="FILE:NAME", help="the pair of a run that was trained with one in a file")
     return parser
+
+
+def run_of(given: argparse.Namespace) -> Any:
+    """The folder of the run; where its pair is given, the run itself, on the device that is asked for."""
+    if given.pair is None:
+        return given.run
+    from pyro_vae.runs.run import as_run
+
+    device, given.device = given.device, "auto"  # which leaves it there
+    return as_run(given.run, device, given.pair)
 
 
 def print_results(results: Sequence[Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyro_vae import plugins
+from pyro_vae import plugins, scripts
 from pyro_vae.command_line.options import Option, add_flags, options_of, parse_value
 from pyro_vae.errors import PluginError, RunError, UnknownName, UsageError
 from pyro_vae.parts.build import needed, part_kinds
@@ -18,15 +18,13 @@ from pyro_vae.runs.options import model_options
 from pyro_vae.training.by_name import (
     NOT_SETTINGS,
     config_of,
+    epochs_of,
     options_of_dataset,
     options_of_optimizer,
     options_of_presentation,
     options_of_schedule,
 )
 from pyro_vae.training.train import train
-
-DIGITS_EPOCHS = 600
-"""About a minute of two cores on the small data set that is trained on where none is named."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,11 @@ class Choice:
         self.config: Config = {section: dict(values) for section, values in config.items()}
         known = {key: str(self.config.get(key, {}).get("name") or default) for key, default in DEFAULTS.items()}
         self.names = known | asked
-        self.named_data = "data" in asked or "name" in self.config.get("data", {})
+        if config is self.stored and "model" not in asked and scripts.in_file(self.names["model"]):
+            raise RunError(
+                f"{named.out} is the run of a pair in a file, whose code it does not hold; give the file: "
+                f"{parser.prog} {self.names['model']} --resume --out {named.out}"
+            )
         check_same_run(named.out, _names(self.stored), {key: Path(name).name for key, name in self.names.items()})
         if self.names["objective"] != known["objective"]:
             self.config.pop("objective", None)
@@ -147,9 +149,10 @@ def _names(stored: Config) -> dict[str, str]:
 
 def owners_of(choice: Choice) -> list[Owner]:
     """Everyone who has options."""
-    training = options_of(train, NOT_SETTINGS)
-    if not choice.named_data:
-        training = [replace(o, default=DIGITS_EPOCHS) if o.name == "epochs" else o for o in training]
+    epochs = epochs_of(choice.names["data"])
+    training = [
+        replace(o, type=int, default=epochs) if o.name == "epochs" else o for o in options_of(train, NOT_SETTINGS)
+    ]
     objective = options_of(plugins.load("objective", choice.names["objective"]))
     return [
         Owner("model", "options of the model", model_options(choice.model, choice.parts)),
@@ -238,7 +241,7 @@ def explain_unknown(
         having = [f"--{owner.key}_{name}" for owner in owners if any(option.name == name for option in owner.options)]
         if len(having) > 1:
             raise UsageError(f"--{name} could be {' or '.join(having)}; say which")
-        line = needed(model, plugins.RENAMED_OPTIONS.get(name, name), "--")
+        line = needed(model, name, "--")
         if line:
             raise UsageError(line)
 
@@ -283,8 +286,8 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_switches(parser: argparse.ArgumentParser) -> None:
-    models = ", ".join(plugins.names("model"))
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=f"{models} (default: vae)")
+    models = f"{', '.join(plugins.names('model'))}, or a pair in a file, my_model.py:MyPair (default: vae)"
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=models)
     parser.add_argument("--data", metavar="NAME|FILE", help="a data set's name, a .npy or .npz, or a folder of images")
     objectives = ", ".join(plugins.names("objective"))
     parser.add_argument("--objective", metavar="NAME", help=f"what is minimised: {objectives}")

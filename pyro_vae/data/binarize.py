@@ -52,7 +52,8 @@ def dynamic(data: Dataset, seed: int) -> Dataset:
     if _is_binary(data):
         return data
     held_out = {name: _draw_once(data.splits[name], name, seed) for name in ("valid", "test")}
-    return replace(data, train=data.train.then(_draw_anew), undrawn=data.train, **held_out)
+    draw = _draw_around_gaps if _has_gaps(data.train) else _draw_anew
+    return replace(data, train=data.train.then(draw), undrawn=data.train, **held_out)
 
 
 SCALES: dict[str, Callable[[Dataset], Dataset]] = {"unit": unit, "raw": raw}
@@ -79,7 +80,7 @@ def _scaled(data: Dataset, divisor: float) -> Dataset:
     for name, split in data.splits.items():
         scaled = split.then(partial(_scale, divisor))
         settled = split.resident and split.transform is None
-        splits[name] = Split(scaled.take(slice(None))) if settled else scaled
+        splits[name] = Split(scaled.take(slice(None)), origin=split.origin) if settled else scaled
     return replace(data, **splits)
 
 
@@ -93,13 +94,17 @@ def _is_binary(data: Dataset) -> bool:
     binary = True
     for name, split in data.splits.items():
         for _, batch in split.scan():
-            lowest, highest = batch["x"].aminmax()
+            x = batch["x"]
+            x = x[~x.isnan()] if x.isnan().any() else x
+            if not x.numel():
+                continue
+            lowest, highest = x.aminmax()
             if lowest < 0 or highest > 1:
                 raise DataError(
                     f"binarizing needs values in [0, 1], but {name} x holds {lowest:g} to {highest:g}; "
                     "use scale='unit' for grey levels, or scale the data beforehand"
                 )
-            binary = binary and bool(((batch["x"] == 0) | (batch["x"] == 1)).all())
+            binary = binary and bool(((x == 0) | (x == 1)).all())
     return binary
 
 
@@ -109,17 +114,31 @@ def _draw_anew(batch: Batch) -> Batch:
     return {**batch, "x": torch.lt(torch.rand_like(x), x, out=torch.empty_like(x))}
 
 
+def _draw_around_gaps(batch: Batch) -> Batch:
+    """The same, where values are missing: they stay so."""
+    x = batch["x"]
+    return {**batch, "x": torch.where(x.isnan(), x, _draw_anew(batch)["x"])}
+
+
+def _has_gaps(split: Split) -> bool:
+    """Whether a value of x is missing (NaN)."""
+    return split.fields["x"].is_floating_point() and any(bool(batch["x"].isnan().any()) for _, batch in split.scan())
+
+
 def _draw_once(split: Split, name: str, seed: int) -> Split:
     """The split with each x drawn; those of a memory-mapped split are kept in an unnamed temporary file."""
     generator = torch.Generator().manual_seed((3 * seed + ("train", "valid", "test").index(name)) % 2**63)
     fields: dict[str, Tensor] = {}
+    as_bits = not (split.resident or _has_gaps(split))
     for positions, batch in split.scan():
-        drawn = torch.bernoulli(batch["x"], generator=generator)
-        for field, value in {**batch, "x": drawn if split.resident else drawn.to(torch.uint8)}.items():
+        missing = batch["x"].isnan()
+        drawn = torch.bernoulli(batch["x"].masked_fill(missing, 0), generator=generator)
+        drawn = drawn.to(torch.uint8) if as_bits else drawn.masked_fill_(missing, torch.nan)
+        for field, value in {**batch, "x": drawn}.items():
             if field not in fields:
                 fields[field] = _room(split, value)
             fields[field][positions] = value
-    return Split(fields, resident=split.resident)
+    return Split(fields, resident=split.resident, origin=split.origin)
 
 
 def _room(split: Split, like: Shaped[Tensor, "chunk ..."]) -> Shaped[Tensor, "size ..."]:

@@ -11,8 +11,12 @@ from torch import Tensor
 
 from pyro_vae.data.files.arrays import check_finite, fit_the_memory, to_tensor
 from pyro_vae.data.forms import named_arrays
+from pyro_vae.data.missing import mean_of, observed_sum
 from pyro_vae.data.split import Batch, Split, Step
 from pyro_vae.errors import DataError
+
+ALL = "all"
+"""What stands for all splits of a data set together."""
 
 FIELDS_OF_FACTS = {
     "data_shape": "x",
@@ -58,10 +62,10 @@ class Dataset:
     def facts(self) -> dict[str, Any]:
         """What a model's constructor may ask for: those of the following that these data have.
 
-        `data_shape`: shape of one presented x. `data_mean`: mean of the training x [*data_shape], without the
-        draws of a dynamic binarisation. `log_library`: mean and standard deviation of the log of the sums of the
-        training x, where these are positive. `num_labels`: one more than the largest `label`. `context_shape`: shape
-        of one presented `context`.
+        `data_shape`: shape of one presented x. `data_mean`: mean of the training x [*data_shape], of each element where
+        it is observed, without the draws of a dynamic binarisation. `log_library`: mean and standard deviation of the
+        log of the sums of the training x, where these are positive. `num_labels`: one more than the largest `label`.
+        `context_shape`: shape of one presented `context`.
         """
         source = self.train if self.undrawn is None else self.undrawn
         with torch.random.fork_rng(devices=[source.device] if source.device.type == "cuda" else []):
@@ -86,7 +90,7 @@ def as_split(data: Any, fields: Sequence[str] | None = None) -> Split:
         fields: what the members of an item that is a tuple are called.
 
     Raises:
-        DataError: not data, fields of differing lengths, no rows, or a value that is not finite.
+        DataError: not data, fields of differing lengths, no rows, or a value that is infinite. NaN is a missing value.
     """
     if isinstance(data, Split):
         return data
@@ -100,16 +104,37 @@ def as_split(data: Any, fields: Sequence[str] | None = None) -> Split:
 
 
 def choose_split(data: Any, name: str) -> Split:
-    """The split of a `Dataset` by its name; any other data as one split (see `as_split`).
+    """The split of a `Dataset` by its name, or "all" of them together; any other data as one split (see `as_split`).
 
     Raises:
         DataError: a `Dataset` has no split of this name.
     """
     if not isinstance(data, Dataset):
         return as_split(data)
+    if name == ALL:
+        return together(list(data.splits.values()))
     if name not in data.splits:
-        raise DataError(f"no split {name!r}; there are {', '.join(data.splits)}")
+        raise DataError(f"no split {name!r}; there are {', '.join(data.splits)}, and {ALL}")
     return data.splits[name]
+
+
+def together(parts: Sequence[Split]) -> Split:
+    """The data of several splits, each split once, in the order of what they were made of where that is known; else one
+    split after another."""
+    parts = list({id(part): part for part in parts}.values())
+    order = None
+    if all(part.origin is not None for part in parts):
+        numbers = torch.cat([part.origin for part in parts])
+        order = numbers.argsort() if len(numbers.unique()) == len(numbers) else None
+    stored = {tuple(map(id, part.fields.values())) for part in parts}
+    if len(stored) == 1 and all(part.rows is not None for part in parts):
+        rows = torch.cat([part.rows for part in parts])
+        return Split(parts[0].fields, parts[0].transform, rows if order is None else rows[order], resident=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # what is drawn anew in every batch is drawn once
+        batches = [part.take(slice(None)) for part in parts]
+    fields = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    return Split(fields if order is None else {name: field[order] for name, field in fields.items()})
 
 
 def _in_default_dtype(batch: Batch) -> Batch:
@@ -132,12 +157,13 @@ def log_library(x: Shaped[Tensor, "n ..."]) -> tuple[float, float]:
 
 def _moments(split: Split) -> dict[str, Any]:
     """`data_mean`, and `log_library` where a sum is positive, in one pass."""
-    total, sums = torch.zeros((), dtype=torch.float64), []
+    total, count, sums = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64), []
     for _, batch in split.scan():
-        total = total + batch["x"].sum(0, dtype=torch.float64).cpu()
+        of_chunk, counted = observed_sum(batch["x"])
+        total, count = total + of_chunk, count + counted
         sums.append(_sums(batch["x"]))
-    found, mean = _of_sums(torch.cat(sums)), (total / split.size).to(torch.get_default_dtype())
-    return {"data_mean": mean} | ({} if found is None else {"log_library": found})
+    found = _of_sums(torch.cat(sums))
+    return {"data_mean": mean_of(total, count)} | ({} if found is None else {"log_library": found})
 
 
 def _sums(x: Shaped[Tensor, "n ..."]) -> Float[Tensor, " n"]:

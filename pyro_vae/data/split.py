@@ -1,7 +1,7 @@
 """One split of a data set: named tensors, and how a batch of them is presented to a pair."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy
 from functools import partial
 
@@ -39,6 +39,7 @@ class Split(Mapping[str, Tensor]):
         rows: the stored rows [size] that this split consists of, in its order; None: all.
         resident: False where a field is a memory map too large for memory, or kept sparse: batches are then read from
             it as they are asked for, and only they go to another device.
+        origin: the number [n] of each stored row in what the split was made of; None: its place.
 
     Raises:
         DataError: no field, a field that is a single number, no rows, or fields of differing lengths.
@@ -50,6 +51,7 @@ class Split(Mapping[str, Tensor]):
         transform: Step | None = None,
         rows: Int[Tensor, " size"] | None = None,
         resident: bool = True,
+        origin: Int[Tensor, " n"] | None = None,
     ):
         fields = {name: _plain(field) for name, field in fields.items()}
         length = _common_length(fields)
@@ -58,6 +60,7 @@ class Split(Mapping[str, Tensor]):
         self.fields = dict(fields)
         self.transform = transform
         self.rows = None if resident else rows
+        self.origin = origin if rows is None else rows if origin is None else origin[rows]
         self.resident = resident
         self.device = next(iter(self.fields.values())).device
         self.size = length if rows is None else len(rows)
@@ -118,7 +121,12 @@ class Split(Mapping[str, Tensor]):
             shorter.fields = {name: field[start:stop] for name, field in self.fields.items()}
         else:
             shorter.rows = self.rows[start:stop]
+        shorter.origin = None if self.origin is None else self.origin[start:stop]
         return shorter
+
+    def allowing(self, names: Collection[str]) -> "Split":
+        """The same data; those that are checked as they are read may lack values of these fields."""
+        return self
 
     def take(self, positions: Int[Tensor, " batch"] | slice) -> Batch:
         """The data at these positions as a pair is given them: fields [batch, ...] on the split's device."""

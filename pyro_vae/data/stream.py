@@ -1,6 +1,6 @@
 """A split that is read from a torch `DataLoader`, batch by batch, anew at each pass."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 
 import torch
@@ -19,6 +19,7 @@ class Stream(Split):
 
     The first batch is kept as an example of the data: it is what `take`, `head` and the mapping know. Every other use
     passes over the loader, so nothing that needs a datum by its place works on a stream.
+    A value may be missing (NaN) in the fields that `allowing` names.
 
     Args:
         loader: yields tensors, mappings, or tuples.
@@ -29,7 +30,7 @@ class Stream(Split):
     """
 
     def __init__(self, loader: DataLoader, names: Sequence[str] | None = None):
-        self.loader, self.names = loader, names
+        self.loader, self.names, self.allowed = loader, names, frozenset()
         with torch.random.fork_rng(devices=[]):
             first = next(iter(loader), None)
             if first is None:
@@ -60,6 +61,11 @@ class Stream(Split):
         moved.fields = {name: field.to(device) for name, field in self.fields.items()}
         return moved
 
+    def allowing(self, names: Collection[str]) -> "Stream":
+        allowed = copy(self)
+        allowed.allowed = frozenset(names)
+        return allowed
+
     def head(self, limit: int | None) -> Split:
         """The first data, at most those of the first batch."""
         example = Split(self.fields, self.transform)
@@ -88,7 +94,7 @@ class Stream(Split):
         for number, batch in enumerate(self.loader, start=1):
             fields = item_fields(batch, self.names)
             for name, field in fields.items():
-                check_finite(field, f"batch {number} of the DataLoader: {name}")
+                check_finite(field, f"batch {number} of the DataLoader: {name}", missing=name in self.allowed)
             yield Split(fields, self.transform).to(self.device).take(slice(None))
 
     def scan(self) -> Iterator[tuple[slice, Batch]]:

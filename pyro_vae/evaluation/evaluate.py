@@ -15,17 +15,20 @@ from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split, choose_split
 from pyro_vae.engine import processes
 from pyro_vae.engine.devices import matrix_products
-from pyro_vae.errors import ContractError, RunError, check_positive
+from pyro_vae.errors import ContractError, RunError, check_positive, find
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
 from pyro_vae.evaluation.evaluator import Called, Evaluator
 from pyro_vae.evaluation.given_globals import GivenGlobals, shared_draws
+from pyro_vae.evaluation.missing import described, settled, tolerant
 from pyro_vae.evaluation.refit import refitted
 from pyro_vae.evaluation.result import Estimate, Result
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
+from pyro_vae.pair.missing_checks import Absent
 from pyro_vae.pair.pair import device_of, evaluating
 from pyro_vae.pair.ready import make_ready
+from pyro_vae.pair.scales import SCALES
 from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import side_by_side
 from pyro_vae.runs.folder import keep_result
@@ -33,6 +36,8 @@ from pyro_vae.runs.run import Run, as_run
 
 AnyPair = nn.Module | Run | str | Path
 AnyData = str | Path | Dataset | Split | Tensor | Mapping[str, Tensor]
+
+IGNORED = "scales ignored: each site counts once, whatever the pair multiplies it by"
 
 
 def evaluate(
@@ -46,9 +51,11 @@ def evaluate(
     split: str = "test",
     seed: int = 0,
     relaxed: bool = False,
-    global_draws: int = 30,
     refit: int = 0,
+    global_draws: int = 30,
+    missing: str = "refuse",
     device: str = "auto",
+    scales: str = "refuse",
     **options: Any,
 ) -> Result:
     """Evaluate a pair on every datum. Processes that `torchrun` started share the data, and all must call it.
@@ -65,18 +72,22 @@ def evaluate(
         split: "train", "valid" or "test" of a `Dataset`.
         seed: fixes the draws.
         relaxed: allow grey values under a Bernoulli; the figures are then a loss, not a likelihood.
-        global_draws: draws of latents outside the plate of the data, where there are any: the figures of a datum are
-            given these, and `data_set` is the bound of all data together.
         refit: steps by which the parameters of each datum are fitted to these data, where the guide has such (an
             AutoNormal for local latents); all other parameters stay as they are.
+        global_draws: draws of latents outside the plate of the data, where there are any: the figures of a datum are
+            given these, and `data_set` is the bound of all data together.
+        missing: "refuse": values may be missing (NaN) where the pair allows it; "marginalise": in every field that the
+            model only observes. What is missing is left out of the likelihood and of bits per dim.
         device: auto, cpu or cuda, for a run; a pair stays where it is.
+        scales: "refuse" a pair that scales a site under eval() (poutine.scale), or "ignore" its scales: each site then
+            counts once, subsampled plates aside.
         options: the evaluator's own.
 
     Returns:
         A `Result`: tensors [n, ...] of every datum, their mean and its standard error in nats, warnings.
 
     Raises:
-        UnknownName: no such evaluator, or it has no such option.
+        UnknownName: no such evaluator, or it has no such option; `scales` is neither of the two.
         RunError: fewer than one particle or datum.
         DataError: the data do not fit the pair, or have no such split.
         ContractError: the pair breaks the contract, or evaluation changed one of its parameters.
@@ -86,8 +97,8 @@ def evaluate(
         evaluator = plugins.build("evaluator", evaluator, options)
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
-    settings = {"split": split, "seed": seed, "relaxed": relaxed, "global_draws": global_draws, "refit": refit}
-    settings["device"] = device
+    settings = {"split": split, "seed": seed, "relaxed": relaxed, "device": device}
+    settings |= {"refit": refit, "global_draws": global_draws, "missing": missing, "scales": scales}
     return next(evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings))
 
 
@@ -102,9 +113,11 @@ def evaluate_each(
     split: str = "test",
     seed: int = 0,
     relaxed: bool = False,
-    global_draws: int = 30,
     refit: int = 0,
+    global_draws: int = 30,
+    missing: str = "refuse",
     device: str = "auto",
+    scales: str = "refuse",
 ) -> Iterator[Result]:
     """The `Result` of each of several evaluators. Where they can, they share one pass of the data through the encoder.
 
@@ -116,21 +129,27 @@ def evaluate_each(
     check_positive(RunError, particles=particles, limit=limit)
     if seed < 0:
         raise RunError(f"seed must be at least 0, not {seed}")
+    as_asked = find("way with scales", scales, SCALES)
     run = as_run(pair, device) if isinstance(pair, Run | str | Path) else None
     if run is not None:
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
+    model = type(pair).__name__ if run is None else run.model_name
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
+    also = {name for evaluator in evaluators.values() for name in getattr(evaluator, "hides", ())}
+    source = data.name if isinstance(data, Dataset) else ""
     make_ready(pair, chosen, DATA_BLOCK, seed)
     if refit:
-        pair, chosen = refitted(pair, chosen, refit, seed)
-    with torch.random.fork_rng(), unchanged(pair):
+        with as_asked():
+            pair, chosen = refitted(pair, chosen, refit, seed)
+    with torch.random.fork_rng(), unchanged(pair), as_asked():
+        pair, absent, notes = tolerant(pair, chosen, missing, run, also, source)
         first = Block(pair, chosen, slice(0, DATA_BLOCK), seed)
-        _ = first.structure  # seen on a whole block, for programs that fit no other number of data
         check_sequences(pair, chosen)
         check_support(pair, chosen, relaxed)
         lengths = sequence_lengths(pair, chosen)
         check_data_apart(pair, first.batch())
         shared = shared_draws(first, global_draws, seed)
+    remarks = [*(run.remarks if run is not None else []), *([IGNORED] if scales == "ignore" else [])]
     keep = len(evaluators) > 1
     mine = Blocks(pair, chosen, seed, processes.rank(), processes.world_size(), keep)
     whole = mine if processes.world_size() == 1 else Blocks(pair, chosen, seed, keep=keep)
@@ -138,11 +157,12 @@ def evaluate_each(
         began = time.perf_counter()
         evaluator = evaluator if isinstance(evaluator, Evaluator) else Called(evaluator)
         evaluator = evaluator if shared is None else GivenGlobals(evaluator, shared)
-        with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"):
-            estimate = _estimate(name, evaluator, whole, mine, particles, progress)
+        with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"), as_asked():
+            estimate = _estimate(name, evaluator, whole, mine, particles, progress, absent)
+            estimate = described(estimate, absent, notes)
         result = Result(
             evaluator=name,
-            model=type(pair).__name__ if run is None else run.model_name,
+            model=model,
             data=data.name if isinstance(data, Dataset) else "data",
             split=split,
             n=chosen.size,
@@ -151,15 +171,18 @@ def evaluate_each(
             estimate=estimate.as_loss() if relaxed else estimate,
             time_slices=None if lengths is None else int(lengths.sum()),
             relaxed=relaxed,
+            remarks=remarks,
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), as_asked():
             result.bits_per_dim, result.bits_per_dim_note = bits_per_dim(result, pair, chosen)
         if run is not None and run.out is not None and processes.rank() == 0:
             keep_result(run.out, result.entry(), result.estimate.figures)
         yield result
 
 
-def _estimate(name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, particles: int, progress: bool) -> Estimate:
+def _estimate(
+    name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, particles: int, progress: bool, absent: Absent
+) -> Estimate:
     """What an evaluator finds on all blocks, which the processes share where it lets them."""
     blocks = mine if evaluator.shareable else whole
     show = progress and processes.rank() == 0
@@ -172,7 +195,7 @@ def _estimate(name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, part
     if evaluator.shareable:
         parts = [part for part in processes.gather(found) if part is not None]  # in the data's order
         found = replace(parts[0], per_datum=side_by_side([part.per_datum for part in parts]))
-    return evaluator.summarise(found, particles)
+    return evaluator.summarise(settled(found, absent), particles)
 
 
 @contextmanager

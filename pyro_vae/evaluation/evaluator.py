@@ -1,6 +1,6 @@
 """What `evaluate` calls: the base class of all evaluators, and how a plain function becomes one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -21,10 +21,12 @@ class Evaluator:
         needs_gradients: whether it takes gradients; else it runs in inference mode.
         shareable: whether several processes may share the data. Each then calls the evaluator on blocks of its own, and
             the figures that they find are put together before `summarise`; the rest comes from the first process.
+        hides: fields of which it leaves elements out; the pair that it is given allows values to be missing there.
     """
 
     needs_gradients = False
     shareable = False
+    hides: Sequence[str] = ()
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
         """The figures of all data of the blocks, from `particles` draws for each; raises `ContractError` where the pair

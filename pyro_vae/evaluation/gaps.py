@@ -18,6 +18,7 @@ from pyro_vae.evaluation.evaluator import Evaluator, Progress, ticker
 from pyro_vae.evaluation.result import Estimate, PerDatum, mean_and_error
 from pyro_vae.evaluation.weights import WeightStream, warn_of_k
 from pyro_vae.pair import bounds
+from pyro_vae.pair.missing import Another
 from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.particles import Fields, run_guide
 from pyro_vae.pair.sites import elements
@@ -97,7 +98,7 @@ class Gaps(Evaluator):
         return refined
 
 
-class Refined(nn.Module):
+class Refined(Another):
     """A pair whose guide's normals N(m, s) are N(m + s shift, s exp(log_stretch)) for each datum of one batch.
 
     Shift and log_stretch [batch, *event] of each site start at zero, where the guide is the pair's own. Raises
@@ -105,8 +106,8 @@ class Refined(nn.Module):
     """
 
     def __init__(self, pair: nn.Module, batch: Fields):
-        super().__init__()
-        self.pair, self.model, self.guide = pair, pair.model, _Move(self)(pair.guide)
+        super().__init__(pair)
+        self.model, self.guide = pair.model, _Move(self)(pair.guide)
         with torch.no_grad():
             sites = run_guide(pair, batch)
             reduce_guide(sites, 1, batch_size(batch))

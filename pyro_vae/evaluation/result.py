@@ -98,6 +98,7 @@ class Result:
         bits_per_dim: minus the sum of the log-likelihoods in bits, per observed element of all data, or None.
         bits_per_dim_note: why it is None.
         relaxed: the data are grey values under a Bernoulli, so that no number here is a likelihood.
+        remarks: what a reader must know of how it was evaluated, in plain sentences.
     """
 
     evaluator: str
@@ -112,6 +113,7 @@ class Result:
     bits_per_dim: float | None = None
     bits_per_dim_note: str | None = None
     relaxed: bool = False
+    remarks: list[str] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> Tensor:
         figures = vars(self)["estimate"].per_datum if "estimate" in vars(self) else {}
@@ -151,9 +153,9 @@ class Result:
 
     @property
     def warnings(self) -> list[str]:
-        """Plain sentences where a figure should not be trusted."""
+        """Plain sentences where a figure should not be trusted, or is another than the pair as it is would give."""
         relaxed = ["grey values under a Bernoulli: these figures are a loss, not a log-likelihood"]
-        return (relaxed if self.relaxed else []) + self.estimate.warnings
+        return [*(relaxed if self.relaxed else []), *self.remarks, *self.estimate.warnings]
 
     def entry(self, per_datum: bool = False) -> dict[str, Any]:
         """This result as an entry of `evaluation.json`, in which null stands for numbers that are not finite; with the

@@ -7,9 +7,15 @@ import pyro
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.pair.pair import Pair
+from pyro_vae.errors import ContractError, find
+from pyro_vae.pair.pair import OBSERVED, Pair
 from pyro_vae.parts import build
 from pyro_vae.parts.build import LIKELIHOOD, NET, POSTERIOR, PRIOR
+from pyro_vae.parts.nets import MaskedEncoder
+
+MASK = "x" + OBSERVED
+MISSING = {"refuse": (), "marginalise": ("x",)}
+"""The fields in which values may be missing, by what `missing` says."""
 
 
 class VAE(Pair):
@@ -28,12 +34,16 @@ class VAE(Pair):
         data_mean: mean of the training data [*data_shape]; where given, the decoder starts at it.
         log_library: mean and standard deviation of the log of the training data's library sizes, for a likelihood that
             asks for them.
+        missing: "refuse", or "marginalise": values of x may be missing (NaN), and are left out of the likelihood; the
+            encoder sees the means of the training data in their place.
+        encoder_mask: the encoder sees zeros in their place, and beside x which elements are observed. Needs
+            missing="marginalise".
         part_options: options of the chosen parts, named after their kind: `prior="mixture", prior_components=20`.
 
     Raises:
         ContractError: a size that is not positive, a net that does not fit the data's shape, or an option of a part
-            that was not chosen.
-        UnknownName: a part that is not known; lists those that are.
+            that was not chosen, or `encoder_mask` where nothing may be missing.
+        UnknownName: a part or a treatment of missing values that is not known; lists those that are.
     """
 
     def __init__(
@@ -48,6 +58,8 @@ class VAE(Pair):
         net: build.NetPart = "mlp",
         data_mean: Float[Tensor, "..."] | None = None,
         log_library: Sequence[float] | None = None,
+        missing: str = "refuse",
+        encoder_mask: bool = False,
         **part_options: Any,
     ):
         super().__init__()
@@ -55,9 +67,12 @@ class VAE(Pair):
         parts = build.Parts(part_options)
         of_data = {"data_shape": data_shape, "log_library": log_library}
         self.likelihood = parts.build("likelihood", LIKELIHOOD, likelihood, **of_data)
-        self.optional_fields = self.likelihood.fields
+        self.missing = find("treatment of missing values", missing, MISSING)
+        if encoder_mask and not self.missing:
+            raise ContractError("encoder_mask shows what is missing, so it needs missing='marginalise'")
+        self.optional_fields = (*self.likelihood.fields, *([MASK] if encoder_mask else []))
         nets = parts.build("net", NET, net, hidden=hidden, activation=activation)
-        self.encoder = nets.encoder(data_shape)
+        self.encoder = MaskedEncoder(nets, data_shape) if encoder_mask else nets.encoder(data_shape)
         sizes = {"in_features": self.encoder.out_features, "latent_dim": latent_dim}
         self.posterior = parts.build("posterior", POSTERIOR, posterior, **sizes)
         self.prior = parts.build(
@@ -79,9 +94,11 @@ class VAE(Pair):
     def model(self, x: Float[Tensor, "batch ..."], **fields: Tensor) -> None:
         with self.plate(x.shape[0]):
             z = pyro.sample("z", self.prior())
+            fields.pop(MASK, None)
             pyro.sample("x", self.likelihood.conditioned(self.decoder(z), x, **fields), obs=x)
 
     def guide(self, x: Float[Tensor, "batch ..."], **fields: Tensor) -> None:
         with self.plate(x.shape[0]):
-            pyro.sample("z", self.posterior(self.encoder(self.likelihood.encoder_input(x))))
+            seen = [self.likelihood.encoder_input(x), *([fields[MASK]] if MASK in fields else [])]
+            pyro.sample("z", self.posterior(self.encoder(*seen)))
             self.likelihood.guide(x)

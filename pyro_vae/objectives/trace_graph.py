@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 import pyro
 from jaxtyping import Float
+from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.distributions import constraints
 
 from pyro_vae.errors import ContractError
 from pyro_vae.objectives.objective import Batch, Beta, Objective, without_value
+from pyro_vae.pair.missing import with_gaps
 from pyro_vae.pair.pair import batch_size, select_fields, validation_off
 from pyro_vae.pair.parameters import LocalParameters
 from pyro_vae.pair.particles import OWN_DIM, ways
@@ -47,6 +49,9 @@ class TraceGraphELBO(Objective):
             raise ContractError(
                 f"the model enumerates {min(hidden)!r}, which this objective cannot; use trace_enum_elbo"
             )
+        model, guide = (with_gaps(pair, name, getattr(pair, name)) for name in ("model", "guide"))
+        if structure.left_out:
+            model = poutine.block(model, hide=list(structure.left_out))
         at_once = particles > 1 and way.guide == way.model == OWN_DIM
         estimator = TraceGraph_ELBO(particles, max_plate_nesting=structure.depth, vectorize_particles=at_once)
         known = self.averages.get(size, {})
@@ -58,7 +63,7 @@ class TraceGraphELBO(Objective):
                 DefaultBaseline(),
             ):
                 # fields as one argument: Pyro's handlers have a `context` of their own
-                programs = (lambda given: pair.model(**given), lambda given: pair.guide(**given))
+                programs = (lambda given: model(**given), lambda given: guide(**given))
                 elbo, surrogate = estimator._loss_and_surrogate_loss(*programs, (fields,), {})
         self.averages[size] = {name: average.detach() for name, average in after["params"].items()}
         return (-elbo.detach() + without_value(surrogate)) / size

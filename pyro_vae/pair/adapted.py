@@ -94,6 +94,8 @@ class AdaptedPair(Pair):
         copied = AdaptedPair({}, self.inputs, self.data_plate)
         copied.owners, copied.nets, copied.values = (shell(m, memo) for m in (self.owners, self.nets, self.values))
         copied.kinds, copied.collected, copied.training = self.kinds, self.collected, self.training
+        for name, buffer in self._buffers.items():
+            copied.register_buffer(name, buffer.clone(), persistent=False)
         copied.first = self.first or [self]
         memo[id(self)] = copied
         return copied

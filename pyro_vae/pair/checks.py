@@ -17,6 +17,9 @@ from pyro_vae.pair.sites import Site, Sites, has_mask, is_point_mass, latent, un
 
 BOTH = ("model", "guide")
 CLOSE = 1e-3
+PRIOR_DRAWS = 30
+"""So many draws of a prior tell whether the guide reaches them: a latent that all data share has one in each run."""
+
 FRESH_NOISE = "a net draws fresh noise (dropout that is on under eval(), torch.randn); draw it at a sample site"
 
 
@@ -59,7 +62,7 @@ def check_supports(model: Sites, guide: Sites) -> None:
         prior = model.get(name)
         if prior is None or is_point_mass(proposal.fn) or isinstance(unwrapped(prior.fn), dist.ImproperUniform):
             continue
-        if proposal.support is not None and not proposal.support.check(prior.fn()).all():
+        if proposal.support is not None and not proposal.support.check(prior.fn.sample((PRIOR_DRAWS,))).all():
             what = "guide cannot draw all that the prior"
         elif prior.support is not None and not prior.support.check(proposal.raw).all():
             what = "prior has no density where the guide"
@@ -153,7 +156,7 @@ def _scale_fault(site: Site, program: str) -> Iterator[Fault]:
     if scale != 1.0:
         yield Fault(
             f"site {site.name!r} of the {program} is scaled by {scale:.4g}, so its numbers are a scaled loss; "
-            "leave poutine.scale out under eval()",
+            "leave poutine.scale out under eval(), or evaluate with scales='ignore' (--scales ignore)",
             is_loss=False,
         )
 

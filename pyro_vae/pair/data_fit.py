@@ -8,7 +8,7 @@ from torch.distributions import constraints
 
 from pyro_vae.data import Split
 from pyro_vae.errors import DataError
-from pyro_vae.pair.pair import batch_size, evaluating, select_fields
+from pyro_vae.pair.pair import batch_size, evaluating, missing_fields, select_fields
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import Site, Sites, observed, values_of
 
@@ -59,23 +59,25 @@ def check_support(pair: nn.Module, split: Split, relaxed: bool = False) -> None:
         example = select_fields(pair, split.head(2).take(slice(None)))
         computed = []
         for site in observed_sites(pair, example).values():
-            field = next((field for field, value in example.items() if value is site.raw), None)
+            field = next((field for field, value in example.items() if value is site.given), None)
             if field is not None and _is_of_all(_element_constraint(site.support)):
-                _check_field(split, field, _allowed(site.support, relaxed))
+                _check_field(split, field, _allowed(site.support, relaxed), field in missing_fields(pair))
             elif site.support is not None:
                 computed.append(site.name)
         if computed:
             _check_sites(pair, split, computed, relaxed)
 
 
-def _check_field(split: Split, field: str, support: Support) -> None:
-    for start, batch in _in_order(split, CHUNK):
+def _check_field(split: Split, field: str, support: Support, may_miss: bool) -> None:
+    for start, batch in in_order(split, CHUNK):
         values = batch[field]
-        _check_values(f"{field}[{{row}}]", values, support.check(values), support, start)
+        valid = support.check(values)
+        valid = valid | values.isnan() if may_miss else valid
+        _check_values(f"{field}[{{row}}]", values, valid, support, start)
 
 
 def _check_sites(pair: nn.Module, split: Split, names: list[str], relaxed: bool) -> None:
-    for start, batch in _in_order(split, FEW):
+    for start, batch in in_order(split, FEW):
         sites = observed_sites(pair, batch)
         for site in (sites[name] for name in names if name in sites):
             if site.in_plate:
@@ -91,7 +93,7 @@ def _check_site(site: Site, support: Support, start: int) -> None:
     _check_values(where, values_of_data, valid_of_data, support, start)
 
 
-def _in_order(split: Split, size: int) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+def in_order(split: Split, size: int) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
     """Batches of all data, and which datum is the first of each."""
     first = 0
     for batch in split.batches(size):

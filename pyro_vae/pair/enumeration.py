@@ -205,15 +205,16 @@ class Enumeration:
 
     def _marginal(self, sites: Sequence[Site]) -> Tensor:
         """The model's enumerations summed out of the product of some sites, the guide's averaged."""
-        scales = {_value(site.scale) for site in sites}
+        scales = {number for site in sites for number in _numbers(site.scale)}
         if len(scales) > 1:
             names = ", ".join(repr(site.name) for site in sites)
             raise ContractError(
-                f"the sites {names} hang together by what is enumerated, but have different scales {sorted(scales)}; "
-                "give them one"
+                f"the sites {names} hang together by what is enumerated, but have different scales "
+                f"{sorted(scales)[:3]}; give them one"
             )
         summed = self.contracted([self.unscaled(site) for site in sites], self.of_model)
         scale = next(iter(sites)).scale
+        scale = scale.flatten()[0] if isinstance(scale, Tensor) else scale
         return self._mean([_times(factor, scale) for factor in summed])
 
     def contracted(self, factors: Sequence[Factor], numbers: set[str]) -> list[Factor]:
@@ -289,5 +290,5 @@ def _times(factor: Factor, scale: Any) -> Factor:
     return Factor(factor.tensor * scale, factor.dims, factor.plates)
 
 
-def _value(scale: Any) -> float:
-    return float(scale) if not isinstance(scale, Tensor) else float(scale.detach())
+def _numbers(scale: Any) -> list[float]:
+    return scale.detach().flatten().tolist() if isinstance(scale, Tensor) else [float(scale)]

@@ -70,7 +70,7 @@ def _by_dimension(guide: Site, prior: Site, closed_form: bool) -> Float[Tensor, 
     if q.event_shape or p.event_shape:
         raise _of_no_dimension(guide.name)
     dims = len(guide.event_shape)
-    if closed_form:
+    if closed_form and guide.scaled_like(prior):
         try:
             term = kl_divergence(q if q.batch_shape == p.batch_shape else q.expand(p.batch_shape), p)
             return guide.unfold(_weighted(guide, term, dims), dims)

@@ -16,6 +16,8 @@ from pyro_vae.errors import ContractError, DataError
 from pyro_vae.pair.parameters import announce, under_plain_pyro
 
 PLATE = "data"
+OBSERVED = "_observed"
+"""What follows the name of a field in that of the field which says where its values are not missing."""
 
 
 class Pair(nn.Module):
@@ -30,6 +32,10 @@ class Pair(nn.Module):
         optional_fields: fields that both take as `**fields`, where the data have them.
         remembers: whether the guide may have parameters of each datum, so that `prepare` asks for all training data.
         indexed: whether it has, so that it needs the field `index` [n].
+        missing: fields in which a value may be missing (NaN), such as ("x",). An element that a site of the model
+            observes as NaN is left out of its log-probability; the guide sees the means of the training data in the
+            gaps, or zeros where none are known. A field NAME_observed [batch, ...], True where NAME is not missing, is
+            made for programs that name it. The model may only observe such a field.
 
     Example:
 
@@ -51,6 +57,7 @@ class Pair(nn.Module):
     optional_fields: Sequence[str] = ()
     remembers: bool = False
     indexed: bool = False
+    missing: Sequence[str] = ()
 
     def model(self, **batch: Tensor) -> Any:
         """Declare p(z) p(x|z): sample the latents z, and observe the data x with `obs=`."""
@@ -219,6 +226,7 @@ def select_fields(pair: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Ten
     fields = field_names(pair)
     if fields.every:
         return dict(batch)
+    batch = {**_masks(pair, [*fields.required, *fields.optional], batch), **batch}
     missing = [name for name in fields.required if name not in batch]
     if missing:
         raise DataError(
@@ -226,3 +234,17 @@ def select_fields(pair: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Ten
             f"the data have {', '.join(sorted(batch)) or 'no fields'}"
         )
     return {name: batch[name] for name in [*fields.required, *fields.optional] if name in batch}
+
+
+def missing_fields(pair: nn.Module) -> tuple[str, ...]:
+    """The fields in which the pair allows values to be missing; raises `ContractError` where they are no list."""
+    declared = getattr(pair, "missing", ())
+    if isinstance(declared, str):
+        raise ContractError(f"missing = {declared!r} must be a tuple of the names of fields: missing = ({declared!r},)")
+    return tuple(declared) if isinstance(declared, list | tuple) else ()
+
+
+def _masks(pair: nn.Module, asked: Sequence[str], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Where the fields that may have gaps are observed, as far as the pair asks for it."""
+    known = [name for name in missing_fields(pair) if name in batch and name + OBSERVED in asked]
+    return {name + OBSERVED: ~batch[name].isnan() for name in known}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError, ProgramError, UserError, check_positive
 from pyro_vae.pair.equality import same
+from pyro_vae.pair.missing import with_gaps
 from pyro_vae.pair.pair import (
     batch_size,
     drawing_apart,
@@ -80,7 +81,7 @@ def run_program(
         ContractError: the program breaks the contract of a pair, or raises an error of its own; names the site.
     """
     fields = select_fields(pair, batch)
-    structure = structure_of(pair, fields)
+    structure, program = structure_of(pair, fields), with_gaps(pair, like, program)
     layout = structure.layout(like, particles, batch_size(fields), way == FOLDED)
     given, plate = values or {}, getattr(structure, like)
     record = Record(layout, given, structure.dims, plate.name, structure.enumerated[like], free, settle)
@@ -93,7 +94,7 @@ def run_program(
         raise
     except OF_A_PROGRAM as problem:
         raise raised(like, problem, record.last) from problem
-    return record.sites
+    return {name: site for name, site in record.sites.items() if name not in structure.left_out}
 
 
 def run_guide(pair: nn.Module, batch: Fields, particles: int = 1, summing: bool = False) -> Sites:

@@ -10,6 +10,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_vae.pair.layout import Layout
+from pyro_vae.pair.missing import GIVEN
 from pyro_vae.pair.sites import Site, Sites, is_point_mass
 
 PARTICLES = "_particles"
@@ -80,6 +81,7 @@ class Record(Messenger):
             observed=msg["is_observed"] or "was_observed" in infer,
             plates=plates_of(msg),
             data_plate=self.data_plate,
+            given=infer.get(GIVEN, msg["value"]),
             scale=_without(msg["scale"], subsampling),
             mask=msg["mask"],
             auxiliary=bool(infer.get("is_auxiliary")),

@@ -33,6 +33,7 @@ class Site:
         summed: whether the pair enumerates it, also where this run drew it.
         enumerated: the number of the enumeration that this run made of it, or None.
         dims: the dims of enumerations that its log-probability may have, each with the number of its enumeration.
+        given: its value as the program gave it: NaN where an element that it observes is missing.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Site:
     summed: bool = False
     enumerated: int | None = None
     dims: Mapping[int, int] = field(default_factory=dict)
+    given: Tensor | None = None
 
     @property
     def in_plate(self) -> bool:
@@ -99,6 +101,11 @@ class Site:
         plate."""
         return self._like_value(self.raw)
 
+    @property
+    def seen(self) -> Shaped[Tensor, "particles batch ..."]:
+        """The same, NaN where an element that it observes is missing."""
+        return self._like_value(self.raw if self.given is None else self.given)
+
     def log_prob(self) -> Float[Tensor, "particles batch"]:
         """The log-probability of its value for each datum, scaled and masked as the program says, in nats; [1, 1] for
         a site outside the data's plate.
@@ -145,7 +152,8 @@ class Site:
         return self._like_value(deviation)
 
     def kl_to(self, prior: "Site") -> Float[Tensor, "particles batch"]:
-        """KL(this || prior) of each datum in closed form, scaled and masked as this site.
+        """KL(this || prior) of each datum in closed form, masked as this site. Where the two are scaled differently, it
+        is the mean of log q - log p with their scales, of which a part is taken at the draw.
 
         Raises:
             NotImplementedError: none is known.
@@ -160,7 +168,15 @@ class Site:
         if q.batch_shape != p.batch_shape:
             lead = torch.broadcast_shapes(q.batch_shape, p.batch_shape)  # which imports sympy
             q, p = q.expand(lead), p.expand(lead)
-        return scale_and_mask(kl_divergence(q, p), self.scale, self.mask)
+        kl = scale_and_mask(kl_divergence(q, p), self.scale, self.mask)
+        if not self.scaled_like(prior):
+            kl = kl + scale_and_mask(prior.density, self.scale - prior.scale, self.mask)
+        return kl
+
+    def scaled_like(self, other: "Site") -> bool:
+        """Whether two sites are known to have one scale; what tensors hold is not read."""
+        numbers = not (isinstance(self.scale, Tensor) or isinstance(other.scale, Tensor))
+        return self.scale is other.scale or (numbers and self.scale == other.scale)
 
     def counted(self) -> Float[Tensor, "particles batch"]:
         """How many elements of its value count, for each datum: those that no mask leaves out."""

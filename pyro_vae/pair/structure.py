@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,8 @@ from pyro_vae.errors import ContractError, ProgramError
 from pyro_vae.pair.bounded import Bounded
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.layout import Layout
+from pyro_vae.pair.missing import with_gaps
+from pyro_vae.pair.obs_mask import left_out
 from pyro_vae.pair.pair import Pair, batch_size, drawing_apart, evaluating, first_rows, validation_off
 from pyro_vae.pair.parameters import LocalParameters
 from pyro_vae.pair.sites import OF_A_PROGRAM, elements, raised, shortened, unwrapped
@@ -63,6 +66,7 @@ class Structure:
         enumerated: the enumerated sites of each program; those of the guide are enumerated in the model as well.
         dims: for each site of the guide, the dims of enumerations that its value has, with their numbers.
         states: how many joint values the guide's enumerations have.
+        left_out: latents of Pyro's `obs_mask` that the guide lacks and nothing depends on: they are left out.
         reserved: None where the guide enumerates nothing.
         outside: the latent sites that stand outside the plate of the data in one of the programs.
     """
@@ -75,6 +79,7 @@ class Structure:
     states: int = 1
     reserved: Reserved | None = None
     outside: frozenset[str] = frozenset()
+    left_out: frozenset[str] = frozenset()
 
     def layout(self, program: str, particles: int, size: int, folded: bool) -> Layout:
         """How one of the two programs holds so many particles of so many data."""
@@ -254,7 +259,7 @@ def _tried(pair: nn.Module, program: str, fields: Fields, handler: AbstractConte
     """The trace of a program; raises `ProgramError` where it raises an error of its own, and says after which site."""
     seen = Trace()
     try:
-        return _trace(getattr(pair, program), fields, handler, seen)
+        return _trace(with_gaps(pair, program, getattr(pair, program)), fields, handler, seen)
     except torch.OutOfMemoryError:
         raise
     except OF_A_PROGRAM as problem:
@@ -294,6 +299,11 @@ def _sites(trace: Trace) -> dict[str, dict]:
         for name, node in trace.nodes.items()
         if not isinstance(node["fn"], _Subsample) and not (node["infer"] or {}).get("_deterministic")
     }
+
+
+def _run_again(pair: nn.Module, fields: Fields, handler: Messenger) -> dict[str, dict]:
+    """The sites of the model as it runs under a handler."""
+    return _sites(_tried(pair, "model", fields, handler))
 
 
 def _frames(trace: Trace) -> dict[str, Any]:
@@ -346,7 +356,9 @@ def _structure(
             raise ContractError(f"site {name!r} has {ours} values in the model and {other} in the guide")
     enumerated = {"guide": by_guide, "model": by_guide | by_model}
     outside = _outside(plates["guide"], guide) | _outside(plates["model"], model)
-    found = Structure(**plates, depth=depth, enumerated=enumerated, outside=outside)
+    again = partial(_run_again, pair, fields)
+    spare = left_out(_sites(model), _sites(guide), enumerated["model"], again)
+    found = Structure(**plates, depth=depth, enumerated=enumerated, outside=outside - spare, left_out=spare)
     if not found.sums:
         return found
     trace = _summing(pair, "guide", fields, found, guide, {})
@@ -381,7 +393,7 @@ def _summing(
         ContractError: it fails, or a log-probability is not the one that it has where each enumerated site is given its
             last value: then a net takes the dim of an enumeration for another.
     """
-    run, names = getattr(pair, program), found.enumerated[program]
+    run, names = with_gaps(pair, program, getattr(pair, program)), found.enumerated[program]
     try:
         with _At(values), Bounded():
             trace = _trace(run, fields, found.enumerating(program, ()))

@@ -1,6 +1,7 @@
 """A part of a model is the name of a plugin, or an object of the user's own."""
 
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,10 +86,24 @@ class Parts:
 
 def part_kinds(constructor: Callable[..., Any]) -> dict[str, Kind]:
     """The parameters of a model's constructor that are parts, and their kinds."""
-    function = constructor.__init__ if inspect.isclass(constructor) else constructor
-    hints = typing.get_type_hints(function, include_extras=True)
-    marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints_of(constructor).items()}
     return {name: mark for name, found in marks.items() for mark in found if isinstance(mark, Kind)}
+
+
+def hints_of(constructor: Callable[..., Any]) -> dict[str, Any]:
+    """The type hints of the parameters of a class or function; what it gives may be of a library that is imported only
+    to make it.
+
+    Raises:
+        PluginError: one cannot be read.
+    """
+    function = inspect.unwrap(constructor.__init__ if inspect.isclass(constructor) else constructor)
+    taken = {name: hint for name, hint in inspect.get_annotations(function).items() if name != "return"}
+    names = getattr(function, "__globals__", {})
+    try:
+        return typing.get_type_hints(types.SimpleNamespace(__annotations__=taken), names, include_extras=True)
+    except (NameError, TypeError, SyntaxError) as reason:
+        raise PluginError(f"an annotation of {constructor.__qualname__} cannot be read: {reason}") from reason
 
 
 def own_options(constructor: Callable[..., Any], kind: Kind) -> list[str]:
@@ -103,7 +118,8 @@ def named_parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Param
 
 
 def needed(model: Callable[..., Any], option: str, dashes: str = "") -> str | None:
-    """The line of an option of a part of the model that was not chosen; None where it is none."""
+    """The line of an option, present or renamed, of a part of the model that was not chosen; None where it is none."""
+    option = plugins.RENAMED_OPTIONS.get(option, option)
     for parameter, kind in part_kinds(model).items():
         if option.startswith(f"{parameter}_"):
             return needs(parameter, kind, option.removeprefix(f"{parameter}_"), dashes)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError, UnknownName
@@ -207,6 +207,27 @@ class Net(ABC):
     def decoder(self, latent_dim: int, data_shape: Sequence[int], channels: int) -> nn.Module:
         """A module from z [..., latent_dim] to [..., channels, *data_shape], with a method `set_output(values)` that
         lets its output start around `values` [channels, *data_shape]."""
+
+
+class MaskedEncoder(nn.Module):
+    """An encoder that sees which elements of x are observed, side by side with x, which is 0 where they are not.
+
+    Args:
+        net: makes the encoder.
+        data_shape: shape of one datum.
+    """
+
+    def __init__(self, net: Net, data_shape: Sequence[int]):
+        super().__init__()
+        self.encoder = net.encoder((2 * data_shape[0], *data_shape[1:]))
+        self.out_features, self.dim = self.encoder.out_features, -len(data_shape)
+
+    def forward(
+        self, x: Float[Tensor, "..."], observed: Bool[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "... features"]:
+        """Features of x [..., *data_shape]; of a whole x where nothing is said of what is observed."""
+        mask = torch.ones_like(x) if observed is None else observed.to(x)
+        return self.encoder(torch.cat([x * mask, mask], self.dim))
 
 
 class MLP(Net):

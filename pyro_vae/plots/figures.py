@@ -117,7 +117,7 @@ def reconstructions(pair: nn.Module, split: Split, n: int = 10, seed: int = 0) -
     with undisturbed(pair, seed) as device:
         batch = split.to(device).take(_spread(split.placed, n).to(device))
         site = picture_site(reconstruct(pair, batch))
-        data, means = site.value.squeeze(0), center(site)
+        data, means = site.seen.squeeze(0), center(site)
     rows = -(-len(data) // 12)
     columns = -(-len(data) // rows)
     values = _interleave(data, means, columns)

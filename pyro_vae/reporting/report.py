@@ -50,7 +50,7 @@ def write_report(run: Run) -> Path:
     """
     if run.out is None:
         raise RunError("the run has no folder to write its report to; train it with out=DIR")
-    results, relaxed = read_results(run.out), run.relaxed
+    results, relaxed, notes = read_results(run.out), run.relaxed, [*run.remarks, *run.notes]
     sections = [
         f"# {_line(run.model_name)} on {_line(run.data.name)}",
         *_overview(run.data, run.history),
@@ -58,7 +58,7 @@ def write_report(run: Run) -> Path:
         *_evaluation(results, relaxed),
         *_figures(run, relaxed),
         *_evaluator_figures(run.out, results),
-        *(["## Notes", "\n".join(f"- {_line(note)}" for note in run.notes)] if run.notes else []),
+        *(["## Notes", "\n".join(f"- {_line(note)}" for note in notes)] if notes else []),
         "## Versions and machine",
         _machine(),
     ]

@@ -4,19 +4,21 @@ A run is a `Run`, or the folder of one.
 """
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae import files, plots
-from pyro_vae.data import Dataset, Split
-from pyro_vae.errors import RunError, check_positive
+from pyro_vae.data import Dataset, Split, choose_split
+from pyro_vae.errors import Doubt, RunError, check_positive
 from pyro_vae.pair import generation
-from pyro_vae.pair.pair import device_of, select_fields
+from pyro_vae.pair.data_fit import check_support
+from pyro_vae.pair.pair import OBSERVED, device_of, evaluating, select_fields
 from pyro_vae.reporting.report import write_report
 from pyro_vae.runs.run import Run, as_run
 
@@ -132,6 +134,69 @@ def encode(
     return codes
 
 
+def impute(
+    run: nn.Module | Run | str | Path,
+    data: Data = None,
+    split: str = "all",
+    draws: int = 20,
+    particles: int = 500,
+    limit: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> dict[str, Tensor]:
+    """Draw the values that data lack (NaN) given those that are observed.
+
+    Gives SITE [draws, n, *event] of each site that lacks some, in which what is observed is as it is, and `ess` [n],
+    the effective number of draws of the guide behind them. Of the guide's draws for a datum some are picked by their
+    importance weights, and what is missing is drawn from p(x|z) there.
+
+    Args:
+        run: also a pair, where data are given.
+        data: other data than the run's: a name or a file.
+        split: train, valid, test, or all of them, in the order of the file.
+        draws: how many for each datum.
+        particles: draws of the guide for each datum, among which they are picked.
+        limit: only the first so many data.
+        seed: fixes the draws.
+        out: an .npz.
+        device: auto, cpu or cuda.
+
+    Raises:
+        RunError: fewer than one draw, particle or datum, a pair without data, no such split, or a file that cannot be
+            written.
+        DataError: data that do not fit, or of which nothing is missing.
+        ContractError: the model does not leave out what is missing, or has no log-densities of each datum; names the
+            site.
+    """
+    from pyro_vae.evaluation.imputation import imputations
+    from pyro_vae.evaluation.missing import tolerant
+
+    path = _outlet(out, ".npz")
+    check_positive(RunError, draws=draws, particles=particles, limit=limit)
+    whole = as_run(run, device) if isinstance(run, Run | str | Path) else None
+    if whole is None and data is None:
+        raise RunError("a pair has no data of its own; give impute(pair, data)")
+    pair, data = (run, data) if whole is None else (whole.pair, whole.data_like(data))
+    chosen = choose_split(data, split).head(limit).to(device_of(pair))
+    with torch.random.fork_rng(), evaluating(pair):
+        pair, _, notes = tolerant(pair, chosen, "marginalise", whole)
+        check_support(pair, chosen, whole is not None and whole.relaxed)
+        found = imputations(pair, chosen, draws, particles, seed)
+    few = (found.ess < draws).double().mean().item()
+    if few > 0:
+        notes.append(
+            f"{few:.1%} of the data have fewer than {draws} effective draws of the guide, so that their imputations "
+            "repeat a few latents; use more particles"
+        )
+    for note in notes:
+        warnings.warn(note, Doubt, stacklevel=2)
+    imputed = {**found.values, "ess": found.ess}
+    if path is not None:
+        save_arrays(imputed, path)
+    return imputed
+
+
 def export(
     run: Run | str | Path,
     data: Data = None,
@@ -197,7 +262,7 @@ def _save_netcdf(exported: Any, path: Path) -> None:
 def _fields_to_sample(run: Run, n: int, data: Data, split: str) -> dict[str, Tensor]:
     """Fields for `n` draws: what the model conditions on is that of the data, over and over if need be."""
     check_positive(RunError, n=n)
-    if len(run.fields) == 1:
+    if len(run.fields.keys() - {name + OBSERVED for name in run.fields}) == 1:
         fields = generation.blank_fields(run.fields, n)
     else:
         chosen = run.split(data, split)

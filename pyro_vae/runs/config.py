@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from pyro_vae import plugins
+from pyro_vae import plugins, scripts
 from pyro_vae.errors import PluginError, RunError, UnknownName
 from pyro_vae.parts.build import part_kinds
 from pyro_vae.runs.folder import CONFIG
@@ -72,14 +72,17 @@ def sectioned(settings: Mapping[str, Any], chosen: Mapping[str, str] | None = No
     for key, value in flat.items():
         owner = next((section for section, known in owned.items() if key in known), "training")
         config[owner].setdefault(key, value)
-    if any(old in flat for old in plugins.RENAMED_OPTIONS):
+    if any(old in flat for old in plugins.RENAMED_OPTIONS) and not scripts.in_file(names["model"]):
         config["model"] = current_options(plugins.load("model", str(names["model"])), config["model"])
     return {section: values for section, values in config.items() if values}
 
 
 def _own(kind: str, name: str, flat: Mapping[str, Any]) -> set[str]:
-    """The settings that a plugin knows; of a file, and of a plugin that is not installed, those of its kind."""
+    """The settings that a plugin knows; of a file, which is not run here, or a plugin that is not installed, those of
+    its kind."""
     shared = {"binarize", "scale"} if kind == "dataset" else set()
+    if scripts.in_file(name):
+        return shared
     try:
         plugin = plugins.load(kind, name)
     except (UnknownName, PluginError):

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from pyro_vae.pair.data_fit import observed_sites
 from pyro_vae.pair.enumeration import Enumeration
 from pyro_vae.pair.generation import sample_prior
 from pyro_vae.pair.global_latents import GlobalLatents, held_at_a_draw, look_at_globals
+from pyro_vae.pair.missing_checks import check_missing
 from pyro_vae.pair.pair import batch_size, device_of, evaluating, select_fields
 from pyro_vae.pair.particles import Fields, run_guide, run_model
 from pyro_vae.pair.posterior import together
@@ -49,10 +49,12 @@ def inference_data(
 
     Raises:
         RunError: fewer than one draw or datum.
+        DataError: a value is missing where the pair does not allow it.
         ContractError: the pair breaks the contract.
     """
     check_positive(RunError, draws=draws, limit=limit)
     split = (data.test if isinstance(data, Dataset) else as_split(data)).head(limit).to(device_of(pair))
+    check_missing(pair, split)
     with torch.no_grad(), evaluating(pair), torch.random.fork_rng(devices=cuda_devices(split.device)):
         torch.manual_seed(seed)
         fields = cut_fields(pair, split.take(slice(None)))
@@ -67,8 +69,12 @@ def inference_data(
     groups["prior_predictive"] = side_by_side([values_of(observed(sites)) for sites in prior])
     if shared is None or shared.faults:
         groups["sample_stats"].pop("log_weight_shared", None)
-    arrays = {group: _arrays({n: v.unsqueeze(0) for n, v in values.items()}) for group, values in groups.items()}
-    arrays["observed_data"] = _arrays({n: site.value[0] for n, site in observed_sites(pair, fields).items()})
+    arrays = {
+        group: {n: v.detach().unsqueeze(0).cpu().numpy() for n, v in values.items()} for group, values in groups.items()
+    }
+    arrays["observed_data"] = {
+        n: site.seen[0].detach().cpu().numpy() for n, site in observed_sites(pair, fields).items()
+    }
     of_all = {"log_weight_shared", *((*shared.drawn, *shared.estimates) if shared else ())}
     dims = {name: [DATUM] for values in groups.values() for name in values if name not in of_all}
     return from_groups(arrays, dims, _notes(shared, hidden))
@@ -116,7 +122,3 @@ def _notes(shared: GlobalLatents | None, hidden: Sequence[str]) -> dict[str, str
     if hidden:
         notes["summed_out_of_log_likelihood"] = ", ".join(hidden)
     return notes
-
-
-def _arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: value.detach().cpu().numpy() for name, value in values.items()}

@@ -12,7 +12,7 @@ from docstring_parser import parse
 from pyro_vae import plugins
 from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.pair.pair import Pair
-from pyro_vae.parts.build import part_kinds
+from pyro_vae.parts.build import hints_of, part_kinds
 
 SIMPLE = (bool, int, float, str, type(None))
 
@@ -30,17 +30,16 @@ class Option:
 
 def options_of(plugin: Callable[..., Any], skip: Sequence[str] = ()) -> list[Option]:
     """The options that a class or function takes and a command line can give: numbers, strings, and lists of them, and
-    of another pair the folder of its run.
+    of another pair the folder of its run. A parameter without a type hint is of the type of its default.
 
     Args:
         skip: parameters that are not the user's to set.
     """
-    function = plugin.__init__ if inspect.isclass(plugin) else plugin
-    hints = _parameter_hints(function)
-    docs = _help_texts(plugin)
+    hints = hints_of(plugin)
+    docs = (_help_texts(plugin.__init__) if inspect.isclass(plugin) else {}) | _help_texts(plugin)
     options = []
     for name, parameter in inspect.signature(plugin).parameters.items():
-        kind = _plain_type(hints.get(name, str))
+        kind = _plain_type(hints[name]) if name in hints else _type_of(parameter.default)
         if parameter.kind is parameter.VAR_KEYWORD:
             options += _passed_on(hints.get(name))
         elif name not in skip and kind is not None and parameter.kind is not parameter.VAR_POSITIONAL:
@@ -50,13 +49,6 @@ def options_of(plugin: Callable[..., Any], skip: Sequence[str] = ()) -> list[Opt
                 default = float(default)  # torch writes 0 where it means a number
             options.append(Option(name, kind, default, docs.get(name, ""), required))
     return options
-
-
-def _parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The type hints of parameters; what a function gives may be of a library that is imported only to make it."""
-    function = inspect.unwrap(function)
-    taken = {name: hint for name, hint in inspect.get_annotations(function).items() if name != "return"}
-    return typing.get_type_hints(types.SimpleNamespace(__annotations__=taken), getattr(function, "__globals__", {}))
 
 
 def _passed_on(hint: Any) -> list[Option]:
@@ -75,6 +67,8 @@ def _help_texts(documented: Any) -> dict[str, str]:
 def _plain_type(hint: Any) -> Any:
     """What of a type hint a command line can express, or None."""
     origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return _plain_type(typing.get_args(hint)[0])
     if origin in (typing.Union, types.UnionType):
         plain = [kind for kind in map(_plain_type, typing.get_args(hint)) if kind not in (None, type(None))]
         nullable = type(None) in typing.get_args(hint)
@@ -85,6 +79,17 @@ def _plain_type(hint: Any) -> Any:
     if inspect.isclass(hint) and issubclass(hint, Pair):
         return str
     return hint if hint in SIMPLE else None
+
+
+def _type_of(default: Any) -> Any:
+    """The same for a parameter without a type hint: a word, unless its default is something else."""
+    if default is inspect.Parameter.empty:
+        return str
+    if default is None:
+        return str | None
+    if isinstance(default, list | tuple):
+        return _plain_type(list[type(default[0])]) if default else list[str]
+    return _plain_type(type(default))
 
 
 def model_options(model: Callable[..., Any], chosen: Mapping[str, Any]) -> list[Option]:

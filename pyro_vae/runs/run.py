@@ -1,5 +1,6 @@
 """A run: a trained pair, and how it came to be."""
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from pyro_vae import files
 from pyro_vae.data import Dataset, Split, choose_split, load_data
 from pyro_vae.engine import processes
 from pyro_vae.engine.devices import find_device, launch
-from pyro_vae.errors import DataError, RunError
+from pyro_vae.errors import Changed, DataError, RunError
 from pyro_vae.pair.generation import field_shapes
-from pyro_vae.runs.build import stored_pair
+from pyro_vae.pair.missing_checks import check_missing
+from pyro_vae.runs.build import changed_since, stored_pair
 from pyro_vae.runs.config import Config, read_config
 from pyro_vae.runs.folder import BEST, CONFIG, LAST
 
@@ -36,6 +38,7 @@ class Run:
         engine: which engine ran the steps; None for a run that was read from its folder.
         notes: what training had to say.
         results: what was evaluated at the end of training, for a run that was started by names.
+        remarks: what a reader of its figures must know of how it was read.
         trained_on: the data set, where it is at hand; see `data`.
     """
 
@@ -48,6 +51,7 @@ class Run:
     engine: str | None = None
     notes: list[str] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     trained_on: Dataset | None = None
 
     @property
@@ -83,9 +87,11 @@ class Run:
         """A split of `data_like(data)`, by name; data that are no `Dataset` are one split.
 
         Raises:
-            DataError: no such split.
+            DataError: no such split, or a value is missing where the pair does not allow it.
         """
-        return choose_split(self.data_like(data), name)
+        split = choose_split(self.data_like(data), name)
+        check_missing(self.pair, split)
+        return split
 
     def posterior(
         self, data: Any = None, draws: int = 500, limit: int = 100, seed: int = 0, split: str = "test"
@@ -128,32 +134,42 @@ class Run:
         return data
 
 
-def as_run(run: "Run | str | Path", device: str = "auto") -> Run:
+def as_run(run: "Run | str | Path", device: str = "auto", pair: nn.Module | str | None = None) -> Run:
     """A run as it is, or the run in a folder, its pair on this device.
+
+    Args:
+        pair: of a folder, as for `load_run`.
 
     Raises:
         RunError: not a run folder, or no such device.
     """
     if not isinstance(run, Run):
-        run = load_run(run)
+        run = load_run(run, pair)
         run.pair.to(launch(device).device if processes.started() > 1 else find_device(device))
     elif device != "auto":
         run.pair.to(find_device(device))
     return run
 
 
-def load_run(folder: str | Path, pair: nn.Module | None = None) -> Run:
+def load_run(folder: str | Path, pair: nn.Module | str | None = None) -> Run:
     """Read a run folder; the pair holds its best weights.
 
     Args:
         folder: the run folder.
-        pair: where given, the weights are read into it; needed for a pair that no plugin registers.
+        pair: where given, the weights are read into it; needed for a pair that no plugin registers. One in a file may
+            be named, `my_model.py:MyPair`: the file is run, and where it has changed since, a warning
+            (`errors.Changed`) and the results say so.
 
     Raises:
-        RunError: not a run folder, or the run of another model.
+        RunError: not a run folder, the run of another model, or of a pair that must be given.
+        PluginError: the file of the pair is not there, or raises an error.
     """
     folder = Path(folder)
     best = files.load(folder / BEST)
+    changed = changed_since(best, pair, folder)
     pair = stored_pair(folder, best, pair)
+    if changed:
+        warnings.warn(changed, Changed, stacklevel=2)
     history = files.load(folder / LAST)["history"]
-    return Run(pair, history, best["epoch"], best["fields"], read_config(folder), folder)
+    remarks = [changed] if changed else []
+    return Run(pair, history, best["epoch"], best["fields"], read_config(folder), folder, remarks=remarks)

@@ -1,5 +1,6 @@
 """A training that is said in names: its pair and data are built, and its settings are written whole."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,13 @@ from torch import nn
 from pyro_vae import plugins
 from pyro_vae.data import Dataset, load_data
 from pyro_vae.engine import processes
-from pyro_vae.errors import ContractError, RunError, UnknownName
+from pyro_vae.errors import Changed, ContractError, RunError, UnknownName
 from pyro_vae.evaluation import evaluate
 from pyro_vae.objectives.objective import Objective, as_objective
 from pyro_vae.parts.build import needed
 from pyro_vae.reporting.report import write_report
-from pyro_vae.runs.build import build_model, record_of
-from pyro_vae.runs.config import Config
+from pyro_vae.runs.build import build_model, changed_since, record_of
+from pyro_vae.runs.config import DEFAULTS, Config
 from pyro_vae.runs.options import Option, model_options, options_of
 from pyro_vae.runs.run import Run
 from pyro_vae.training.optimizers import OURS, find_optimizer
@@ -30,6 +31,14 @@ NOT_SETTINGS = (
 
 NOT_THE_SCHEDULES = ("optimizer", "last_epoch", "verbose")
 DEFAULT_BINARIZE = "dynamic"
+
+EPOCHS, EPOCHS_OF = 100, {DEFAULTS["data"]: 600}
+"""Passes over the data where none are asked for; six hundred over so small a set take two cores about a minute."""
+
+
+def epochs_of(data: Any) -> int:
+    """How many passes over these data are made where none are asked for."""
+    return EPOCHS_OF.get(data, EPOCHS) if isinstance(data, str) else EPOCHS
 
 
 def options_of_presentation() -> list[Option]:
@@ -66,7 +75,7 @@ def config_of(asked: Mapping[str, Any]) -> Config:
     constructor = plugins.load("model", model)
     own = model_options(constructor, given)
     for name in given.keys() - {option.name for option in own}:
-        line = needed(constructor, plugins.RENAMED_OPTIONS.get(name, name))
+        line = needed(constructor, name)
         if line:
             raise RunError(line)
     config = {"model": {"name": plugins.current_name("model", model), **complete(f"model {model!r}", own, given)}}
@@ -92,6 +101,9 @@ def built(
     pairs = {key: value for key, value in (stored or {}).get("options", {}).items() if isinstance(value, Mapping)}
     options = {key: value for key, value in config["model"].items() if key != "name"} | pairs
     pair = build_model(name, data.facts, options, seed)
+    changed = changed_since(stored or {}, name, "the run")
+    if changed:
+        warnings.warn(changed, Changed, stacklevel=3)
     return pair, {"config": config, **record_of(plugins.current_name("model", name), data.facts, options)}
 
 

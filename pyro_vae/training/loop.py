@@ -29,6 +29,7 @@ from pyro_vae.pair.checks import check_auxiliary, density_faults
 from pyro_vae.pair.generation import field_shapes
 from pyro_vae.pair.pair import batch_size, evaluating
 from pyro_vae.pair.particles import run_guide, run_model
+from pyro_vae.pair.scales import Scales
 from pyro_vae.pair.sequences import cut_fields, sequence_lengths
 from pyro_vae.pair.sites import values_of
 from pyro_vae.pair.terms import elbo_terms
@@ -38,7 +39,6 @@ from pyro_vae.training.averaging import Average
 from pyro_vae.training.divergence import divergence, not_finite, weights_are_finite
 from pyro_vae.training.gradients import Gradients
 from pyro_vae.training.optimizers import make_optimizer, restore
-from pyro_vae.training.scales import Scales
 from pyro_vae.training.schedules import SCHEDULES, TORCHS, Scheduler, constant, cyclical, is_torchs, ramp
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class Trainer:
         self.is_loss = bool(faults) or self.settings.relaxed
         self.monitored = monitored(self.settings.monitor, self.is_loss)
         self.notes += [*(f"a loss, not a bound: {fault.line}" for fault in faults), *self.shortcomings]
-        if self.data.valid is self.data.train:
+        if getattr(self.pair, "indexed", False):
             self.notes.append("validated on the training data, since the guide has parameters of each of them")
         cost = self.data.train.cost(self.settings.batch_size)
         if cost:

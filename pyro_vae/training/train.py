@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import Pair
 from pyro_vae.pair.ready import ready_data
 from pyro_vae.pair.sequences import check_sequences
-from pyro_vae.runs.build import load_weights
+from pyro_vae.runs.build import MEANS, load_weights
 from pyro_vae.runs.config import DEFAULTS
 from pyro_vae.runs.folder import BEST, RunFolder
 from pyro_vae.runs.identity import check_same_run, identity
@@ -31,6 +32,7 @@ from pyro_vae.training.by_name import (
     built,
     config_of,
     data_settings,
+    epochs_of,
     finish,
     made,
     options_of_optimizer,
@@ -38,6 +40,7 @@ from pyro_vae.training.by_name import (
     with_defaults,
 )
 from pyro_vae.training.loop import Chosen, Settings, Trainer
+from pyro_vae.training.missing import missing_values
 from pyro_vae.training.optimizers import MakeOptimizer
 from pyro_vae.training.trackers import tracking
 
@@ -45,7 +48,7 @@ from pyro_vae.training.trackers import tracking
 def train(
     pair: nn.Module | str = DEFAULTS["model"],
     data: Dataset | Split | Tensor | Mapping[str, Tensor] | str | Path = DEFAULTS["data"],
-    epochs: int = 100,
+    epochs: int | None = None,
     batch_size: int = 128,
     lr: float = 1e-3,
     objective: Any = DEFAULTS["objective"],
@@ -89,12 +92,14 @@ def train(
 
     Args:
         pair: a model and a guide on one module, which is trained in place; or the name of a registered model, which is
-            built for the data. With `out`, the run of a named model is evaluated at its end and reported on.
+            built for the data. With `out`, the run of a named model is evaluated at its end and reported on. The name
+            may be that of a class, a function that returns a pair, or a pair, in a file: `my_model.py:MyPair`. A run
+            keeps the name and hash of the file, not its code: `load_run(out, pair="my_model.py:MyPair")`.
         data: the name of a data set or a file, as `load_data` takes it; a `Dataset`; or training data alone, of which a
             tenth is then held out: a tensor or array, which is the field `x`; a mapping of them; a pandas DataFrame; a
             scipy sparse matrix; an AnnData; a torch `Dataset`; or a `DataLoader`, which is read anew at each pass and
             needs `valid`.
-        epochs: passes over the training data.
+        epochs: passes over the training data; where none are asked for 600 over the data set digits, 100 over others.
         batch_size: data a step; a `DataLoader` has its own.
         lr: the learning rate, before the schedule.
         objective: a registered objective's name, or an `Objective`, or a function with its signature.
@@ -156,6 +161,7 @@ def train(
     asked = dict(locals())
     pair = asked["pair"] = plugins.current_name("model", pair, warn=True)
     schedule = asked["schedule"] = plugins.current_name("schedule", schedule, warn=True)
+    epochs = asked["epochs"] = epochs_of(data) if epochs is None else epochs
     optimizer_options = asked["optimizer_options"] = with_defaults(options_of_optimizer(optimizer), optimizer_options)
     schedule_options = asked["schedule_options"] = with_defaults(options_of_schedule(schedule), schedule_options)
     folder = RunFolder(out, resume, overwrite)
@@ -176,29 +182,9 @@ def train(
         held_out = not isinstance(data, Dataset) and pair.remembers
         whole = _training_split(data, fields) if held_out else dataset.train
         dataset = ready_data(pair, dataset, whole, batch_size, seed)
-    settings = Settings(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        optimizer=_name_of(optimizer),
-        schedule=_name_of(schedule),
-        lr_warmup=lr_warmup,
-        beta=beta,
-        kl_warmup=kl_warmup,
-        kl_cycles=kl_cycles,
-        free_bits=free_bits,
-        free_bits_per=free_bits_per,
-        accumulate=accumulate,
-        clip=clip,
-        monitor=monitor,
-        patience=patience,
-        ema=ema,
-        seed=seed,
-        particles=particles,
-        engine=engine,
-        precision=precision,
-        relaxed=relaxed,
-    )
+    told = {"batch_size": batch_size, "optimizer": _name_of(optimizer), "schedule": _name_of(schedule)}
+    settings = Settings(**{setting.name: asked[setting.name] for setting in dataclass_fields(Settings)} | told)
+    dataset, means, absent = missing_values(pair.cpu(), dataset)
     if batch_size > dataset.train.size:
         raise DataError(
             f"batch_size is {batch_size} but there are {dataset.train.size} training data; use a smaller batch_size"
@@ -227,10 +213,11 @@ def train(
     with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision), flushed():
         if start is not None and not resume:
             load_weights(pair, files.load(Path(start) / BEST), Path(start))
-        kept = {**(record or {}), "identity": same}
+        kept = {**(record or {}), "identity": same, **({MEANS: means} if means else {})}
         callbacks = [on_epoch]
         chosen = Chosen(optimizer, optimizer_options, schedule, schedule_options, callbacks)
         trainer = Trainer(fabric, pair, dataset, objective, settings, chosen=chosen, folder=folder, record=kept)
+        trainer.notes += absent
         with tracking(track, out, asdict(settings)) as trackers:
             callbacks.append(trackers.epoch)
             run = trainer.fit(progress)
@@ -271,7 +258,7 @@ def as_dataset(data: Any, seed: int, valid: Any = None, fields: Sequence[str] | 
     if isinstance(whole, Stream):
         raise DataError("a DataLoader has no rows that could be held out; give validation data: valid=")
     parts = partition(whole.size, (tenth(whole.size),), seed)
-    train, rest = (Split(whole.fields, whole.transform, rows, whole.resident) for rows in parts)
+    train, rest = (Split(whole.fields, whole.transform, rows, whole.resident, whole.origin) for rows in parts)
     return Dataset(name="data", train=train, valid=rest, test=rest)
 
 

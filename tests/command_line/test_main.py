@@ -410,7 +410,7 @@ def wrong_files(tmp_path) -> Path:
     (tmp_path / "empty.npy").write_bytes(b"")
     (tmp_path / "text.npy").write_text("1 2 3")
     (tmp_path / "table.txt").write_text("1,2,3")
-    (tmp_path / "table.csv").write_text("a,b\n1,2\n3,\n")
+    (tmp_path / "table.csv").write_text("a,label\n1,2\n3,\n")
     (tmp_path / "words.csv").write_text("a,b\n1,two\n3,4\n")
     (tmp_path / "images").mkdir()
     (tmp_path / "list.yaml").write_text("- 1\n")
@@ -470,7 +470,7 @@ MISTAKES = {
     "objects": ("train --data objects.npy --out new", "objects.npy: "),
     "words": ("train --data words.npy --out new", "words.npy: x holds elements of type"),
     "table": ("train --data ./table.txt --out new", "table.txt: is not a folder of images"),
-    "missing_cell": ("train --data ./table.csv --out new", "table.csv: row 1, column 'b' is missing"),
+    "missing_label": ("train --data ./table.csv --out new", "table.csv: row 1, column 'label' is missing"),
     "text_cell": ("train --data ./words.csv --out new", "words.csv: row 0, column 'b' holds 'two'"),
     "empty_folder": ("train --data ./images --out new", "images: "),
     "no_rows": ("train --data norows.npy --out new", "norows.npy: "),

@@ -181,7 +181,7 @@ def test_as_split_never_scales():
     ("data", "message"),
     [
         ([[1.0]], "cannot take data of type list"),
-        (torch.tensor([[0.0, 1.0], [0.0, float("nan")]]), r"x\[1, 1\] is nan"),
+        (torch.tensor([[0.0, 1.0], [float("nan"), float("-inf")]]), r"x\[1, 1\] is -inf"),
         ({"x": np.ones((2, 1)), "y": np.array([0, np.inf])}, r"y\[1\] is inf"),
         (np.array(["a"]), "<U1"),
         (torch.zeros(0, 3), "0 rows"),
@@ -633,7 +633,7 @@ BAD_ARRAYS = {
     "1-d": (np.zeros(5), r"shape \[5\]"),
     "no rows": (np.zeros((0, 3)), r"shape \[0, 3\]"),
     "no columns": (np.zeros((3, 0)), r"shape \[3, 0\]"),
-    "nan": (np.array([[0.0, 0], [0, 0], [0, np.nan], [np.inf, 0]]), r"x\[2, 1\] is nan"),
+    "beside nan": (np.array([[0.0, 0], [0, 0], [0, np.nan], [np.inf, 0]]), r"x\[3, 0\] is inf"),
     "infinity": (np.array([[0.0, 0], [-np.inf, 0], [0, 0]]), r"x\[1, 0\] is -inf"),
     "text": (np.array([["a"]]), "<U1"),
     "complex": (np.zeros((3, 1), complex), "complex128"),
@@ -654,7 +654,7 @@ def test_a_bad_array_gets_one_line(tmp_path, case):
 BAD_ARCHIVES = {
     "no x": ({"a": np.zeros((3, 1)), "b": np.zeros((3, 1))}, "holds a, b; name the data x"),
     "lengths": ({"x": np.zeros((3, 1)), "label": np.zeros(2)}, "x 3, label 2"),
-    "field nan": ({"x": np.zeros((3, 1)), "y": np.array([0, 0, np.nan])}, r"y\[2\] is nan"),
+    "field infinite": ({"x": np.zeros((3, 1)), "y": np.array([0, 0, np.inf])}, r"y\[2\] is inf"),
     "no test": ({"train": np.zeros((3, 1)), "valid": np.zeros((3, 1))}, "train and test"),
     "mixed": ({"x": np.zeros((3, 1)), "x_test": np.zeros((3, 1))}, r"holds x \(all\), x \(test\)"),
     "shapes": ({"train": np.zeros((3, 1)), "test": np.zeros((3, 2))}, "differ in their fields or shapes"),
@@ -854,7 +854,7 @@ def test_a_memory_map_is_checked_in_chunks(map_file, small_memory):
     wrong[1500, 7] = np.nan
     wrong[1501, 0] = np.inf
     np.save(map_file, wrong)
-    with pytest.raises(DataError, match=r"x\[1500, 7\] is nan"):
+    with pytest.raises(DataError, match=r"x\[1501, 0\] is inf"):
         load_data(map_file)
 
 

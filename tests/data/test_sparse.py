@@ -130,8 +130,8 @@ def test_a_memory_map_says_what_it_costs(tmp_path):
 def test_what_is_not_finite_in_sparse_rows_is_named(small_memory):
     small_memory()
     wrong = counts()
-    wrong[7, 4] = np.nan
-    with pytest.raises(DataError, match=r"x\[7, 4\] is nan"):
+    wrong[7, 4] = np.inf
+    with pytest.raises(DataError, match=r"x\[7, 4\] is inf"):
         as_split(wrong)
     with pytest.raises(DataError, match="x holds elements of type complex128"):
         as_split(counts(complex))

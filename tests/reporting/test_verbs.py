@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import pyro_vae as pv
 from pyro_vae import plugins
@@ -16,7 +17,7 @@ from pyro_vae.command_line.options import options_of
 from pyro_vae.data import load_data
 from pyro_vae.errors import ContractError, UnknownName
 
-VERBS = ["sample", "reconstruct", "encode", "export", "report"]
+VERBS = ["sample", "reconstruct", "encode", "impute", "export", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,18 @@ def test_train_does_the_same_by_both_doors(folder, tmp_path):
     assert mine == theirs[: len(mine)] and {path.name for path in folder.iterdir()} == {
         path.name for path in (tmp_path / "run").iterdir()
     }
+
+
+@pytest.mark.parametrize("data", [None, "digits", "x.npy"])
+def test_both_doors_have_equal_defaults(data, tmp_path, monkeypatch, capsys, graphs):
+    """All settings of a training of which nothing is said but the data, or not even they."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", (np.random.default_rng(0).random((200, 4)) > 0.5).astype("f4"))
+    assert cli.main(["train", *(["--data", data] if data else []), "--print_config"]) == 0
+    told = yaml.safe_load(capsys.readouterr().out)
+    given = {"data": data} if data else {}
+    run = pv.train(**given, on_epoch=lambda row: True, progress=False)
+    assert run.config == told and told["training"]["epochs"] == (100 if data == "x.npy" else 600)
 
 
 def test_check_says_the_same_by_both_doors(capsys):

@@ -1,4 +1,4 @@
-"""NumPy arrays as tensors, and the check that their numbers are finite."""
+"""NumPy arrays as tensors, and the check that none of their numbers is infinite."""
 
 import warnings
 from collections.abc import Iterable
@@ -44,18 +44,21 @@ def fit_the_memory(arrays: Iterable[Any]) -> bool:
     return not any(isinstance(array, np.memmap) or is_sparse(array) for array in arrays)
 
 
-def check_finite(field: Shaped[Tensor, "n ..."] | SparseRows, name: str) -> None:
+def check_finite(field: Shaped[Tensor, "n ..."] | SparseRows, name: str, missing: bool = True) -> None:
     """Read a field in chunks.
 
+    Args:
+        missing: let NaN pass, which stands for a missing value; whoever takes the data says whether it may be there.
+
     Raises:
-        DataError: a value is NaN or infinite; names the first by its index.
+        DataError: a value is infinite, or NaN that may not pass; names the first by its index.
     """
     if not field.is_floating_point() or (isinstance(field, SparseRows) and field.is_finite()):
         return
     rows = max(1, CHUNK_BYTES // max(1, row_bytes(field)))
     for start in range(0, len(field), rows):
         values = field[start : start + rows].to_dense()
-        wrong = ~torch.isfinite(values)
+        wrong = values.isinf() if missing else ~values.isfinite()
         if wrong.any():
             first, *rest = wrong.nonzero()[0].tolist()
             value = values[(first, *rest)].item()

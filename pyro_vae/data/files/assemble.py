@@ -28,7 +28,8 @@ def assemble(name: str, arrays: Mapping[str, np.ndarray], seed: int, levels: int
         levels: see `Dataset`.
 
     Raises:
-        DataError: no x, shapes that do not fit, no rows, or values that are not finite real numbers.
+        DataError: no x, shapes that do not fit, no rows, or values that are infinite or no real numbers. (NaN is a
+            missing value.)
     """
     if not arrays:
         raise DataError("holds no arrays")

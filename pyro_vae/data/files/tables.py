@@ -20,7 +20,7 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
     """The numbers of a .csv file, with or without a row of names; see `from_frame`.
 
     Raises:
-        DataError: no table, or a cell that is missing or is no number; names its row and column.
+        DataError: no table, or a cell that is no number; names its row and column.
     """
     import pandas  # takes half a second
 
@@ -36,17 +36,16 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
 def from_frame(frame: "pandas.DataFrame") -> dict[str, np.ndarray]:
     """The columns of a data frame: one that is called "label" is `label` [n], and all others side by side are `x`.
 
-    Labels that are words are counted in alphabetical order.
+    Labels that are words are counted in alphabetical order. A cell that is missing is NaN in `x`.
 
     Raises:
-        DataError: no column but the label, a cell that is missing, or a column of words; names it.
+        DataError: no column but the label, a label that is missing, or a column of words; names it.
     """
-    missing = np.argwhere(frame.isna().to_numpy())
-    if len(missing):
-        row, column = missing[0]
-        raise DataError(f"row {row}, column {str(frame.columns[column])!r} is missing; fill it in or leave the row out")
     fields = {}
     if LABEL in frame:
+        missing = frame[LABEL].isna().to_numpy()
+        if missing.any():
+            raise DataError(f"row {missing.argmax()}, column {LABEL!r} is missing; fill it in or leave the row out")
         fields[LABEL] = _codes(frame[LABEL].to_numpy())
         frame = frame.drop(columns=LABEL)
     if not frame.shape[1]:
@@ -55,7 +54,8 @@ def from_frame(frame: "pandas.DataFrame") -> dict[str, np.ndarray]:
         raise DataError("there are no data: 0 rows")
     for name, column in frame.items():
         _check_numbers(str(name), column)
-    values = frame.to_numpy()
+    holes = bool(frame.isna().to_numpy().any())
+    values = frame.to_numpy(float, na_value=np.nan) if holes else frame.to_numpy()
     return {"x": values.astype(float) if values.dtype == object else values, **fields}  # bools beside numbers
 
 
@@ -63,8 +63,8 @@ def _check_numbers(name: str, column: "pandas.Series") -> None:
     """Raise `DataError` for the first cell of a column that is no number."""
     if column.dtype.kind in "buif":
         return
-    for row, cell in enumerate(column):
-        if not isinstance(cell, Real) and not _is_number(cell):
+    for row, (cell, missing) in enumerate(zip(column, column.isna(), strict=True)):
+        if not (missing or isinstance(cell, Real) or _is_number(cell)):
             raise DataError(
                 f"row {row}, column {name!r} holds {str(cell)!r}, which is no number; turn it into numbers, or drop it"
             )

@@ -154,13 +154,14 @@ def simulated(block: Block) -> tuple[Block, Values]:
         drawn = sample(pair, batch)
     fields = dict(batch)
     for name, site in conditioned.items():
-        field = next((field for field, value in batch.items() if value is site.raw), None)
+        field = next((field for field, value in batch.items() if value is site.given), None)
         if field is None:
             raise ContractError(
                 f"site {name!r} observes no field as it is given, so no data can be simulated for the bound from "
                 "above; write obs=the field, or leave bidirectional off"
             )
-        fields[field] = drawn[name].value.squeeze(0).to(fields[field].dtype)
+        values = drawn[name].value.squeeze(0).to(fields[field].dtype)
+        fields[field] = torch.where(fields[field].isnan(), fields[field], values)
     simulation = Block(pair, Split(fields), slice(0, block.size), *block.key, SIMULATION, whole=True)
     return simulation, values_of(latent(drawn))
 
