@@ -176,9 +176,7 @@ def test_burdas_two_layers_are_the_papers_net():
     assert sum(isinstance(layer, nn.Tanh) for layer in pair.modules()) == 8
     weight = pair.encoders[0].layers[0].weight
     assert weight.abs().max() <= math.sqrt(6 / 984)
-    assert weight.std().item() == pytest.approx(
-        math.sqrt(2 / 984), rel=0.02
-    )
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / 984), rel=0.02)
     assert torch.allclose(pair.decoder.out.bias, torch.logit(mean.flatten(), eps=1e-3))
     assert isinstance(pv.models.burda_two_layers((4,), ladder=True), HierarchicalVAE)
 
