@@ -29,7 +29,7 @@ from references import (  # noqa: E402
     z_scores,
 )
 
-READING, COPIES, SETTLED = 0.7, 20_000, 30
+READING, COPIES, SETTLED = 2.0, 20_000, 30
 PARTICLES, REPEATS, BATCH = (1, 2, 4, 8, 16, 32), 100, 100
 GRADIENTS = {
     "score function": lambda: pv.objectives.TraceELBO("score"),

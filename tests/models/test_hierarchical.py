@@ -55,13 +55,13 @@ def exact(pair: HierarchicalVAE, x: Tensor) -> Tensor:
 @WAYS
 def test_the_importance_weighted_bound_reaches_the_exact_likelihood(ladder):
     """Three layers; the guide is about as wide as the prior, so that no weight has a heavy tail."""
-    pair, x = linear((3, 2, 2), ladder), normal_data()
+    pair, x = linear((3, 2, 2), ladder), 0.5 * normal_data()
     with torch.no_grad():
         for i, posterior in enumerate(pair.posteriors):
             posterior.heads.weight.zero_()
             posterior.heads.bias.zero_()
             posterior.heads.bias.chunk(2)[1].fill_(0.3 if not ladder or i == 2 else 1.5)
-    result = pv.evaluate(pair, x, "importance", 20_000, progress=False)
+    result = pv.evaluate(pair, x, "importance", 10_000, progress=False, engine="eager")
     assert result.pareto_k.max() < 0.7
     z = (result.log_likelihood - exact(pair, x)) / result.monte_carlo_error
     assert z.abs().max() < 5
@@ -128,8 +128,7 @@ def test_one_layer_is_a_vae(ladder):
     assert torch.allclose(*weights)
 
 
-@WAYS
-@pytest.mark.parametrize("objective", ["trace_elbo", "trace_mean_field_elbo", "iwae"])
+@pytest.mark.parametrize("ladder, objective", [(False, "iwae"), (True, "trace_mean_field_elbo")])
 def test_it_trains_compiled(graphs, ladder, objective):
     pair = HierarchicalVAE(SHAPE, (3, 2), hidden=(8, 8), ladder=ladder)
     options = {"objective": objective, "particles": 2, "engine": "compiled", "batch_size": 20, "lr": 1e-2}

@@ -199,7 +199,7 @@ def test_it_learns_patterns_and_how_often_they_are():
     patterns = torch.rand(4, *SHAPE, generator=generator).round()
     x = patterns[torch.arange(400) % 8 % 5 % 4]
     entropy = -(torch.tensor([3, 2, 2, 1]) / 8 * (torch.tensor([3, 2, 2, 1]) / 8).log()).sum().item()
-    run = pv.train(small(hidden=(32,)), x, epochs=60, lr=1e-2, engine="eager", **QUIET)
+    run = pv.train(small(hidden=(32,)), x, epochs=30, batch_size=40, lr=2e-2, engine="eager", progress=False)
     elbo = pv.evaluate(run.pair, x, progress=False).mean
     assert -entropy - 0.7 < elbo < -entropy + 0.1
     assert pv.evaluate(run.pair, x, "usage", progress=False).entry()["perplexity"]["codes"] > 1.5

@@ -111,7 +111,7 @@ def test_the_loss_is_the_same_and_its_gradient_is_another(kind, case):
     for gradient in ("pathwise", "score"):
         torch.manual_seed(1)
         loss = kind(gradient)(pair, data(), 2)
-        found.append([loss.detach(), *torch.autograd.grad(loss, list(pair.parameters()))])
+        found.append([loss.detach(), *torch.autograd.grad(loss, list(pair.parameters()), materialize_grads=True)])
     assert torch.allclose(found[0][0], found[1][0], rtol=1e-9)
     assert any(not torch.allclose(one, other) for one, other in zip(*found, strict=True))
 
@@ -124,12 +124,14 @@ def test_a_draw_has_no_path_and_the_pair_is_left_as_it_was():
 
 
 def test_a_baseline_lowers_the_variance():
+    """At a reading far from the prior, whose cost is large."""
     torch.manual_seed(0)
     with_baseline = TraceGraphELBO("score")
-    for _ in range(10):
-        draws = gradient_draws(with_baseline, Scalar(4000), READING)
-    without = gradient_draws(TraceELBO("score"), Scalar(4000), READING)
-    assert draws["log_scale"].var() < 0.8 * without["log_scale"].var()
+    for _ in range(30):
+        draws = gradient_draws(with_baseline, Scalar(4000), 4.0)
+    without = gradient_draws(TraceELBO("score"), Scalar(4000), 4.0)
+    for name in ("loc", "log_scale"):
+        assert draws[name].var() < 0.6 * without[name].var(), name
 
 
 def test_it_trains_compiled_and_by_name(graphs):
