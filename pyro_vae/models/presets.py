@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.models.vae import VAE
 from pyro_vae.parts.build import LikelihoodPart
+from pyro_vae.parts.nets import glorot
 
 
 def blog(
@@ -45,10 +46,7 @@ def burda(
 ) -> VAE:
     """tanh 200-200, z = 50, Glorot uniform weights (Burda, Grosse & Salakhutdinov 2016, one stochastic layer)."""
     vae = VAE(data_shape, latent_dim, hidden, activation, likelihood, log_library=log_library, **part_options)
-    for module in vae.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+    glorot(vae)
     if data_mean is not None:
         vae.decoder.set_output(vae.likelihood.start(data_mean))
     return vae

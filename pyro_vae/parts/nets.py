@@ -30,6 +30,14 @@ def mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def glorot(module: nn.Module) -> None:
+    """Glorot uniform weights and zero biases in all linear layers (Glorot & Bengio 2010)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
 class MLPEncoder(nn.Module):
     """x [..., *data_shape] -> features [..., out_features]; no hidden layer gives x itself, flattened."""
 

@@ -342,6 +342,8 @@ class Trainer:
                     f"the training loss is scaled: the pair multiplies site {name!r} by {scale:.4g} under train(); "
                     "the validation figures are not"
                 )
+        for name in sorted(self.scales.seen.keys() - self.unscaled.seen.keys()):
+            self.notes.append(f"the training loss has a term of site {name!r}, which the pair has under train() only")
         return loss
 
     def _advance(self, engine: Engine, batch: dict[str, Tensor]) -> Tensor:
