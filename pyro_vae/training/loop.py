@@ -215,7 +215,7 @@ class Trainer:
         self.is_loss = bool(faults) or self.settings.relaxed
         self.monitored = monitored(self.settings.monitor, self.is_loss)
         self.notes += [*(f"a loss, not a bound: {fault.line}" for fault in faults), *self.shortcomings]
-        if self.data.valid is self.data.train:
+        if getattr(self.pair, "indexed", False):
             self.notes.append("validated on the training data, since the guide has parameters of each of them")
         cost = self.data.train.cost(self.settings.batch_size)
         if cost:

@@ -184,6 +184,7 @@ def train(
         dataset = ready_data(pair, dataset, whole, batch_size, seed)
     told = {"batch_size": batch_size, "optimizer": _name_of(optimizer), "schedule": _name_of(schedule)}
     settings = Settings(**{setting.name: asked[setting.name] for setting in dataclass_fields(Settings)} | told)
+    dataset, means, absent = missing_values(pair.cpu(), dataset)
     if batch_size > dataset.train.size:
         raise DataError(
             f"batch_size is {batch_size} but there are {dataset.train.size} training data; use a smaller batch_size"
@@ -196,9 +197,8 @@ def train(
         raise RunError(f"{type(pair).__name__} has no parameter to train; evaluate it as it is")
     _refuse_a_lone_datum(pair, dataset.train.size, batch_size)
     fabric = launch(device, precision)
-    dataset, means, absent = missing_values(pair.cpu(), dataset)
     for split in (dataset.train, dataset.valid):
-        check_sequences(pair, split)
+        check_sequences(pair.cpu(), split)
         check_support(pair, split, relaxed)
     others = {*asdict(settings), *objective.identity()}
     model = {f"model_{n}" if n in others else n: v for n, v in (record or {}).get("options", {}).items()}
