@@ -18,7 +18,15 @@ from pyro_vae.parts.splines import SplineAutoregressive
 WIDTH = 64
 """The least width of an autoregressive net's hidden layer; else twice the latent's size."""
 
+NEAR = 0.1
+"""Of the size of a linear layer's first weights, that of an autoregressive net's last one, so that maps begin near the
+identity."""
+
 BINS, BOUND = 8, 5.0
+"""Of a spline: its bins, and its box [-BOUND, BOUND], outside of which it is the identity."""
+
+LIMIT = 4.0
+"""How large a number a net may give for a spline, so that it can be inverted in float32."""
 
 
 class Flowed(dist.TransformedDistribution):
@@ -73,6 +81,9 @@ class Autoregressive(nn.Module):
             self.net = AutoRegressiveNN(dim, **sizes)
         else:
             self.net = ConditionalAutoRegressiveNN(dim, in_features, **sizes)
+        with torch.no_grad():
+            for parameter in self.net.layers[-1].parameters():
+                parameter.mul_(NEAR)
 
     def condition(self, features: Float[Tensor, "... features"] | None = None) -> torch.distributions.Transform:
         """The map at these features."""
@@ -105,7 +116,12 @@ class Spline(Autoregressive):
     numbers = (BINS, BINS, BINS - 1)
 
     def condition(self, features: Float[Tensor, "... features"] | None = None) -> torch.distributions.Transform:
-        return SplineAutoregressive(self.dim, self.given(features), BINS, BOUND)
+        net = self.given(features)
+
+        def limited(z: Float[Tensor, "... dim"]) -> list[Tensor]:
+            return [LIMIT * torch.tanh(numbers / LIMIT) for numbers in net(z)]
+
+        return SplineAutoregressive(self.dim, limited, BINS, BOUND)
 
 
 def masked_autoregressive(base: dist.Distribution, maps: Sequence[Affine]) -> dist.Distribution:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pyro.distributions.transforms.spline import ConditionedSpline
 from torch import Tensor
 
-LEAST = 1e-3
+LEAST = 1e-2
 """The least width and height of a bin, as shares of the box, and the least slope at a knot."""
 
 
