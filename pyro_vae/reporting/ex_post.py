@@ -51,7 +51,7 @@ def draw_codes(run: Run, how: str, n: int) -> dict[str, Tensor]:
     maps = {name: _to_support(site) for name, site in sites.items()}
     values = _values(run.pair, split, list(sites))
     free = {name: maps[name].inv(value) for name, value in values.items()}
-    codes = torch.cat([value.flatten(1) for value in free.values()], 1)
+    codes = torch.cat([value.reshape(len(value), -1) for value in free.values()], 1)
     center, scale = codes.mean(0), codes.std(0, correction=0).clamp(min=1e-12)
     drawn = fit((codes - center) / scale)(n) * scale + center
     parts = drawn.split([value[0].numel() for value in free.values()], 1)
