@@ -174,7 +174,7 @@ def test_all_failures_are_told_at_once():
     class Both(Unused, Writing):
         pass
 
-    with pytest.raises(ContractError, match=r"fails 2 of 10 checks: \(1\) .*'spare'.*; \(2\) .*'calls'"):
+    with pytest.raises(ContractError, match=r"fails 2 of 11 checks: \(1\) .*'spare'.*; \(2\) .*'calls'"):
         check_pair(Both(), batch())
 
 

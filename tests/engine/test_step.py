@@ -127,6 +127,12 @@ PARTS = [
     {"likelihood": "discretized_logistic", "net": "residual"},
     {"likelihood": "categorical"},
     {"likelihood": "poisson"},
+    {"posterior": "planar"},
+    {"posterior": "radial", "prior": "laplace"},
+    {"posterior": "iaf", "prior": "flow"},
+    {"posterior": "neural_spline"},
+    {"posterior": "delta", "prior": "flat", "net": "dictionary"},
+    {"posterior": "fixed_normal", "prior": "flat"},
 ]
 
 
