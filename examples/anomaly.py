@@ -1,4 +1,4 @@
-"""Other data scored by log p(x) of a model of digits: noise and a photograph are told at once, digits upside down not."""
+"""Other data scored by log p(x) of a model of digits: noise and a photograph stand out, digits upside down do not."""
 
 import sys
 from pathlib import Path
