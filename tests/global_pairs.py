@@ -112,12 +112,13 @@ def coins(n: int = 40) -> tuple[Coins, dict[str, Tensor]]:
 SCHOOLS = {
     "y": torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]).double(),
     "sigma": torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]).double(),
+    "index": torch.arange(8),
 }
 
 
 class EightSchools(nn.Module):
-    """mu ~ N(0, 5^2), log tau ~ N(1, 0.5^2), an effect ~ N(mu, tau^2) of each school; the guide is mean field, and its
-    plate has the size of the data."""
+    """mu ~ N(0, 5^2), log tau ~ N(1, 0.5^2), an effect ~ N(mu, tau^2) of each school; the guide is mean field, with
+    parameters of each school by its index."""
 
     def __init__(self):
         super().__init__()
@@ -125,22 +126,22 @@ class EightSchools(nn.Module):
         with torch.no_grad():
             self.loc[1], self.log_scale[1] = 1.0, -0.7
 
-    def model(self, y: Tensor, sigma: Tensor) -> None:
+    def model(self, y: Tensor, sigma: Tensor, index: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(full(0.0), 5.0))
         tau = pyro.sample("tau", dist.LogNormal(full(1.0), 0.5))
         with pyro.plate("schools", len(y)):
             theta = pyro.sample("theta", dist.Normal(mu, tau))
             pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
-    def guide(self, y: Tensor, sigma: Tensor) -> None:
+    def guide(self, y: Tensor, sigma: Tensor, index: Tensor) -> None:
         scale = self.log_scale.exp()
         pyro.sample("mu", dist.Normal(self.loc[0], scale[0]))
         pyro.sample("tau", dist.LogNormal(self.loc[1], scale[1]))
-        with pyro.plate("schools", 8):
-            pyro.sample("theta", dist.Normal(self.loc[2:], scale[2:]))
+        with pyro.plate("schools", len(y)):
+            pyro.sample("theta", dist.Normal(self.loc[2 + index], scale[2 + index]))
 
     @staticmethod
-    def log_evidence(y: Tensor, sigma: Tensor, points: int = 400) -> float:
+    def log_evidence(y: Tensor, sigma: Tensor, index: Tensor, points: int = 400) -> float:
         """Exact in the effects and in mu, by the trapezoidal rule in log tau."""
         log_tau = torch.linspace(1 - 4.0, 1 + 4.0, points).double()
         terms = []
@@ -152,7 +153,8 @@ class EightSchools(nn.Module):
 
 
 class GammaDEF(nn.Module):
-    """The sparse gamma deep exponential family of Pyro's examples, with two layers: weights are global, in plates."""
+    """The sparse gamma deep exponential family of Pyro's examples, with two layers: weights are global, in plates; the
+    guide has parameters of each datum by its index."""
 
     top, bottom, size = 2, 3, 4
 
@@ -162,9 +164,10 @@ class GammaDEF(nn.Module):
         self.z_top, self.z_bottom = parameter(2, n, self.top, seed=2), parameter(2, n, self.bottom, seed=3)
 
     def data(self) -> dict[str, Tensor]:
-        return {"x": torch.poisson(full(1.5, 7, self.size), generator=torch.Generator().manual_seed(0))}
+        x = torch.poisson(full(1.5, 7, self.size), generator=torch.Generator().manual_seed(0))
+        return {"x": x, "index": torch.arange(7)}
 
-    def model(self, x: Tensor) -> None:
+    def model(self, x: Tensor, index: Tensor) -> None:
         with pyro.plate("w_top_plate", self.top * self.bottom):
             w_top = pyro.sample("w_top", dist.Gamma(full(0.5), full(0.5)))
         with pyro.plate("w_bottom_plate", self.bottom * self.size):
@@ -180,14 +183,14 @@ class GammaDEF(nn.Module):
         concentration, mean = (1 + nn.functional.softplus(part) for part in table)
         return dist.Gamma(concentration, concentration / mean)
 
-    def guide(self, x: Tensor) -> None:
+    def guide(self, x: Tensor, index: Tensor) -> None:
         with pyro.plate("w_top_plate", self.top * self.bottom):
             pyro.sample("w_top", self.gamma(self.w_top))
         with pyro.plate("w_bottom_plate", self.bottom * self.size):
             pyro.sample("w_bottom", self.gamma(self.w_bottom))
         with pyro.plate("data", len(x)):
-            pyro.sample("z_top", self.gamma(self.z_top).to_event(1))
-            pyro.sample("z_bottom", self.gamma(self.z_bottom).to_event(1))
+            pyro.sample("z_top", self.gamma(self.z_top[:, index]).to_event(1))
+            pyro.sample("z_bottom", self.gamma(self.z_bottom[:, index]).to_event(1))
 
 
 class LDA(nn.Module):

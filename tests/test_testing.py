@@ -130,7 +130,7 @@ BROKEN = {
     Unused: "every parameter gets a gradient: parameter 'spare' gets no gradient",
     GuideLacks: "latent site 'z' is not in the guide",
     GuideHasMore: "the guide samples 'more', which the model lacks",
-    OtherSupport: "with one support: site 'z'",
+    OtherSupport: "for all data: site 'z'",
     OtherField: "needs the field 'picture'; the data have x",
     OtherFields: r"model takes \['x'\] but guide takes \['x', 'label'\]",
     Mixing: r"log q\(z\|x\) of a datum depends on the other data",

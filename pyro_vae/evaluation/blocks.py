@@ -215,8 +215,11 @@ def shapes_of(batch: Mapping[str, Tensor]) -> Shapes:
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Let torch's global random numbers follow from the given integers, and leave them untouched after."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed_of(*key))
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed_of(*key))  # torch.manual_seed takes milliseconds
+        if devices:
+            torch.cuda.manual_seed_all(seed_of(*key))
         yield
 
 

@@ -150,7 +150,7 @@ def _predictive(log_p: Float[Tensor, "n draws"]) -> tuple[PerDatum, dict[str, An
     """Figures of log 1/S sum_s p_s of each datum, and a summary of them."""
     draws = log_p.shape[1]
     log_predictive = log_p.logsumexp(1) - math.log(draws)
-    share, spread = (log_p - log_predictive.unsqueeze(1)).exp(), log_p.std(1)
+    share, spread = (log_p - log_predictive.unsqueeze(1)).exp(), _deviation(log_p.T)
     figures = {"log_predictive": log_predictive, "spread": spread, "monte_carlo_error": _error(share.T)}
     return figures, {"monte_carlo_error": _error(share.mean(0)).item(), "spread": quantiles(spread)}
 
@@ -161,10 +161,13 @@ def _averaged(told: Estimate, headline: Float[Tensor, "n draws"]) -> PerDatum:
 
 
 def _error(draws: Float[Tensor, "draws ..."]) -> Float[Tensor, "..."]:
-    """The standard error of the mean of independent draws; NaN for one."""
-    if len(draws) == 1:
-        return torch.full_like(draws[0], math.nan)
-    return draws.std(0) / math.sqrt(len(draws))
+    """The standard error of the mean of independent draws."""
+    return _deviation(draws) / math.sqrt(len(draws))
+
+
+def _deviation(draws: Float[Tensor, "draws ..."]) -> Float[Tensor, "..."]:
+    """The standard deviation over draws; NaN for one."""
+    return draws.std(0) if len(draws) > 1 else torch.full_like(draws[0], math.nan)
 
 
 def _mean(values: Sequence[Any]) -> Any:
@@ -199,7 +202,7 @@ class _GivenBlock(Block):
 
     def __init__(self, block: Block, draw: int):
         super().__init__(block.pair, block.split, block.rows, *block.key, GIVEN, draw, whole=block.whole)
-        self.presented = block
+        self.fields = block.batch()
 
     def batch(self) -> dict[str, Tensor]:
-        return self.presented.batch()
+        return self.fields

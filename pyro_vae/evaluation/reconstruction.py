@@ -6,13 +6,14 @@ from pyro_vae.evaluation.blocks import Block
 from pyro_vae.evaluation.evaluator import Evaluator, Progress
 from pyro_vae.evaluation.result import Estimate, PerDatum, quantiles
 from pyro_vae.pair.generation import center, picture_site, reconstruct_from
+from pyro_vae.pair.scales import Unscaled
 
 
 class Reconstruction(Evaluator):
     """Mean squared error per element, and -log p(x|z) in nats, at z = the guide's mean.
 
-    Figures [n]: `reconstruction_nll` (nats; no bound on the likelihood) and `squared_error` (in units of x squared;
-    of what is not missing).
+    Figures [n]: `reconstruction_nll` (nats; no bound on the likelihood; scales of the pair do not count) and
+    `squared_error` (in units of x squared; of what is not missing).
 
     Raises:
         ContractError: the pair breaks the contract, or its model observes nothing.
@@ -22,7 +23,7 @@ class Reconstruction(Evaluator):
 
     def of_block(self, block: Block, particles: int, progress: Progress) -> PerDatum:
         block.check(of=())
-        with block.seeded():
+        with block.seeded(), Unscaled():
             sites = reconstruct_from(block.pair, block.batch(), block.guide)
         site = picture_site(sites)
         nll = -sum(s.log_prob() for s in sites.values()).squeeze(0).cpu()

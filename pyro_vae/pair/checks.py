@@ -17,6 +17,9 @@ from pyro_vae.pair.sites import Site, Sites, has_mask, is_improper, is_point_mas
 
 BOTH = ("model", "guide")
 CLOSE = 1e-3
+PRIOR_DRAWS = 30
+"""So many draws of a prior tell whether the guide reaches them: a latent that all data share has one in each run."""
+
 FRESH_NOISE = "a net draws fresh noise (dropout that is on under eval(), torch.randn); draw it at a sample site"
 
 
@@ -59,7 +62,7 @@ def check_supports(model: Sites, guide: Sites) -> None:
         prior = model.get(name)
         if prior is None or is_point_mass(proposal.fn) or is_improper(prior.fn):
             continue
-        if proposal.support is not None and not proposal.support.check(prior.fn()).all():
+        if proposal.support is not None and not proposal.support.check(prior.fn.sample((PRIOR_DRAWS,))).all():
             what = "guide cannot draw all that the prior"
         elif prior.support is not None and not prior.support.check(proposal.raw).all():
             what = "prior has no density where the guide"

@@ -142,7 +142,10 @@ def _check_left_out(pair: nn.Module, split: Split, found: Mapping[str, Missing])
     same latents, and with the same elements left out, nothing may change.
     """
     patterns = _patterns(found)
-    for count in (len(next(iter(patterns.values()))), LOOKED_AT):  # a plate of fixed size fits all data only
+    for count in (
+        len(next(iter(patterns.values()))),
+        min(LOOKED_AT, split.size),
+    ):  # a plate of fixed size fits all only
         try:
             return _compare(pair, split, patterns, count)
         except ProgramError as problem:

@@ -69,8 +69,12 @@ def inference_data(
     groups["prior_predictive"] = side_by_side([values_of(observed(sites)) for sites in prior])
     if shared is None or shared.faults:
         groups["sample_stats"].pop("log_weight_shared", None)
-    arrays = {group: {n: v.unsqueeze(0).cpu().numpy() for n, v in values.items()} for group, values in groups.items()}
-    arrays["observed_data"] = {n: site.seen[0].cpu().numpy() for n, site in observed_sites(pair, fields).items()}
+    arrays = {
+        group: {n: v.detach().unsqueeze(0).cpu().numpy() for n, v in values.items()} for group, values in groups.items()
+    }
+    arrays["observed_data"] = {
+        n: site.seen[0].detach().cpu().numpy() for n, site in observed_sites(pair, fields).items()
+    }
     of_all = {"log_weight_shared", *((*shared.drawn, *shared.estimates) if shared else ())}
     dims = {name: [DATUM] for values in groups.values() for name in values if name not in of_all}
     return from_groups(arrays, dims, _notes(shared, hidden))

@@ -205,3 +205,9 @@ def test_what_a_subsample_of_a_datums_own_plate_multiplies_is_no_density_still()
 
     with pytest.raises(ContractError, match="site 'x' of the model is scaled by 1.5"):
         pv.evaluate(Words(1.0), x(), "importance", particles=2, scales="ignore", **QUIET)
+
+
+@pytest.mark.parametrize("pair, scale", CASES.values(), ids=CASES)
+def test_a_reconstruction_is_that_of_the_density(pair, scale):
+    found, expected = (pv.evaluate(pair(s), x(), "reconstruction", **QUIET) for s in (scale, 1.0))
+    torch.testing.assert_close(found.reconstruction_nll, expected.reconstruction_nll)

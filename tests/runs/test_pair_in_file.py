@@ -308,3 +308,24 @@ def test_a_baseline_in_a_file_is_given_in_python(work):
     options = {"baseline": "run"}
     with pytest.raises(RunError, match="baseline run: this is the run of a pair in a file; make the model in Python"):
         pv.train("cvae", "column", model_options=options, **HOW)
+
+
+def test_scales_are_refused_or_ignored_on_the_command_line(work, capsys):
+    scaled = "\n\nclass Scaled(MyPair):\n" + "".join(
+        f"    def {name}(self, x):\n        with pyro.poutine.scale(scale=0.1):\n            super().{name}(x)\n\n"
+        for name in ("model", "guide")
+    )
+    (work / "my_model.py").write_text(PAIR + scaled)
+    name = "my_model.py:Scaled"
+    assert cli.main(f"{LINE.replace(NAME, name)} --out scaled".split()) == 0
+    notes = (work / "scaled" / "report.md").read_text().partition("## Notes")[2]
+    assert "a loss, not a bound: site 'z' of the model is scaled by 0.1" in notes and "elbo was not evaluated" in notes
+    line = f"evaluate scaled --with importance --particles 5 --pair {name} --quiet"
+    assert "--scales ignore" in said(capsys, line)
+    assert cli.main(f"{line} --scales ignore".split()) == 0
+    assert "scales ignored" in capsys.readouterr().err
+    (entry,) = [
+        e for e in json.loads((work / "scaled" / "evaluation.json").read_text()) if e["evaluator"] == "importance"
+    ]
+    assert entry["warnings"][0].startswith("scales ignored") and entry["kind"] == "lower bound"
+    assert "known: refuse, ignore" in said(capsys, f"{line} --scales refused")
