@@ -112,11 +112,11 @@ class VAE(Pair):
 
     def guide(self, x: Float[Tensor, "batch ..."], **fields: Tensor) -> None:
         with self.plate(x.shape[0]):
-            seen = [self.seen(x), *([fields[MASK]] if MASK in fields else [])]
+            seen = [self._seen(x), *([fields[MASK]] if MASK in fields else [])]
             pyro.sample("z", self.posterior(self.encoder(*seen)))
             self.likelihood.guide(x)
 
-    def seen(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+    def _seen(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """What the encoder is given: x at about unit size, in training with noise."""
         seen = self.likelihood.encoder_input(x)
         return seen + self.noise * torch.randn_like(seen) if self.noise and self.training else seen
