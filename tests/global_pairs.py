@@ -299,8 +299,12 @@ class Decoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Linear(4, 4).double()
-        self.loc, self.log_scale = parameter(4, 2, size=1.0), nn.Parameter(full(-1.0, 4, 2))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.encoder = nn.Linear(4, 4).double()
+            self.loc, self.log_scale = parameter(4, 2, size=1.0), nn.Parameter(full(-1.0, 4, 2))
+        for weights in self.encoder.parameters():  # the guide stays near the prior, so that weights behave
+            weights.data.mul_(0.2)
 
     def data(self, n: int = 9) -> dict[str, Tensor]:
         return {"x": torch.randn(n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))}

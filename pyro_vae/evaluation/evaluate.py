@@ -144,7 +144,6 @@ def evaluate_each(
     with torch.random.fork_rng(), unchanged(pair), as_asked():
         pair, absent, notes = tolerant(pair, chosen, missing, run, also, source)
         first = Block(pair, chosen, slice(0, DATA_BLOCK), seed)
-        _ = first.structure  # seen on a whole block, for programs that fit no other number of data
         check_sequences(pair, chosen)
         check_support(pair, chosen, relaxed)
         lengths = sequence_lengths(pair, chosen)

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pyro_vae.arviz_adapter import pareto_k
 from pyro_vae.errors import ContractError
 
 KEPT = 1000
@@ -106,6 +105,8 @@ class WeightStream:
         It is -inf where the weights of the tail are all equal, and so bounded. Only the tail and the next weight, its
         cutoff, enter the fit; the weights below are put at zero.
         """
+        from pyro_vae.arviz_adapter import pareto_k  # ArviZ takes seconds to import
+
         if self.particles < MIN_FOR_TAIL:
             return torch.full_like(self.log_half, math.nan)
         body = np.full(max(0, self.particles - self.tail - 1), -np.inf)

@@ -14,7 +14,7 @@ from pyro_vae.errors import ContractError, DataError, ProgramError
 from pyro_vae.pair.data_fit import FEW, in_order, observed_sites
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.missing import LeaveOut, independent_part
-from pyro_vae.pair.pair import OBSERVED, device_of, evaluating, first_rows, missing_fields, select_fields
+from pyro_vae.pair.pair import OBSERVED, batch_size, device_of, evaluating, first_rows, missing_fields, select_fields
 from pyro_vae.pair.particles import run_guide, run_program
 from pyro_vae.pair.sites import Site, Sites, latent, values_of
 
@@ -141,42 +141,10 @@ def _check_left_out(pair: nn.Module, split: Split, found: Mapping[str, Missing])
     Elements that some datum lacks are taken away from a few data, and then other values are put in their place: at the
     same latents, and with the same elements left out, nothing may change.
     """
-    patterns = _patterns(found)
-    for count in (
-        len(next(iter(patterns.values()))),
-        min(LOOKED_AT, split.size),
-    ):  # a plate of fixed size fits all only
-        try:
-            return _compare(pair, split, patterns, count)
-        except ProgramError as problem:
-            failed = problem
-    raise failed
-
-
-def _patterns(found: Mapping[str, Missing]) -> dict[str, Bool[Tensor, "patterns ..."]]:
-    """What to take away of each field: of any two elements that data may lack, each in turn is left where the other is
-    taken away; and all of them."""
-    sizes = [missing.ever.numel() for missing in found.values()]
-    number = torch.arange(sum(sizes))
-    bits = [(number >> bit) % 2 == 1 for bit in range(max(1, int(number[-1]).bit_length()))]
-    rows = torch.stack([*bits, *[~bit for bit in bits], torch.ones_like(bits[0])])
-    parts = zip(found.items(), rows.split(sizes, 1), strict=True)
-    return {name: part.reshape(len(rows), *missing.ever.shape) & missing.ever for (name, missing), part in parts}
-
-
-def _compare(pair: nn.Module, split: Split, patterns: Mapping[str, Tensor], count: int) -> None:
-    known = _here(pair, split.head(LOOKED_AT).take(slice(None)))
-    few = first_rows(known, count)
-    taken = {name: first_rows({name: pattern.to(few[name].device)}, count)[name] for name, pattern in patterns.items()}
-    whole = {n: _replaced(few[n], few[n].isnan(), known[n], largest=False) for n in patterns}
-    gone = select_fields(pair, few | {n: value.masked_fill(taken[n], torch.nan) for n, value in whole.items()})
-    others = [
-        gone | {n: _replaced(value, taken[n], known[n], largest) for n, value in whole.items()}
-        for largest in (False, True)
-    ]
+    gone, others = _trials(pair, split, found)
     drawn = values_of(run_guide(pair, others[0]))
     drawn |= values_of(latent(_model_at(pair, others[0], drawn, LeaveOut())))
-    listed = ", ".join(map(repr, patterns))
+    listed = ", ".join(map(repr, found))
     handler = LeaveOut()
     try:
         expected = _model_at(pair, gone, drawn, handler)
@@ -195,6 +163,31 @@ def _compare(pair: nn.Module, split: Split, patterns: Mapping[str, Tensor], coun
                     "than what its sites observe, and they cannot be left out; give it what is never missing, or fill "
                     "in the data"
                 )
+
+
+def _trials(pair: nn.Module, split: Split, found: Mapping[str, Missing]) -> tuple[Fields, list[Fields]]:
+    """A few data from which elements were taken away, and the same data twice with other values in their place."""
+    patterns = _patterns(found)
+    known = _here(pair, split.head(LOOKED_AT).take(slice(None)))
+    few, taken = first_rows(known, batch_size(patterns)), _here(pair, patterns)
+    whole = {n: _replaced(few[n], few[n].isnan(), known[n], largest=False) for n in patterns}
+    gone = select_fields(pair, few | {n: value.masked_fill(taken[n], torch.nan) for n, value in whole.items()})
+    others = [
+        gone | {n: _replaced(value, taken[n], known[n], largest) for n, value in whole.items()}
+        for largest in (False, True)
+    ]
+    return gone, others
+
+
+def _patterns(found: Mapping[str, Missing]) -> dict[str, Bool[Tensor, "patterns ..."]]:
+    """What to take away of each field: of any two elements that data may lack, each in turn is left where the other is
+    taken away; and all of them."""
+    sizes = [missing.ever.numel() for missing in found.values()]
+    number = torch.arange(sum(sizes))
+    bits = [(number >> bit) % 2 == 1 for bit in range(max(1, int(number[-1]).bit_length()))]
+    rows = torch.stack([*bits, *[~bit for bit in bits], torch.ones_like(bits[0])])
+    parts = zip(found.items(), rows.split(sizes, 1), strict=True)
+    return {name: part.reshape(len(rows), *missing.ever.shape) & missing.ever for (name, missing), part in parts}
 
 
 def _alike(site: Site, other: Site) -> bool:

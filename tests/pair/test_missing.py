@@ -401,19 +401,3 @@ def test_an_objective_of_pyros_leaves_out_the_same():
             torch.manual_seed(0)
             losses.append(objective(pair, batch, particles=1))
         torch.testing.assert_close(*losses)
-
-
-def test_a_plate_of_fixed_size_takes_what_is_missing():
-    class Fixed(Linear):
-        def model(self, x):
-            with pyro.plate("data", 20):
-                z = pyro.sample("z", dist.Normal(x.new_zeros(Q), 1.0).to_event(1))
-                pyro.sample("x", dist.Normal(self.loc(z), self.scale).to_event(1), obs=x)
-
-        def guide(self, x):
-            with pyro.plate("data", 20):
-                pyro.sample("z", dist.Normal((x - self.mean) @ self.gain.T, 1.2).to_event(1))
-
-    pair, x = Fixed(), data(20)
-    result = pv.evaluate(pair, x, "importance", 200, progress=False)
-    assert ((result.log_likelihood - pair.log_marginal(x)).abs() < 6 * result.monte_carlo_error).all()
