@@ -118,7 +118,7 @@ class Laplace(nn.Module):
 
 
 class Flat(nn.Module):
-    """No preference: density 1 everywhere, which is improper, so the pair's numbers are a loss and nothing can be drawn."""
+    """No preference: density 1 everywhere, so improper: the pair has a loss, and nothing can be drawn from it."""
 
     def __init__(self, latent_dim: int):
         super().__init__()
