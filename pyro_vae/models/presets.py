@@ -153,8 +153,7 @@ def denoising_autoencoder(
     data_mean: Float[Tensor, "..."] | None = None,
     **part_options: Any,
 ) -> VAE:
-    """The autoencoder that is trained to find x from x with noise, and so points back to the data (Vincent et al. 2008;
-    Alain & Bengio 2014).
+    """The denoising autoencoder: it finds x from x with noise, and so points back to the data (Vincent et al. 2008).
 
     Args:
         noise: its standard deviation, in units of what the encoder is given.
@@ -193,7 +192,9 @@ def linear_vae(
     data_mean: Float[Tensor, "..."] | None = None,
     **part_options: Any,
 ) -> VAE:
-    """The VAE without hidden layers: probabilistic PCA, or with likelihood="gaussian_per_dimension" factor analysis
-    (Tipping & Bishop 1999)."""
+    """The VAE without hidden layers: probabilistic PCA (Tipping & Bishop 1999).
+
+    With likelihood="gaussian_per_dimension" it is factor analysis, as far as a diagonal posterior goes.
+    """
     sizes = (data_shape, latent_dim, (), "relu", likelihood)
     return VAE(*sizes, prior, posterior, data_mean=data_mean, **part_options)

@@ -115,7 +115,9 @@ class Flow(nn.Module, ABC):
 
 
 class Planar(Flow, Unscored):
-    """Planar maps z + u tanh(w'z + b), whose density is known at their own draws only (Rezende & Mohamed 2015).
+    """Planar maps z + u tanh(w'z + b) (Rezende & Mohamed 2015).
+
+    Their density is known at their own draws only.
 
     Args:
         layers: how many maps follow one another.
@@ -126,8 +128,9 @@ class Planar(Flow, Unscored):
 
 
 class Radial(Flow, Unscored):
-    """Radial maps z + beta (z - c) / (alpha + |z - c|), whose density is known at their own draws only (Rezende &
-    Mohamed 2015).
+    """Radial maps z + beta (z - c) / (alpha + |z - c|) (Rezende & Mohamed 2015).
+
+    Their density is known at their own draws only.
 
     Args:
         layers: how many maps follow one another.
@@ -138,8 +141,9 @@ class Radial(Flow, Unscored):
 
 
 class IAF(Flow):
-    """Inverse autoregressive flow: each dimension is shifted and scaled by a net of those before it (Kingma et al.
-    2016). The density at other values than its own draws takes a pass for each dimension.
+    """Inverse autoregressive flow: each dimension is shifted and scaled by those before it (Kingma et al. 2016).
+
+    The density at other values than its own draws takes a pass for each dimension.
 
     Args:
         layers: how many maps follow one another, each with the dimensions in the reverse order of the last.
@@ -150,8 +154,9 @@ class IAF(Flow):
 
 
 class NeuralSpline(Flow):
-    """Autoregressive flow of monotone rational-quadratic splines on [-5, 5] (Durkan et al. 2019). The density at other
-    values than its own draws takes a pass for each dimension.
+    """Autoregressive flow of monotone rational-quadratic splines on [-5, 5] (Durkan et al. 2019).
+
+    The density at other values than its own draws takes a pass for each dimension.
 
     Args:
         layers: how many maps follow one another, each with the dimensions in the reverse order of the last.

@@ -118,8 +118,7 @@ class Laplace(nn.Module):
 
 
 class Flat(nn.Module):
-    """No preference: density 1 everywhere, which is improper. The pair's numbers are a loss, and nothing can be drawn
-    from it."""
+    """No preference: density 1 everywhere, so improper: the pair has a loss, and nothing can be drawn from it."""
 
     def __init__(self, latent_dim: int):
         super().__init__()
@@ -130,8 +129,9 @@ class Flat(nn.Module):
 
 
 class FlowPrior(StandardNormal):
-    """A masked autoregressive flow to N(0, I): the density takes one pass, draws one for each dimension (Papamakarios,
-    Pavlakou & Murray 2017).
+    """A masked autoregressive flow to N(0, I) (Papamakarios, Pavlakou & Murray 2017).
+
+    The density takes one pass, a draw one for each dimension.
 
     Args:
         layers: how many maps follow one another, each with the dimensions in the reverse order of the last.
