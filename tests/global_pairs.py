@@ -122,9 +122,8 @@ class EightSchools(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.loc, self.log_scale = nn.Parameter(full(4.0, 10)), nn.Parameter(full(1.0, 10))
-        with torch.no_grad():
-            self.loc[1], self.log_scale[1] = 1.0, -0.7
+        self.loc = nn.Parameter(torch.tensor([4.4, 1.0] + [4.0] * 8).double())
+        self.log_scale = nn.Parameter(torch.tensor([4.5, 0.55] + [4.0] * 8).double().log())
 
     def model(self, y: Tensor, sigma: Tensor, index: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(full(0.0), 5.0))
@@ -275,23 +274,6 @@ class Linear(PyroModule):
         mean = self.linear(x).squeeze(-1)
         with pyro.plate("data", x.shape[0]):
             pyro.sample("obs", dist.Normal(mean, sigma), obs=y)
-
-
-class Tutorial(nn.Module):
-    """`Linear` with any of Pyro's AutoGuides. These write Pyro's parameter store where they are called, so that their
-    forward pass is."""
-
-    def __init__(self, auto, **fields: Tensor):
-        super().__init__()
-        self.net = Linear(fields["x"].shape[1])
-        self.auto = auto(self.net)
-        self.auto.forward(**fields)
-
-    def model(self, x: Tensor, y: Tensor) -> None:
-        self.net(x, y)
-
-    def guide(self, x: Tensor, y: Tensor) -> None:
-        self.auto.forward(x, y)
 
 
 class Decoder(nn.Module):

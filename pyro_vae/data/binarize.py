@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,9 +37,10 @@ def static(data: Dataset, seed: int) -> Dataset:
     Raises:
         DataError: a value outside [0, 1].
     """
-    if _is_binary(data):
+    seen = _look(data)
+    if seen.binary:
         return data
-    return replace(data, **{name: _draw_once(split, name, seed) for name, split in data.splits.items()})
+    return replace(data, **{name: _draw_once(split, name, seed, seen.gaps) for name, split in data.splits.items()})
 
 
 def dynamic(data: Dataset, seed: int) -> Dataset:
@@ -49,10 +51,11 @@ def dynamic(data: Dataset, seed: int) -> Dataset:
     Raises:
         DataError: a value outside [0, 1].
     """
-    if _is_binary(data):
+    seen = _look(data)
+    if seen.binary:
         return data
-    held_out = {name: _draw_once(data.splits[name], name, seed) for name in ("valid", "test")}
-    draw = _draw_around_gaps if _has_gaps(data.train) else _draw_anew
+    held_out = {name: _draw_once(data.splits[name], name, seed, seen.gaps) for name in ("valid", "test")}
+    draw = _draw_around_gaps if seen.gaps else _draw_anew
     return replace(data, train=data.train.then(draw), undrawn=data.train, **held_out)
 
 
@@ -89,13 +92,22 @@ def _scale(divisor: float, batch: Batch) -> Batch:
     return {**batch, "x": x if divisor == 1 else x / divisor}
 
 
-def _is_binary(data: Dataset) -> bool:
-    """Whether each presented x is 0 or 1, so that there is nothing to draw."""
-    binary = True
+class _Seen(NamedTuple):
+    """Whether each presented x is 0 or 1, so that there is nothing to draw; and whether some are missing (NaN)."""
+
+    binary: bool
+    gaps: bool
+
+
+def _look(data: Dataset) -> _Seen:
+    """What x holds; raises `DataError` for a value outside [0, 1]."""
+    binary, gaps = True, False
     for name, split in data.splits.items():
         for _, batch in split.scan():
             x = batch["x"]
-            x = x[~x.isnan()] if x.isnan().any() else x
+            missing = x.isnan()
+            if missing.any():
+                gaps, x = True, x[~missing]
             if not x.numel():
                 continue
             lowest, highest = x.aminmax()
@@ -105,7 +117,7 @@ def _is_binary(data: Dataset) -> bool:
                     "use scale='unit' for grey levels, or scale the data beforehand"
                 )
             binary = binary and bool(((x == 0) | (x == 1)).all())
-    return binary
+    return _Seen(binary, gaps)
 
 
 def _draw_anew(batch: Batch) -> Batch:
@@ -120,20 +132,18 @@ def _draw_around_gaps(batch: Batch) -> Batch:
     return {**batch, "x": torch.where(x.isnan(), x, _draw_anew(batch)["x"])}
 
 
-def _has_gaps(split: Split) -> bool:
-    """Whether a value of x is missing (NaN)."""
-    return split.fields["x"].is_floating_point() and any(bool(batch["x"].isnan().any()) for _, batch in split.scan())
+def _draw_once(split: Split, name: str, seed: int, gaps: bool) -> Split:
+    """The split with each x drawn; those of a memory-mapped split are kept in an unnamed temporary file.
 
-
-def _draw_once(split: Split, name: str, seed: int) -> Split:
-    """The split with each x drawn; those of a memory-mapped split are kept in an unnamed temporary file."""
+    Args:
+        gaps: some x are missing, and stay so.
+    """
     generator = torch.Generator().manual_seed((3 * seed + ("train", "valid", "test").index(name)) % 2**63)
     fields: dict[str, Tensor] = {}
-    as_bits = not (split.resident or _has_gaps(split))
     for positions, batch in split.scan():
         missing = batch["x"].isnan()
         drawn = torch.bernoulli(batch["x"].masked_fill(missing, 0), generator=generator)
-        drawn = drawn.to(torch.uint8) if as_bits else drawn.masked_fill_(missing, torch.nan)
+        drawn = drawn.masked_fill_(missing, torch.nan) if split.resident or gaps else drawn.to(torch.uint8)
         for field, value in {**batch, "x": drawn}.items():
             if field not in fields:
                 fields[field] = _room(split, value)

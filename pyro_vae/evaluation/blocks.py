@@ -121,14 +121,13 @@ class Block:
                 if any(site.auxiliary and not site.observed for site in self.guide.values()):
                     check_auxiliary(self.pair, self.batch())
 
-    def refuse_enumerated(self, why: str, of: str = "guide") -> None:
-        """Raise `ContractError` where the pair enumerates a site; of "model", where the model alone does.
+    def refuse_hidden(self, why: str) -> None:
+        """Raise `ContractError` where the model alone enumerates a site.
 
         Args:
-            why: what cannot do with enumeration, in words.
+            why: what cannot do with that, in words.
         """
-        enumerated = self.structure.enumerated
-        found = enumerated["model"] - (enumerated["guide"] if of == "model" else set())
+        found = self.structure.enumerated["model"] - self.structure.enumerated["guide"]
         if found:
             raise ContractError(f"{why}, but {min(found)!r} is enumerated; use encode for its probabilities and draws")
 

@@ -58,9 +58,10 @@ class Conditional(Importance):
         x = fields[self.field]
         some = _mask("of", self.of, x)
         others = ~some if self.given is None else _mask("given", self.given, x)
+        pair = marginalised(pair, (self.field,))
         halves = ticker(progress, blocks.size * particles, 2 * blocks.size * particles)
         joint, given = (
-            self._bound(marginalised(pair, (self.field,)), blocks, fields, keep, purpose, particles, halves)
+            self._bound(pair, blocks, fields, keep, purpose, particles, halves)
             for keep, purpose in ((some | others, JOINT), (others, GIVEN))
         )
         both = joint.per_datum, given.per_datum

@@ -135,7 +135,8 @@ def evaluate_each(
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
     model = type(pair).__name__ if run is None else run.model_name
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
-    also = {name for evaluator in evaluators.values() for name in getattr(evaluator, "hides", ())}
+    made = {name: e if isinstance(e, Evaluator) else Called(e) for name, e in evaluators.items()}
+    also = {name for evaluator in made.values() for name in evaluator.hides}
     source = data.name if isinstance(data, Dataset) else ""
     make_ready(pair, chosen, DATA_BLOCK, seed)
     if refit:
@@ -150,12 +151,11 @@ def evaluate_each(
         check_data_apart(pair, first.batch())
         shared = shared_draws(first, global_draws, seed)
     remarks = [*(run.remarks if run is not None else []), *([IGNORED] if scales == "ignore" else [])]
-    keep = len(evaluators) > 1
+    keep = len(made) > 1
     mine = Blocks(pair, chosen, seed, processes.rank(), processes.world_size(), keep)
     whole = mine if processes.world_size() == 1 else Blocks(pair, chosen, seed, keep=keep)
-    for name, evaluator in evaluators.items():
+    for name, evaluator in made.items():
         began = time.perf_counter()
-        evaluator = evaluator if isinstance(evaluator, Evaluator) else Called(evaluator)
         evaluator = evaluator if shared is None else GivenGlobals(evaluator, shared)
         with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"), as_asked():
             estimate = _estimate(name, evaluator, whole, mine, particles, progress, absent)

@@ -18,8 +18,7 @@ from pyro_vae.evaluation.evaluator import Evaluator, Progress, ticker
 from pyro_vae.evaluation.result import Estimate, PerDatum, mean_and_error
 from pyro_vae.evaluation.weights import WeightStream, warn_of_k
 from pyro_vae.pair import bounds
-from pyro_vae.pair.missing import Another
-from pyro_vae.pair.pair import batch_size
+from pyro_vae.pair.pair import Another, batch_size
 from pyro_vae.pair.particles import Fields, run_guide
 from pyro_vae.pair.sites import elements
 from pyro_vae.pair.terms import log_terms, reduce_guide

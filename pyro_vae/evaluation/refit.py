@@ -54,10 +54,10 @@ def refitted(pair: nn.Module, split: Split, steps: int, seed: int = 0) -> tuple[
 def _as_new(guide: AutoGuide) -> AutoGuide:
     """A copy of an AutoGuide that has not run yet. What Pyro takes from a guide that is copied is put back."""
     parts = [part for part in guide.modules() if isinstance(part, AutoGuide)]
-    taken = ("_model", "master", "prototype_trace", "create_plates")
+    taken = ("_model", "master", "prototype_trace")
     kept = [{name: getattr(part, name) for name in taken} for part in parts]
     for part in parts:
-        part.prototype_trace = part.create_plates = None
+        part.prototype_trace = None
     twin = copy.deepcopy(guide)
     for part, attributes in zip(parts, kept, strict=True):
         for name, value in attributes.items():

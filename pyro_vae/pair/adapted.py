@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any
 
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.distributions import transform_to
 
 from pyro_vae.errors import ContractError, ProgramError
-from pyro_vae.pair.arguments import Arguments, Inputs, arguments_of_both, of_inputs, parameters_of
+from pyro_vae.pair.arguments import Arguments, Inputs, arguments, of_inputs, parameters_of
 from pyro_vae.pair.autoguides import INDEX, IndexedGuide, indexed
-from pyro_vae.pair.pair import Pair, batch_size, evaluating, layers, validation_off
+from pyro_vae.pair.pair import Pair, Programs, batch_size, evaluating, layers, validation_off
 from pyro_vae.pair.parameters import (
     OF_A_NET,
     LocalParameters,
@@ -30,9 +30,8 @@ from pyro_vae.pair.parameters import (
     stored,
     under_plain_pyro,
 )
-from pyro_vae.pair.sites import OF_A_PROGRAM, raised
-
-Programs = dict[str, Callable[..., Any]]
+from pyro_vae.pair.sites import said
+from pyro_vae.pair.trace import At, Trace
 
 
 def as_pair(
@@ -78,7 +77,7 @@ class AdaptedPair(Pair):
     knows its nets by name, and no copy could know others.
     """
 
-    def __init__(self, programs: Programs, inputs: Inputs | None, data_plate: str | None):
+    def __init__(self, programs: dict[str, Callable[..., Any]], inputs: Inputs | None, data_plate: str | None):
         super().__init__()
         self.programs, self.inputs, self.data_plate = programs, inputs, data_plate
         self.owners, self.nets, self.values = nn.ModuleList(), nn.Module(), nn.Module()
@@ -119,7 +118,7 @@ class AdaptedPair(Pair):
     def prepare(self, batch: Mapping[str, Tensor]) -> None:
         """Run both programs once, as `model` and `guide` do at their first call, and keep the parameters they name."""
         if not self.collected:
-            self._collect(self._arguments(batch), batch)
+            self._collect(lambda program: self._arguments(program, batch), batch)
 
     @property
     def remembers(self) -> bool:  # of an AutoGuide, only its first run tells
@@ -136,10 +135,9 @@ class AdaptedPair(Pair):
             self.owners.append(module)
         return new
 
-    def _arguments(self, batch: Mapping[str, Tensor]) -> dict[str, Arguments]:
-        if self.inputs is not None:
-            return dict.fromkeys(("model", "guide"), of_inputs(self.inputs, batch))
-        return arguments_of_both(self.taken, batch)
+    def _arguments(self, name: str, batch: Mapping[str, Tensor]) -> Arguments:
+        """The arguments of one program."""
+        return arguments(name, self.taken, batch) if self.inputs is None else of_inputs(self.inputs, batch)
 
     @cached_property
     def taken(self) -> dict[str, list[inspect.Parameter]]:
@@ -149,28 +147,28 @@ class AdaptedPair(Pair):
     def _run(self, name: str, arguments: tuple, batch: Mapping[str, Any]) -> Any:
         if self.first:
             return self._run_first(name, arguments, batch)
-        given = {name: (arguments, batch)} if arguments else self._arguments(batch)
+        args, kwargs = (arguments, batch) if arguments else self._arguments(name, batch)
         if not self.collected:
-            self._collect(dict.fromkeys(self.programs, given[name]) if arguments else given)
+            self._collect(lambda program: (arguments, batch) if arguments else self._arguments(program, batch))
         plain = under_plain_pyro()
         store = pyro.get_param_store().scope() if plain else nullcontext()
         cut = self.local.at(batch) if self.local and name == "guide" and batch else nullcontext()
         with store, Named(self), cut:
-            returned = self.programs[name](*given[name][0], **given[name][1])
+            returned = self.programs[name](*args, **kwargs)
         if plain:
             announce(self)
         return returned
 
     def _run_first(self, name: str, arguments: tuple, batch: Mapping[str, Any]) -> Any:
         """The first pair's program with the tensors of this copy."""
-        runner = Runner(self.first[0])
+        programs = Programs(self.first[0])
         tensors = {f"pair.{n}": tensor for n, tensor in (*self.named_parameters(), *self.named_buffers())}
         if under_plain_pyro():
             announce(self)
-        with in_the_modes_of(self, runner.pair), LocalParameters(stand_ins=True):
-            return torch.func.functional_call(runner, tensors, (name, arguments, dict(batch)))
+        with in_the_modes_of(self, programs.pair), LocalParameters(stand_ins=True):
+            return torch.func.functional_call(programs, tensors, (name, *arguments), dict(batch))
 
-    def _collect(self, given: Mapping[str, Arguments], batch: Mapping[str, Tensor] | None = None) -> None:
+    def _collect(self, given: Callable[[str], Arguments], batch: Mapping[str, Tensor] | None = None) -> None:
         before = stored()
         with ExitStack() as stack:
             for context in (poutine.block(), torch.no_grad(), validation_off(), evaluating(self)):
@@ -179,27 +177,18 @@ class AdaptedPair(Pair):
             collecting = stack.enter_context(Collecting(self, before))
             if batch is not None and self.remembers:
                 with said("guide"):
-                    self.local = indexed(self.programs["guide"], batch, lambda rows: self._arguments(rows)["guide"])
+                    self.local = indexed(self.programs["guide"], batch, partial(self._arguments, "guide"))
                 here = {INDEX: torch.arange(batch_size(batch)), **batch}
                 stack.enter_context(self.local.at(here) if self.local else nullcontext())
-            drawn = Drawn()
+            drawn: dict[str, Tensor] = {}
             for name in ("guide", "model"):
-                with said(name, drawn), drawn:
-                    args, kwargs = given[name]
+                args, kwargs = given(name)
+                seen = Trace()
+                with said(name, lambda: seen.last), seen, At(drawn):  # noqa: B023
                     self.programs[name](*args, **kwargs)
-        collecting.finish()
+                drawn = seen.values
+        collecting.leave_the_rest()
         self.collected = True
-
-
-class Runner(nn.Module):
-    """Runs a program of a pair as a module, which `functional_call` can give other tensors."""
-
-    def __init__(self, pair: AdaptedPair):
-        super().__init__()
-        self.pair = pair
-
-    def forward(self, name: str, arguments: tuple, batch: dict[str, Any]) -> Any:
-        return getattr(self.pair, name)(*arguments, **batch)
 
 
 class Named(Messenger):
@@ -315,11 +304,13 @@ class Collecting(Named):
         if known is not None and known.free is not parameter and known.free.shape == parameter.shape:
             parameter.data.copy_(known.free)
 
-    def finish(self) -> None:
-        """Put the modules back into their modes, and leave alone what a module has beside the nets that its programs
-        name, as Pyro's SVI does."""
+    def __exit__(self, *reason: Any) -> None:
         for module, mode in self.modes.items():
             module.training = mode
+        super().__exit__(*reason)
+
+    def leave_the_rest(self) -> None:
+        """Leave alone, as Pyro's SVI does, what a module has beside the nets that its programs name."""
         for owner in self.pair.owners:
             parameters = list(owner.parameters())
             if any(id(parameter) in self.told for parameter in parameters):
@@ -330,32 +321,6 @@ class Collecting(Named):
         """Run a module that was found just now under `eval()`."""
         self.modes |= {part: part.training for part in module.modules()}
         module.eval()
-
-
-class Drawn(Messenger):
-    """Keeps what the guide draws, and gives it to the model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: dict[str, Tensor] = {}
-
-    def _pyro_sample(self, msg: dict) -> None:
-        if msg["name"] in self.values and not msg["is_observed"] and msg["value"] is None:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-
-    def _pyro_post_sample(self, msg: dict) -> None:
-        if not msg["is_observed"]:
-            self.values[msg["name"]] = msg["value"]
-
-
-@contextmanager
-def said(program: str, drawn: Drawn | None = None) -> Iterator[None]:
-    """Say in one line what a program raises, and after which site."""
-    try:
-        yield
-    except OF_A_PROGRAM as problem:
-        last = list(drawn.values.items())[-1] if drawn is not None and drawn.values else None
-        raise raised(program, problem, last) from problem
 
 
 def owners_of(program: Callable[..., Any]) -> Iterator[nn.Module]:

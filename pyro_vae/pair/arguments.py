@@ -18,7 +18,7 @@ Inputs = Callable[[dict[str, Tensor]], Arguments]
 ADVICE = "say what it takes: inputs=lambda batch: ((batch['x'],), {})"
 
 
-def arguments(name: str, parameters: Sequence[Parameter], batch: Mapping[str, Tensor]) -> Arguments | None:
+def _by_name(name: str, parameters: Sequence[Parameter], batch: Mapping[str, Tensor]) -> Arguments | None:
     """The fields that a program takes by name; None where it takes anything (`*args`).
 
     A program that must be given one thing, whatever it calls it, gets the field `x`.
@@ -69,15 +69,20 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def arguments_of_both(taken: Mapping[str, Sequence[Parameter]], batch: Mapping[str, Tensor]) -> dict[str, Arguments]:
-    """The arguments of model and guide, by what each takes; one that takes anything gets what the other one gets.
+def arguments(name: str, taken: Mapping[str, Sequence[Parameter]], batch: Mapping[str, Tensor]) -> Arguments:
+    """The arguments of a program; one that takes anything gets what the other one gets.
 
-    Raises as `arguments` does, and `ContractError` where nothing tells what they take.
+    Args:
+        taken: what each of the two programs takes.
+
+    Raises:
+        DataError: a field that it takes is not there.
+        ContractError: nothing tells what they take.
     """
-    found = {name: arguments(name, parameters, batch) for name, parameters in taken.items()}
-    known = [given for given in found.values() if given is not None]
-    if not known:
-        if len(batch) != 1:
-            raise ContractError(f"neither program names what it takes, and the data have {', '.join(batch)}; {ADVICE}")
-        known = [(list(batch.values()), {})]
-    return {name: known[0] if given is None else given for name, given in found.items()}
+    for program in (name, *taken.keys() - {name}):
+        found = _by_name(program, taken[program], batch)
+        if found is not None:
+            return found
+    if len(batch) != 1:
+        raise ContractError(f"neither program names what it takes, and the data have {', '.join(batch)}; {ADVICE}")
+    return list(batch.values()), {}

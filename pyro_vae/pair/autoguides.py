@@ -29,12 +29,6 @@ class IndexedGuide:
 
     def __init__(self, guide: AutoGuide, plate: str, dim: int, size: int):
         self.guide, self.plate, self.dim, self.size = guide, plate, dim, size
-        self.index: Tensor | None = None
-        guide.create_plates = self._plates
-
-    def _plates(self, *_: Any, **__: Any) -> list[pyro.plate]:
-        """What the guide asks for at every run."""
-        return [] if self.index is None else [pyro.plate(self.plate, self.size, subsample=self.index, dim=self.dim)]
 
     @property
     def sites(self) -> list[str]:
@@ -52,11 +46,13 @@ class IndexedGuide:
                 f"made for, found by the field {INDEX!r}, which these data lack; give {INDEX}=torch.arange(n) with "
                 "those data, or for others refit these parameters: evaluate(..., refit=500), --refit 500"
             )
-        self.index = batch[INDEX]
+        self.guide.create_plates = lambda *_, **__: pyro.plate(
+            self.plate, self.size, subsample=batch[INDEX], dim=self.dim
+        )
         try:
             yield
         finally:
-            self.index = None
+            self.guide.create_plates = None
 
 
 def indexed(

@@ -18,7 +18,7 @@ from pyro_vae.pair.sites import Site, Sites, has_mask, is_improper, is_point_mas
 BOTH = ("model", "guide")
 CLOSE = 1e-3
 PRIOR_DRAWS = 30
-"""So many draws of a prior tell whether the guide reaches them: a latent that all data share has one in each run."""
+"""So many draws of the prior of a latent that all data share tell whether the guide reaches them."""
 
 FRESH_NOISE = "a net draws fresh noise (dropout that is on under eval(), torch.randn); draw it at a sample site"
 
@@ -62,7 +62,8 @@ def check_supports(model: Sites, guide: Sites) -> None:
         prior = model.get(name)
         if prior is None or is_point_mass(proposal.fn) or is_improper(prior.fn):
             continue
-        if proposal.support is not None and not proposal.support.check(prior.fn.sample((PRIOR_DRAWS,))).all():
+        shape = torch.Size([] if prior.in_plate else [PRIOR_DRAWS])
+        if proposal.support is not None and not proposal.support.check(prior.fn(shape)).all():
             what = "guide cannot draw all that the prior"
         elif prior.support is not None and not prior.support.check(proposal.raw).all():
             what = "prior has no density where the guide"

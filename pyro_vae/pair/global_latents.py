@@ -3,7 +3,7 @@ is left where they are held."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import ContractError, ProgramError
 from pyro_vae.pair.checks import check_auxiliary, check_per_datum, check_sites, check_supports, density_faults
 from pyro_vae.pair.equality import same
-from pyro_vae.pair.pair import batch_size, drawing_apart, evaluating, select_fields
+from pyro_vae.pair.pair import Another, batch_size, drawing_apart, evaluating, select_fields
 from pyro_vae.pair.particles import Fields, run_guide, run_guide_at, run_model
 from pyro_vae.pair.sites import Site, Sites, is_point_mass, latent, observed, values_of
 from pyro_vae.pair.structure import structure_of
@@ -46,16 +46,15 @@ class GlobalDraw:
         return {name: site.raw for name, site in self.sites.items()}
 
 
-class Held(nn.Module):
+class Held(Another):
     """A pair whose global latents are held at given values: for all else they are not there, so that what is left has
-    terms of each datum, given these values. Its other attributes are the pair's.
+    terms of each datum, given these values.
 
     The values are buffers, so that the graphs of different draws have one code, which is compiled once.
     """
 
     def __init__(self, pair: nn.Module, values: Mapping[str, Tensor]):
-        super().__init__()
-        self.pair = pair
+        super().__init__(pair)
         self.places = {name: f"held_{index}" for index, name in enumerate(values)}
         for name, place in self.places.items():
             self.register_buffer(place, values[name].detach())
@@ -65,12 +64,6 @@ class Held(nn.Module):
         """Hold other values of the same latents."""
         for name, place in self.places.items():
             setattr(self, place, values[name].detach())
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("pair"), name)
 
 
 class _Hold(Messenger):

@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Independent, constraints, transform_to
 
-from pyro_vae.pair.pair import device_of, missing_fields
+from pyro_vae.pair.pair import Another, device_of, missing_fields
 from pyro_vae.pair.sites import unwrapped
 
 FILL = "_fill_"
@@ -133,20 +133,6 @@ def _inside(fn: Any, like: Tensor) -> Tensor:
     except (NotImplementedError, AttributeError):
         pass
     return fn.sample().to(like)
-
-
-class Another(nn.Module):
-    """A pair made of another: what it does not have of its own is the other's."""
-
-    def __init__(self, pair: nn.Module):
-        super().__init__()
-        self.pair, self.training = pair, pair.training
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("pair"), name)
 
 
 def marginalised(pair: nn.Module, names: tuple[str, ...]) -> nn.Module:

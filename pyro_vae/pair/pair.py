@@ -83,6 +83,31 @@ class Pair(nn.Module):
             yield
 
 
+class Another(nn.Module):
+    """A pair made of another: what it does not have of its own is the other's."""
+
+    def __init__(self, pair: nn.Module):
+        super().__init__()
+        self.pair, self.training = pair, pair.training
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("pair"), name)
+
+
+class Programs(nn.Module):
+    """A pair's programs as one module, which `functional_call` can give other tensors."""
+
+    def __init__(self, pair: nn.Module):
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, program: str, *arguments: Any, **fields: Any) -> Any:
+        return getattr(self.pair, program)(*arguments, **fields)
+
+
 @contextmanager
 def validation_off() -> Iterator[None]:
     """Pyro's and torch's checks of arguments off, and as they were afterwards."""

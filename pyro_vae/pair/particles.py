@@ -20,6 +20,7 @@ from pyro_vae.errors import ContractError, ProgramError, UserError, check_positi
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.missing import with_gaps
 from pyro_vae.pair.pair import (
+    Programs,
     batch_size,
     drawing_apart,
     evaluating,
@@ -30,12 +31,11 @@ from pyro_vae.pair.pair import (
 from pyro_vae.pair.parameters import LocalParameters
 from pyro_vae.pair.record import PARTICLES, Record
 from pyro_vae.pair.sites import (
-    OF_A_PROGRAM,
     Site,
     Sites,
     is_point_mass,
     latent,
-    raised,
+    said,
     shortened,
     side_by_side,
     values_of,
@@ -97,13 +97,8 @@ def run_program(
     record = Record(layout, given, structure.dims, plate.name, structure.enumerated[like], free, settle)
     enumeration = structure.enumerating(like, given) if summing and structure.sums else nullcontext()
     own = nullcontext() if layout.own is None else pyro.plate(PARTICLES, particles, dim=layout.own)
-    try:
-        with validation_off(), LocalParameters(), record, enumeration, own:
-            program(**{name: layout.repeat(field) for name, field in fields.items()})
-    except torch.OutOfMemoryError:
-        raise
-    except OF_A_PROGRAM as problem:
-        raise raised(like, problem, record.last) from problem
+    with said(like, lambda: record.last), validation_off(), LocalParameters(), record, enumeration, own:
+        program(**{name: layout.repeat(field) for name, field in fields.items()})
     return {name: site for name, site in record.sites.items() if name not in structure.left_out}
 
 
@@ -178,17 +173,6 @@ def has_no_inverse(problem: UserError) -> bool:
     return isinstance(problem.__cause__, KeyError | NotImplementedError)
 
 
-class _Programs(nn.Module):
-    """A pair's programs as one module, which `functional_call` can give other tensors."""
-
-    def __init__(self, pair: nn.Module):
-        super().__init__()
-        self.pair = pair
-
-    def forward(self, program: str, **fields: Tensor) -> None:
-        getattr(self.pair, program)(**fields)
-
-
 def _program(pair: nn.Module, name: str, tensors: Mapping[str, Tensor] | None) -> Callable[..., None]:
     """A program with these tensors in place of the pair's parameters. Run it with `settle`: the log-probabilities of a
     distribution that holds modules depend on them as well."""
@@ -198,7 +182,7 @@ def _program(pair: nn.Module, name: str, tensors: Mapping[str, Tensor] | None) -
             getattr(pair, name)(**fields)
             return
         with LocalParameters(stand_ins=True):
-            torch.func.functional_call(_Programs(pair), dict(tensors), (name,), fields)
+            torch.func.functional_call(Programs(pair), dict(tensors), (name,), fields)
 
     program.__name__ = name
     return program

@@ -1,6 +1,7 @@
 """The sample statements of a program as they ran: distributions, values, and the log-probability of each datum."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,7 @@ class Site:
     Attributes:
         fn: its distribution, expanded over the plates of the program.
         raw: its value as the program had it.
+        given: the same, but NaN where an element that it observes is missing.
         observed: whether the program observes it, also where `poutine.uncondition` made it draw.
         plates: the plates that it stands in, each with its dim.
         data_plate: the name of the data's plate.
@@ -33,12 +35,12 @@ class Site:
         summed: whether the pair enumerates it, also where this run drew it.
         enumerated: the number of the enumeration that this run made of it, or None.
         dims: the dims of enumerations that its log-probability may have, each with the number of its enumeration.
-        given: its value as the program gave it: NaN where an element that it observes is missing.
     """
 
     name: str
     fn: Any
     raw: Tensor
+    given: Tensor
     observed: bool
     plates: Mapping[str, int]
     data_plate: str | None
@@ -49,7 +51,6 @@ class Site:
     summed: bool = False
     enumerated: int | None = None
     dims: Mapping[int, int] = field(default_factory=dict)
-    given: Tensor | None = None
 
     @property
     def in_plate(self) -> bool:
@@ -104,7 +105,7 @@ class Site:
     @property
     def seen(self) -> Shaped[Tensor, "particles batch ..."]:
         """The same, NaN where an element that it observes is missing."""
-        return self._like_value(self.raw if self.given is None else self.given)
+        return self._like_value(self.given)
 
     def log_prob(self) -> Float[Tensor, "particles batch"]:
         """The log-probability of its value for each datum, scaled and masked as the program says, in nats; [1, 1] for
@@ -231,12 +232,27 @@ OF_A_PROGRAM = (RuntimeError, ValueError, IndexError, KeyError, TypeError, Asser
 """What a program of a user's may raise."""
 
 
-def raised(program: str, problem: Exception, last: tuple[str, Tensor] | None) -> ProgramError:
+def _raised(program: str, problem: Exception, last: tuple[str, Tensor] | None) -> ProgramError:
     """What a program raised, and where: after its last site, whose name and value are given."""
     where = "before its first site"
     if last is not None:
         where = f"after site {last[0]!r} with a value of shape {list(last[1].shape)}"
     return ProgramError(f"the {program} raised {type(problem).__name__} {where}: {shortened(problem, 300)}")
+
+
+@contextmanager
+def said(program: str, last: Callable[[], tuple[str, Tensor] | None] = lambda: None) -> Iterator[None]:
+    """Say in one line, a `ProgramError`, what a program raises inside.
+
+    Args:
+        last: gives name and value of the last site that ran.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except OF_A_PROGRAM as problem:
+        raise _raised(program, problem, last()) from problem
 
 
 def shortened(problem: Exception, length: int) -> str:

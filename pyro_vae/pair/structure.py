@@ -29,7 +29,8 @@ from pyro_vae.pair.missing import with_gaps
 from pyro_vae.pair.obs_mask import left_out
 from pyro_vae.pair.pair import Pair, batch_size, drawing_apart, evaluating, first_rows, validation_off
 from pyro_vae.pair.parameters import LocalParameters
-from pyro_vae.pair.sites import OF_A_PROGRAM, elements, raised, shortened, unwrapped
+from pyro_vae.pair.sites import OF_A_PROGRAM, elements, said, shortened, unwrapped
+from pyro_vae.pair.trace import At, Trace
 
 Fields = Mapping[str, Tensor]
 PROGRAMS = ("guide", "model")
@@ -99,17 +100,6 @@ class Structure:
             return Enumerate(-self.depth - 2, names)
         places = {name: self.dims[name] for name in self.enumerated["guide"]}
         return Enumerate(-self.depth - 2, names, places, self.reserved)
-
-
-class Trace(Messenger):
-    """The sample statements of a program by name. Pyro's own refuses a plate that is entered twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nodes: dict[str, dict] = {}
-
-    def _pyro_post_sample(self, msg: dict) -> None:
-        self.nodes[msg["name"]] = msg
 
 
 class Enumerate(EnumMessenger):
@@ -251,32 +241,14 @@ def _look(pair: nn.Module, whole: Fields) -> Structure:
 def _traces(pair: nn.Module, fields: Fields) -> tuple[Trace, Trace]:
     """The guide as it runs on some data, and the model at its draws."""
     guide = _tried(pair, "guide", fields)
-    values = {name: node["value"] for name, node in _sites(guide).items()}
-    return guide, _tried(pair, "model", fields, _At(values))
+    return guide, _tried(pair, "model", fields, At(guide.values))
 
 
 def _tried(pair: nn.Module, program: str, fields: Fields, handler: AbstractContextManager | None = None) -> Trace:
     """The trace of a program; raises `ProgramError` where it raises an error of its own, and says after which site."""
     seen = Trace()
-    try:
+    with said(program, lambda: seen.last):
         return _trace(with_gaps(pair, program, getattr(pair, program)), fields, handler, seen)
-    except torch.OutOfMemoryError:
-        raise
-    except OF_A_PROGRAM as problem:
-        last = next(((node["name"], node["value"]) for node in reversed(_sites(seen).values())), None)
-        raise raised(program, problem, last) from problem
-
-
-class _At(Messenger):
-    """Gives sites values, and leaves what they are marked with as it is."""
-
-    def __init__(self, values: Mapping[str, Tensor]):
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: dict) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
 def _trace(
@@ -292,29 +264,20 @@ def _trace(
     return seen
 
 
-def _sites(trace: Trace) -> dict[str, dict]:
-    """The sample sites of a trace by name, those of plates left out."""
-    return {
-        name: node
-        for name, node in trace.nodes.items()
-        if not isinstance(node["fn"], _Subsample) and not (node["infer"] or {}).get("_deterministic")
-    }
-
-
 def _run_again(pair: nn.Module, fields: Fields, handler: Messenger) -> dict[str, dict]:
     """The sites of the model as it runs under a handler."""
-    return _sites(_tried(pair, "model", fields, handler))
+    return _tried(pair, "model", fields, handler).sites
 
 
 def _frames(trace: Trace) -> dict[str, Any]:
     """The plates of a trace that have a dim, by name."""
-    stacks = [node["cond_indep_stack"] for node in _sites(trace).values()]
+    stacks = [node["cond_indep_stack"] for node in trace.sites.values()]
     return {frame.name: frame for stack in stacks for frame in stack if frame.vectorized}
 
 
 def _plates(pair: nn.Module, traces: Sequence[Trace], batches: Sequence[Fields]) -> list[DataPlate]:
     """The plates of one program that could be the data's; one without a name where the program has no site."""
-    if not _sites(traces[0]):
+    if not traces[0].sites:
         return [DataPlate()]
     frames = _frames(traces[0])
     named = getattr(pair, "data_plate", None)
@@ -344,44 +307,44 @@ def _structure(
     frames = {**_frames(guide), **_frames(model)}
     depth = max([1, *(-frame.dim for frame in frames.values())])
     by_guide, by_model = _marked(guide), _marked(model)
-    drawn = {name for name, node in _sites(guide).items() if not node["is_observed"]}
+    drawn = {name for name, node in guide.sites.items() if not node["is_observed"]}
     for name in sorted((by_model & drawn) - by_guide):
         raise ContractError(
             f"site {name!r} is enumerated by the model and drawn by the guide; leave it out of the guide, or mark it "
             "there with infer={'enumerate': 'parallel'} as well"
         )
-    for name in sorted(by_guide & _sites(model).keys()):
-        ours, other = (_value_count(_sites(trace)[name]["fn"]) for trace in (model, guide))
+    for name in sorted(by_guide & model.sites.keys()):
+        ours, other = (_value_count(trace.sites[name]["fn"]) for trace in (model, guide))
         if None not in (ours, other) and ours != other:
             raise ContractError(f"site {name!r} has {ours} values in the model and {other} in the guide")
     enumerated = {"guide": by_guide, "model": by_guide | by_model}
     outside = _outside(plates["guide"], guide) | _outside(plates["model"], model)
     again = partial(_run_again, pair, fields)
-    spare = left_out(_sites(model), _sites(guide), enumerated["model"], again)
+    spare = left_out(model.sites, guide.sites, enumerated["model"], again)
     found = Structure(**plates, depth=depth, enumerated=enumerated, outside=outside - spare, left_out=spare)
     if not found.sums:
         return found
     trace = _summing(pair, "guide", fields, found, guide, {})
     if by_guide:
         found = _with_places(found, trace)
-    values = {name: node["value"] for name, node in _sites(trace).items() if name not in by_guide}
+    values = {name: node["value"] for name, node in trace.sites.items() if name not in by_guide}
     _summing(pair, "model", fields, found, model, values)
     return found
 
 
 def _outside(plate: DataPlate, trace: Trace) -> frozenset[str]:
     """The latent sites outside the plate of the data."""
-    latents = {name: node for name, node in _sites(trace).items() if not node["is_observed"]}
+    latents = {name: node for name, node in trace.sites.items() if not node["is_observed"]}
     stacks = {name: [f.name for f in node["cond_indep_stack"] if f.vectorized] for name, node in latents.items()}
     return frozenset(name for name, stack in stacks.items() if plate.name not in stack)
 
 
 def _with_places(found: Structure, trace: Trace) -> Structure:
     """The same, with the enumerations of the guide as it ran."""
-    dims = {name: _value_dims(node) for name, node in _sites(trace).items()}
+    dims = {name: _value_dims(node) for name, node in trace.sites.items()}
     used = [dim for places in dims.values() for dim in places]
     reserved = Reserved(min(used) - 1, _ENUM_ALLOCATOR.next_available_id, dict(_ENUM_ALLOCATOR.dim_to_id))
-    return replace(found, dims=dims, reserved=reserved, states=max(map(_states, _sites(trace).values())))
+    return replace(found, dims=dims, reserved=reserved, states=max(map(_states, trace.sites.values())))
 
 
 def _summing(
@@ -395,15 +358,15 @@ def _summing(
     """
     run, names = with_gaps(pair, program, getattr(pair, program)), found.enumerated[program]
     try:
-        with _At(values), Bounded():
+        with At(values), Bounded():
             trace = _trace(run, fields, found.enumerating(program, ()))
         last = {
             name: _last(node["value"], found.depth, plain.nodes[name]["value"].shape, node["fn"].event_dim)
-            for name, node in _sites(trace).items()
+            for name, node in trace.sites.items()
             if not node["is_observed"]
         }
-        alone = _sites(_trace(run, fields, _At(last)))
-        differs = [name for name, node in _sites(trace).items() if _differ(node, alone[name], found.depth)]
+        alone = _trace(run, fields, At(last)).sites
+        differs = [name for name, node in trace.sites.items() if _differ(node, alone[name], found.depth)]
     except OF_A_PROGRAM as problem:
         raise ProgramError(
             f"the {program} raised {type(problem).__name__} with {min(names)!r} enumerated, whose values have dims of "
@@ -434,7 +397,7 @@ def _last(tensor: Tensor, depth: int, shape: torch.Size, event_dims: int = 0) ->
 
 def _marked(trace: Trace) -> frozenset[str]:
     """The sites that a program asks to enumerate."""
-    marked = {n: node["infer"].get("enumerate") for n, node in _sites(trace).items() if not node["is_observed"]}
+    marked = {n: node["infer"].get("enumerate") for n, node in trace.sites.items() if not node["is_observed"]}
     for name, mark in marked.items():
         if mark == "sequential":
             warnings.warn(f"site {name!r} is enumerated in parallel, not sequentially", stacklevel=2)

@@ -27,7 +27,7 @@ from pyro_vae.objectives.objective import Objective, shared_loss
 from pyro_vae.pair import bounds
 from pyro_vae.pair.checks import check_auxiliary, density_faults
 from pyro_vae.pair.generation import field_shapes
-from pyro_vae.pair.pair import batch_size, evaluating
+from pyro_vae.pair.pair import Pair, batch_size, evaluating
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.scales import Scales
 from pyro_vae.pair.sequences import cut_fields, sequence_lengths
@@ -215,7 +215,7 @@ class Trainer:
         self.is_loss = bool(faults) or self.settings.relaxed
         self.monitored = monitored(self.settings.monitor, self.is_loss)
         self.notes += [*(f"a loss, not a bound: {fault.line}" for fault in faults), *self.shortcomings]
-        if getattr(self.pair, "indexed", False):
+        if isinstance(self.pair, Pair) and self.pair.indexed:
             self.notes.append("validated on the training data, since the guide has parameters of each of them")
         cost = self.data.train.cost(self.settings.batch_size)
         if cost:

@@ -13,19 +13,20 @@ from global_pairs import (
     Decoder,
     EightSchools,
     GammaDEF,
+    Linear,
     Mixture,
     PointDecoder,
     PointLDA,
     Squeezed,
-    Tutorial,
     coins,
     full,
     regression,
 )
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
-    AutoDiagonalNormal,
+    AutoGuideList,
     AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
@@ -77,12 +78,12 @@ def test_the_exact_guide_of_a_regression_gives_the_evidence_without_noise():
 
 def test_a_datum_has_its_predictive_density():
     pair, fields = regression(widen=1.3)
-    result = evaluate(pair, fields, draws=600)
+    result = evaluate(pair, fields, draws=300)
     assert result.quantity == "log_predictive" and result.kind == "density"
     off = (result.log_predictive - pair.log_predictive(**fields)) / result.monte_carlo_error
     assert off.abs().max() < 4
-    assert torch.equal(result.headline, result.log_predictive) and result.given == "given 600 draws of 'w'"
-    few = [evaluate(pair, fields, draws=60, seed=seed) for seed in range(1, 6)]
+    assert torch.equal(result.headline, result.log_predictive) and result.given == "given 300 draws of 'w'"
+    few = [evaluate(pair, fields, draws=30, seed=seed) for seed in range(1, 6)]
     spread = torch.stack([one.log_predictive for one in few]).std(0)
     claimed = torch.stack([one.monte_carlo_error for one in few]).mean(0)
     assert 0.5 < (spread / claimed).mean() < 2, "the error over repeated draws is the error that is told"
@@ -92,22 +93,22 @@ def test_a_datum_has_its_predictive_density():
 
 def test_the_spread_is_that_of_the_log_density_over_the_draws():
     pair, fields = regression()
-    result = evaluate(pair, fields, draws=600)
+    result = evaluate(pair, fields, draws=250)
     with torch.no_grad():
         deviation = (fields["x"] @ pair.tril).square().sum(1).sqrt()
         centred = (fields["y"] - fields["x"] @ pair.loc).abs()
     # log N(y; x w, s^2) with x w ~ N(m, v): the variance of -(y - xw)^2 / 2 s^2
     variance = (deviation**4 / 2 + deviation**2 * centred**2) / pair.noise**4
-    assert torch.allclose(result.spread, variance.sqrt(), rtol=0.25)
+    assert torch.allclose(result.spread, variance.sqrt(), rtol=0.35)
 
 
 def test_a_wrong_guide_of_a_regression_is_weighted():
     pair, fields = regression(widen=1.5)
     evidence = pair.log_evidence(**fields).item()
-    result = evaluate(pair, fields, draws=500).data_set
-    assert abs(result.nats - evidence) < 4 * result.monte_carlo_error and 0 < result.monte_carlo_error < 0.2
-    assert 50 < result.ess < 480 and result.pareto_k < 0.7
-    elbo = evaluate(pair, fields, "elbo", draws=500).data_set
+    result = evaluate(pair, fields, draws=200).data_set
+    assert abs(result.nats - evidence) < 4 * result.monte_carlo_error and 0 < result.monte_carlo_error < 0.3
+    assert 20 < result.ess < 190 and result.pareto_k < 0.7
+    elbo = evaluate(pair, fields, "elbo", draws=150).data_set
     assert abs(elbo.nats - pair.elbo(**fields).item()) < 4 * elbo.monte_carlo_error
     assert elbo.nats < evidence - 0.1
 
@@ -120,30 +121,28 @@ def test_more_data_than_a_block_share_their_draws():
     assert result.data_set.monte_carlo_error < 1e-6 and result.log_predictive.shape == (230,)
 
 
-@pytest.mark.parametrize("draws", [1, 40])
-def test_coins_in_plates(draws):
+def test_coins_in_plates():
     pair, fields = coins()
-    result = evaluate(pair, fields, draws=draws)
+    result = evaluate(pair, fields, draws=1)
     assert result.data_set.nats == pytest.approx(pair.log_evidence(), abs=1e-8)
-    assert result.given == ("given 1 draw of 'rate'" if draws == 1 else "given 40 draws of 'rate'")
-    assert result.spread.isnan().all() == (draws == 1)
-    many = evaluate(pair, fields, draws=400)
+    assert result.given == "given 1 draw of 'rate'" and result.spread.isnan().all()
+    many = evaluate(pair, fields, draws=150)
+    assert many.data_set.nats == pytest.approx(pair.log_evidence(), abs=1e-8)
     assert ((many.log_predictive - pair.log_predictive(**fields)).abs() < 4 * many.monte_carlo_error).all()
     total = -many.log_predictive.sum() / (len(fields["x"]) * math.log(2))
     assert many.bits_per_dim == pytest.approx(total.item())
 
 
 def test_eight_schools_with_all_effects_drawn():
-    torch.manual_seed(0)
-    pair = pv.train(EightSchools(), SCHOOLS, epochs=800, lr=0.02, batch_size=8, valid=SCHOOLS, progress=False).pair
+    pair = EightSchools()
     exact = pair.log_evidence(**SCHOOLS)
-    result = evaluate(pair, SCHOOLS, particles=20, draws=400)
-    assert result.data_set.ess > 40 and result.data_set.pareto_k > 0.5  # the guide misses the funnel at a small tau
-    assert exact - 1.5 < result.data_set.nats < exact + 4 * result.data_set.monte_carlo_error
-    elbo = evaluate(pair, SCHOOLS, "elbo", 5, 150).data_set
-    assert elbo.nats < exact
-    loss, error = pyros_loss(pair, SCHOOLS, 500)
-    assert abs(elbo.nats + loss) < 4 * math.hypot(error, elbo.monte_carlo_error)
+    for evaluator, particles in (("importance", 300), ("prior", 100)):
+        result = evaluate(pair, SCHOOLS, evaluator, particles, draws=80).data_set
+        assert result.ess > 40 and 0 < result.monte_carlo_error < 0.1
+        assert abs(result.nats - exact) < 4 * result.monte_carlo_error
+    elbo = evaluate(pair, SCHOOLS, "elbo", 4, 60).data_set
+    loss, error = pyros_loss(pair, SCHOOLS, 200)
+    assert abs(elbo.nats + loss) < 4 * math.hypot(error, elbo.monte_carlo_error) and elbo.nats < exact
 
 
 def test_latents_of_the_data_are_weighted_given_each_draw():
@@ -168,8 +167,8 @@ def test_the_elbo_of_all_data_is_pyros(name):
     torch.manual_seed(0)
     pair = CASES[name]()
     fields = pair.data()
-    result = evaluate(pair, fields, "elbo", particles=4, draws=60)
-    loss, error = pyros_loss(pair, fields, 300)
+    result = evaluate(pair, fields, "elbo", particles=4, draws=40)
+    loss, error = pyros_loss(pair, fields, 150)
     assert abs(result.data_set.nats + loss) < 4 * math.hypot(error, result.data_set.monte_carlo_error)
     assert result.quantity == "elbo_given_globals" and result.kind is None and result.bits_per_dim is None
     assert result.data_set.quantity == "elbo"
@@ -177,19 +176,42 @@ def test_the_elbo_of_all_data_is_pyros(name):
     assert torch.allclose(result.headline, -parts)
 
 
-@pytest.mark.parametrize(
-    "auto", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal]
-)
+@pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal])
 def test_the_tutorials_regression_with_an_autoguide(auto):
     _, fields = regression(d=2)
     torch.manual_seed(0)
-    pair = Tutorial(auto, **fields)
-    loss, error = pyros_loss(pair, fields, 300)
-    result = evaluate(pair, fields, "elbo", draws=100)
+    net = Linear(2)
+    pair = pv.as_pair(net, auto(net))
+    pair.prepare(fields)
+    loss, error = pyros_loss(pair, fields, 150)
+    result = evaluate(pair, fields, "elbo", draws=40)
     assert abs(result.data_set.nats + loss) < 4 * math.hypot(error, result.data_set.monte_carlo_error)
     assert set(result.given.split("'")[1::2]) == {"sigma", "linear.weight", "linear.bias"}
-    bound = evaluate(pair, fields, draws=100)
+    bound = evaluate(pair, fields, draws=40)
     assert bound.data_set.nats > result.data_set.nats and bound.log_predictive.isfinite().all()
+
+
+def test_eight_schools_as_they_are_written():
+    """Plain functions and one AutoNormal for the effects and what they share."""
+    model = EightSchools().model
+    guide = AutoNormal(model, init_scale=1.0)
+    pair = pv.as_pair(model, guide)
+    result = evaluate(pair, SCHOOLS, "elbo", 4, 40)
+    loss, error = pyros_loss(pair, SCHOOLS, 150)
+    assert abs(result.data_set.nats + loss) < 4 * math.hypot(error, result.data_set.monte_carlo_error)
+    assert result.given == "given 40 draws of 'mu', 'tau'"
+    assert evaluate(pair, SCHOOLS, "importance", 20, 30).data_set.nats > result.data_set.nats
+
+
+def test_a_list_of_autoguides_draws_some_and_estimates_others():
+    _, fields = regression(d=2)
+    net = Linear(2)
+    guide = AutoGuideList(net)
+    guide.append(AutoDelta(poutine.block(net, expose=["sigma"])))
+    guide.append(AutoNormal(poutine.block(net, hide=["sigma"])))
+    result = evaluate(pv.as_pair(net, guide), fields, draws=5)
+    assert result.given == "given 5 draws of 'linear.weight', 'linear.bias', at a point estimate of 'sigma'"
+    assert result.data_set is None and result.log_predictive.isfinite().all()
 
 
 # --- point estimates ----------------------------------------------------------------------------------------
@@ -215,9 +237,10 @@ def test_a_point_estimate_is_a_parameter():
 @pytest.mark.parametrize("auto", [AutoDelta, AutoLaplaceApproximation])
 def test_the_modes_that_pyro_finds_are_point_estimates(auto):
     _, fields = regression(d=2)
-    pair = Tutorial(auto, **fields)
-    result = evaluate(pair, fields)
-    values = pair.auto.forward(**fields)
+    net = Linear(2)
+    guide = auto(net)
+    result = evaluate(pv.as_pair(net, guide), fields)
+    values = guide.forward(**fields)
     mean = fields["x"] @ values["linear.weight"][0] + values["linear.bias"]
     expected = torch.distributions.Normal(mean, values["sigma"]).log_prob(fields["y"])
     assert torch.allclose(result.log_likelihood, expected) and result.kind == "exact"
@@ -252,8 +275,8 @@ def test_a_loss_of_the_data_stays_a_loss():
     torch.manual_seed(0)
     pair = PointLDA()
     fields = pair.data()
-    result = evaluate(pair, fields, "elbo", particles=2, draws=60)
-    loss, error = pyros_loss(pair, fields, 300)
+    result = evaluate(pair, fields, "elbo", particles=2, draws=40)
+    loss, error = pyros_loss(pair, fields, 150)
     assert result.quantity == "loss" and result.data_set.quantity == "loss"
     assert abs(result.data_set.nats - loss) < 4 * math.hypot(error, result.data_set.monte_carlo_error)
     with pytest.raises(ContractError, match="'doc_topics' is a point mass"):
@@ -267,7 +290,7 @@ def test_a_loss_of_the_data_stays_a_loss():
     ("evaluator", "options", "quantity"),
     [
         ("prior", {}, "log_predictive"),
-        ("ais", {"distributions": 20, "bidirectional": True}, "log_predictive"),
+        ("ais", {"distributions": 3, "leapfrog": 2, "chains": 2, "bidirectional": True}, "log_predictive"),
         ("gaps", {"steps": 5}, "inference_gap"),
         ("reconstruction", {}, "reconstruction_nll"),
         ("latent", {}, "rate"),
@@ -284,9 +307,10 @@ def test_every_evaluator_is_given_the_draws(evaluator, options, quantity):
 def test_ais_and_importance_find_the_same():
     pair = Decoder()
     fields = pair.data()
-    one = evaluate(pair, fields, "ais", 10, 5, distributions=100)
-    other = evaluate(pair, fields, "importance", 3000, 5)
-    assert torch.allclose(one.log_predictive, other.log_predictive, atol=0.3), "they are given the same draws"
+    one = evaluate(pair, fields, "ais", 16, 1, distributions=100, leapfrog=5)
+    other = evaluate(pair, fields, "prior", 20_000, 1)
+    off = one.log_predictive - other.log_predictive  # each by 0.15 nats or so
+    assert off.mean().abs() < 0.2 and off.abs().max() < 0.7, "they are given the same draws"
 
 
 def test_figures_follow_from_the_seed_and_not_from_what_is_evaluated_beside():

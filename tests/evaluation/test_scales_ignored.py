@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
+from scaled_pairs import Factored, Nets
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -20,41 +21,6 @@ QUIET = {"progress": False}
 
 def x(n: int = 24, features: int = 3) -> Tensor:
     return torch.randn(n, features, generator=torch.Generator().manual_seed(0))
-
-
-class Nets(nn.Module):
-    """What the pairs share; their weights do not depend on the scale."""
-
-    def __init__(self, scale):
-        super().__init__()
-        self.scale = scale
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.encoder, self.decoder = nn.Linear(3, 4), nn.Linear(2, 3)
-
-    def posterior(self, x: Tensor) -> dist.Distribution:
-        loc, log_scale = self.encoder(x).chunk(2, -1)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
-
-
-class Argument(Nets):
-    """An annealing factor as an argument with a default, as in Pyro's deep Markov model: around the latents alone."""
-
-    def __init__(self, scale):
-        super().__init__(scale)
-        self.register_buffer("factor", torch.tensor(float(scale)))
-
-    def model(self, x: Tensor, annealing_factor=None) -> None:
-        factor = self.factor if annealing_factor is None else annealing_factor
-        with pyro.plate("sequences", len(x), dim=-1):
-            with pyro.poutine.scale(scale=factor):
-                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
-
-    def guide(self, x: Tensor, annealing_factor=None) -> None:
-        factor = self.factor if annealing_factor is None else annealing_factor
-        with pyro.plate("sequences", len(x), dim=-1), pyro.poutine.scale(scale=factor):
-            pyro.sample("z", self.posterior(x))
 
 
 class Average(Nets):
@@ -109,7 +75,7 @@ class Mixture(Nets):
 
 EACH = torch.linspace(0.5, 2.0, 24)
 CASES = {
-    "argument": (Argument, 0.5),
+    "argument": (Factored, torch.tensor(0.5)),
     "one over n": (Average, 1 / 24),
     "tensor": (Observed, torch.tensor(0.25)),
     "a tensor for each datum": (Observed, EACH),
@@ -178,7 +144,7 @@ def test_the_results_say_that_scales_were_ignored():
 
 
 def test_no_handler_is_left_between_results_and_the_pair_is_scaled_as_before():
-    pair = Argument(0.5)
+    pair = Factored(torch.tensor(0.5))
     for _ in evaluate_each(pair, x(), dict.fromkeys(["a", "b"], pv.evaluators.ELBO()), scales="ignore", progress=False):
         assert not _PYRO_STACK
     with pytest.raises(ContractError, match="is scaled by 0.5"):

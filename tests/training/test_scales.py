@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scaled_pairs import Factored
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -139,28 +140,7 @@ def test_a_scale_in_one_program_counts_as_it_is_written(program, scale, objectiv
     assert abs(losses.mean() - expected) < 4 * error and error < 0.01
 
 
-class Factor(nn.Module):
-    """An annealing factor as an argument, as in Pyro's deep Markov model; its default is on always."""
-
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = factor
-        self.encoder, self.decoder = nn.Linear(3, 2), nn.Linear(2, 3)
-
-    def model(self, x: Tensor, annealing_factor=None) -> None:
-        factor = self.factor if annealing_factor is None else annealing_factor
-        with pyro.plate("data", len(x), dim=-1):
-            with pyro.poutine.scale(scale=factor):
-                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
-
-    def guide(self, x: Tensor, annealing_factor=None) -> None:
-        factor = self.factor if annealing_factor is None else annealing_factor
-        with pyro.plate("data", len(x), dim=-1), pyro.poutine.scale(scale=factor):
-            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
-
-
-class Mean(Factor):
+class Mean(Factored):
     """1/n around both programs."""
 
     def model(self, x: Tensor) -> None:
@@ -173,8 +153,8 @@ class Mean(Factor):
 
 
 ALWAYS = {
-    "number": (lambda: Factor(0.5), "0.5"),
-    "tensor": (lambda: Factor(torch.tensor(0.5)), "0.5"),
+    "number": (lambda: Factored(0.5), "0.5"),
+    "tensor": (lambda: Factored(torch.tensor(0.5)), "0.5"),
     "one over n": (lambda: Mean(1.0), "0.0625"),
 }
 
@@ -200,7 +180,7 @@ def test_it_counts_in_the_loss_of_both_engines(engine, graphs):
     for factor, beta in ((0.5, 1.0), (1.0, 0.5)):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            pair = Factor(factor)
+            pair = Factored(factor)
         runs.append(pv.train(pair, x(), engine=engine, beta=beta, progress=False, **QUIET))
     one, two = ([row["loss"] for row in run.history] for run in runs)
     assert one == pytest.approx(two, rel=1e-5)

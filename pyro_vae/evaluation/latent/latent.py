@@ -53,7 +53,7 @@ class Latent(Evaluator):
         parts = []
         for block in blocks:
             block.check()
-            block.refuse_enumerated("latent looks at draws of every latent", of="model")
+            block.refuse_hidden("latent looks at draws of every latent")
             with block.seeded(DRAWS):
                 parts.append(codes_of(pair, block.batch(), particles, kept, tick))
         codes = Codes.side_by_side(parts)
