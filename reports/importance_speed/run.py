@@ -54,7 +54,9 @@ def measure_speed(options: argparse.Namespace) -> tuple[dict[str, list[float]], 
 
 
 def child(kind: str, particles: int, count: int) -> None:
-    """One evaluation in this process; its seconds and peak memory as JSON."""
+    """One evaluation in this process; its seconds without imports, and peak memory, as JSON."""
+    import arviz  # noqa: F401
+
     vae, images = net_and_images(count)
     if kind == "pythae":
         model = pythae_vae(vae, SHAPE, LATENT).eval()
@@ -119,8 +121,8 @@ def growth_section(found: dict[str, list[dict[str, float]]], options: argparse.N
     return f"""## Time and memory against K
 
 {options.growth_data} images, each evaluation in a process of its own; seconds include compilation where there is any,
-memory is the peak of the resident set (Python and torch are most of it). Peak memory: {"; ".join(rises)}. Bar: within
-10%.
+and no imports; memory is the peak of the resident set (Python and torch are most of it). Peak memory: {"; ".join(rises)}.
+Bar: within 10%.
 
 ![time and memory against K](growth.png)
 

@@ -3,6 +3,7 @@
 import os
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
 import growth
@@ -25,7 +26,8 @@ MISSING = "Not measured.\n"
 def text(found: dict[str, Any], rounds: int, epochs: int, seconds: float, together: int = 0) -> str:
     """README.md; `together` processes measured parts of it side by side."""
     threads = " ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT") if key in os.environ)
-    command = " ".join([threads, "python reports/throughput/run.py", *sys.argv[1:]]).strip()
+    words = [Path(word).name for word in sys.argv[1:]]
+    command = " ".join([threads, "python reports/throughput/run.py", *words]).strip()
     missing = "" if HAS_PYTHAE else "pythae is not installed and left out (`pip install '.[bench]'`). "
     train, growths = found["train"], found["growth"]
     profiles = found["shares"] or {}
