@@ -121,8 +121,8 @@ def growth_section(found: dict[str, list[dict[str, float]]], options: argparse.N
     return f"""## Time and memory against K
 
 {options.growth_data} images, each evaluation in a process of its own; seconds include compilation where there is any,
-and no imports; memory is the peak of the resident set (Python and torch are most of it). Peak memory: {"; ".join(rises)}.
-Bar: within 10%.
+and no imports; memory is the peak of the resident set (Python and torch are most of it).
+Peak memory: {"; ".join(rises)}. Bar: within 10%.
 
 ![time and memory against K](growth.png)
 

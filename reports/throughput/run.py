@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import pyro_vae as pv
 from pyro_vae import files
@@ -42,13 +41,8 @@ from contenders import CASES, Case, contenders  # noqa: E402
 from measure import answer_of, interleaved, peak_bytes, seconds_of  # noqa: E402
 from peers import HAS_PYTHAE, SHAPE  # noqa: E402
 from sampling import net_and_images, our_rate, products_rate, pythae_rate  # noqa: E402
+from shares import milliseconds_by_kind  # noqa: E402
 from tables import COMPILED, EAGER, FIRST, LIMIT, PRODUCTS, Rates  # noqa: E402
-
-KINDS = {
-    "matrix products": ("mm", "addmm", "bmm", "mkldnn", "convolution"),
-    "Adam": ("_fused_adam",),
-    "random numbers": ("bernoulli", "rand", "normal", "uniform"),
-}
 
 
 def train_rates(case: Case, rounds: int, device: str) -> Rates:
@@ -162,19 +156,9 @@ def starts(
 
 
 def shares(case: Case, name: str) -> dict[str, float]:
-    """Milliseconds a step by kind of work, on the CPU; the profiler's own cost is in what is left to Python."""
+    """Milliseconds a step by kind of work, on the CPU."""
     images = case.images()
-    epoch = contenders("cpu")[name](case, images, "cpu")
-    epoch()
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
-        seconds = len(images) / epoch()
-    kinds = dict.fromkeys([*KINDS, "other operations"], 0.0)
-    for event in seen.key_averages():
-        if event.key.startswith(("aten::", "mkldnn::", "pyro_vae::", "graph_", "Torch-Compiled", "CompiledFx")):
-            kind = next((k for k, words in KINDS.items() if any(w in event.key for w in words)), "other operations")
-            kinds[kind] += event.self_cpu_time_total / 1e3 / case.steps
-    kinds["between operations, and fused loops"] = max(0.0, 1e3 * seconds / case.steps - sum(kinds.values()))
-    return kinds
+    return milliseconds_by_kind(contenders("cpu")[name](case, images, "cpu"), len(images), case.steps)
 
 
 def precisions(epochs: int) -> dict[str, dict[str, Any]] | None:
