@@ -28,14 +28,16 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     x = curve(torch.rand(4000))
     options = {"latent_dim": 16, "hidden": (128, 128), "activation": "tanh", "noise": NOISE}
-    pair = pv.models.load("denoising_autoencoder")((2,), **options)
+    pair = pv.models.denoising_autoencoder((2,), **options)
     pv.train(pair, x, EPOCHS, batch_size=200, lr=5e-3, schedule="cosine", progress=False)
-    dense = curve(torch.linspace(0, 1, 2000))
+    t = torch.linspace(0.02, 0.98, 500)
+    tangent = torch.nn.functional.normalize(curve(t + 1e-3) - curve(t - 1e-3))
+    normal = tangent.flip(1) * torch.tensor([1.0, -1.0])
     for distance in (0.5, 1, 2):
-        points = curve(torch.rand(500)) + distance * NOISE * torch.nn.functional.normalize(torch.randn(500, 2))
-        true = dense[torch.cdist(points, dense).argmin(1)] - points
-        cosine = torch.nn.functional.cosine_similarity(back(pair, points), true).mean()
-        print(f"from {distance} standard deviations of the noise away: cosine with the way to the curve {cosine:.3f}")
+        away = distance * NOISE * torch.cat([normal, -normal])
+        cosine = torch.nn.functional.cosine_similarity(back(pair, curve(t).repeat(2, 1) + away), -away).mean()
+        print(f"{distance} standard deviations of the noise beside the curve: cosine with the way back {cosine:.3f}")
+    dense = curve(torch.linspace(0, 1, 2000))
     grid = torch.cartesian_prod(torch.linspace(-1.6, 1.6, 28), torch.linspace(-2.6, 2.6, 40))
     grid = grid[torch.cdist(grid, dense).min(1).values < 4 * NOISE]
     figure = Figure(figsize=(5, 6.5), layout="constrained")

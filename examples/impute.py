@@ -18,18 +18,19 @@ def with_gaps(x: torch.Tensor) -> torch.Tensor:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    data = pv.load_data("digits", binarize="static")
+    data = pv.load_data("digits")
     known, whole = with_gaps(data.train["x"]), data.test["x"]
     seen = with_gaps(whole)
-    vae = pv.VAE((1, 8, 8), latent_dim=10, hidden=(200,), missing="marginalise", encoder_mask=True)
+    options = {"likelihood": "gaussian_learned", "missing": "marginalise", "encoder_mask": True}
+    vae = pv.VAE((1, 8, 8), latent_dim=10, hidden=(200,), **options)
     pv.train(vae, known, EPOCHS, valid=with_gaps(data.valid["x"]), patience=30, progress=False)
-    draws = pv.impute(vae, seen, draws=20)["x"]
+    draws = pv.impute(vae, seen, draws=50, particles=5000)["x"]
     found = {"the VAE": draws.mean(0)}
     for name, imputer in {"the pixel's mean": SimpleImputer(), "5 neighbours": KNNImputer(n_neighbors=5)}.items():
         filled = imputer.fit(known.flatten(1)).transform(seen.flatten(1))
         found[name] = torch.from_numpy(filled).float().reshape(whole.shape)
     for name, filled in found.items():
         error = (filled - whole)[seen.isnan()].square().mean()
-        print(f"{name}: mean squared error of a missing pixel {error:.3f}")
-    shown = [whole, seen.nan_to_num(0.5), draws.mean(0), draws[0]]
-    pv.plots.save(pv.plots.image_grid(torch.cat([rows[:10] for rows in shown]), columns=10), Path("impute.png"))
+        print(f"{name}: mean squared error of a missing pixel {error:.4f}")
+    shown = torch.cat([rows[:10] for rows in (whole, seen.nan_to_num(0.5), draws.mean(0), draws[0])])
+    pv.plots.save(pv.plots.image_grid(shown.clamp(0, 1), columns=10), Path("impute.png"))
