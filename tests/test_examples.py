@@ -10,6 +10,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
+ALWAYS = {"first_vae", "own_model", "svi_script"}
 WITHOUT_A_PICTURE = {"arviz_export", "own_model", "svi_script"}
 
 
@@ -34,7 +35,9 @@ def test_an_example_is_one_idea_of_library_calls(path):
     assert text.startswith('"""') and "pyro_vae" in text
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(e, id=e.stem, marks=[] if e.stem in ALWAYS else pytest.mark.slow) for e in EXAMPLES]
+)
 def test_an_example_runs(path, tmp_path):
     """With few epochs, where it takes their number; it prints finite numbers, and writes a picture into the folder."""
     before = sorted(FOLDER.rglob("*"))
@@ -56,6 +59,7 @@ def test_the_gallery_shows_every_example():
         assert (FOLDER / picture).stat().st_size < 300_000, picture
 
 
+@pytest.mark.slow
 def test_samples_of_the_ring_have_its_radius(tmp_path):
     said = run(FOLDER / "ring.py", tmp_path)
     data, samples = (float(re.search(rf"radius of the {name}: ([\d.]+)", said)[1]) for name in ("data", "samples"))

@@ -25,9 +25,9 @@ PAIRED = {
     "VampPrior": {"prior": "vamp", "prior_components": 500},
 }
 BASELINE = next(iter(PAIRED))
-SEEDS, PAIRED_EPOCHS, DRAWS, IMAGES = (0, 1, 2), 50, 5000, 1000
+SEEDS, PAIRED_EPOCHS, DRAWS, IMAGES = (0, 1, 2), 20, 5000, 500
 NET = {"hidden": (300, 300), "latent_dim": 40}
-SETTINGS = {"objective": "trace_elbo", "batch_size": 200, "schedule": "cosine", "progress": False}
+SETTINGS = {"objective": "trace_elbo", "batch_size": 100, "lr": 2e-3, "schedule": "cosine", "progress": False}
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:
@@ -107,7 +107,10 @@ def two_scales(axes: Axes, points: Sequence[Sequence[float]], x: str, left: str,
     """Two figures against a third one."""
     places, ones, others = zip(*points, strict=True)
     axes.plot(places, ones, marker="o", color="tab:blue")
-    axes.set(xscale="log", xlabel=x)
+    axes.set_xscale("log")
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.minorticks_off()
+    axes.set_xlabel(x)
     axes.set_ylabel(left, color="tab:blue")
     beside = axes.twinx()
     beside.plot(places, others, marker="s", color="tab:orange")

@@ -19,9 +19,6 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
-from pyro_vae.pair import generation
-from pyro_vae.pair.pair import evaluating
-from pyro_vae.reporting.ex_post import draw_codes
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -30,7 +27,7 @@ from comparisons import kept  # noqa: E402
 from machine import header, table  # noqa: E402
 from systems import BITS, GAPS, GREY, SYSTEMS, System  # noqa: E402
 
-SHOWN, PARTICLES = 10, 1000
+SHOWN, SAMPLES, PARTICLES = 10, 16, 1000
 QUANTITIES = {"elbo": "ELBO", "loss": "loss"}
 
 
@@ -101,7 +98,8 @@ def row_of(system: System, digits: Digits, folder: Path) -> dict[str, Any]:
     """The figures of a system, which are then kept; its picture lies beside them."""
     data = digits.forms[system.data]()
     run = trained(system, digits, data, folder)
-    pictures(run, system, data, folder / "strip.png")
+    pv.reconstruct(run, SHOWN, out=folder / "reconstructions.png")
+    pv.sample(run, SAMPLES, out=folder / "samples.png", ex_post="gmm" if system.ex_post else None)
     found = {"seconds": statistics.median(row["seconds"] for row in run.history), "limit": digits.limit}
     found["squared error"] = comparisons.squared_error(run, data)
     bound = pv.evaluate(run, data, "elbo", 10, progress=False)
@@ -112,26 +110,23 @@ def row_of(system: System, digits: Digits, folder: Path) -> dict[str, Any]:
     return found
 
 
-def pictures(run: pv.Run, system: System, data: pv.Dataset, path: Path) -> None:
-    """Test data, their reconstructions, and samples, a row each."""
-    test = data.test.head(SHOWN)
-    with torch.random.fork_rng(), evaluating(run.pair), torch.no_grad():
-        torch.manual_seed(0)
-        fields = test.take(slice(None))
-        latents = draw_codes(run, "gmm", SHOWN) if system.ex_post else None
-        sampled = generation.sample(run.pair, fields, latents)
-        rebuilt = generation.reconstruct(run.pair, fields)
-    rows = [fields["x"].nan_to_num(0.5), *(generation.center(generation.picture_site(s)) for s in (rebuilt, sampled))]
-    pv.plots.save(pv.plots.image_grid(torch.cat(rows).clamp(0, 1), columns=SHOWN), path)
-
-
-def cells(system: System, found: Mapping[str, Any], picture: str) -> list[str]:
+def cells(system: System, found: Mapping[str, Any], place: str) -> list[str]:
     """A line of the table."""
     objective = system.training.get("objective", "trace_mean_field_elbo")
     figure = f"{QUANTITIES[found['quantity']]} {found['mean']:.2f} ± {found['error']:.2f}"
     weighted = f"{found['weighted']:.2f} ± {found['weighted_error']:.2f}" if "weighted" in found else ""
     error, seconds = f"{found['squared error']:.4f}", f"{found['seconds']:.2f}"
-    return [system.name, system.differs, f"`{objective}`", figure, weighted, error, seconds, f"![]({picture})"]
+    return [
+        system.name,
+        system.differs,
+        f"`{objective}`",
+        figure,
+        weighted,
+        error,
+        seconds,
+        f"![]({place}/reconstructions.png)",
+        f"![]({place}/samples.png)",
+    ]
 
 
 def page_of(name: str, digits: Digits, runs: Path, only: str) -> str:
@@ -144,14 +139,25 @@ def page_of(name: str, digits: Digits, runs: Path, only: str) -> str:
         folder = runs / name / stem
         found = kept(folder / "row.json", lambda s=system, f=folder: row_of(s, digits, f))
         print(f"{name}, {system.name}: {json.dumps(found)}", flush=True)
-        picture = HERE / name / f"{stem}.png"
-        picture.parent.mkdir(exist_ok=True)
-        picture.write_bytes((folder / "strip.png").read_bytes())
-        rows.setdefault(system.data, []).append(cells(system, found, f"{name}/{stem}.png"))
+        place = HERE / name / stem
+        place.mkdir(parents=True, exist_ok=True)
+        for picture in folder.glob("*.png"):
+            (place / picture.name).write_bytes(picture.read_bytes())
+        rows.setdefault(system.data, []).append(cells(system, found, f"{name}/{stem}"))
     weighted = f"L_{PARTICLES}" + (f" of {digits.limit}" if digits.limit else "")
-    head = ["", "what differs", "objective", "nats per test datum", weighted, "squared error", "s an epoch", ""]
+    head = [
+        "",
+        "what differs",
+        "objective",
+        "nats per test datum",
+        weighted,
+        "squared error",
+        "s an epoch",
+        "reconstructions",
+        "samples",
+    ]
     tables = [f"### {name}, {form}\n\n{table(head, lines)}" for form, lines in rows.items()]
-    return f"## {name}, {digits.epochs} epochs\n\n" + "\n".join(tables)
+    return f"## {name[0].upper()}{name[1:]}, {digits.epochs} epochs\n\n" + "\n".join(tables)
 
 
 def missing_table(name: str, digits: Digits, runs: Path) -> list[str]:
@@ -205,13 +211,15 @@ def main() -> None:
         ["", "VAE", "mean of the pixel", "nearest neighbour", f"L_{PARTICLES} of what is left, nats per datum"],
         [missing_table(name, digits, options.runs) for name, digits in at_hand.items()],
     )
-    text = f"""{header("Systems", "OMP_NUM_THREADS=2 python reports/systems/run.py")}
+    command = f"OMP_NUM_THREADS={torch.get_num_threads()} python reports/systems/run.py"
+    data = "with the data of `PYRO_VAE_DATA`" if "MNIST" in at_hand else "without `PYRO_VAE_DATA`"
+    text = f"""{header("Systems", command, data)}
 Each row is a pair, trained by the same loop, with the model's defaults but for what its words say. Where a pair has a
 density, its figure is the ELBO on the test data (10 draws), and beside it the importance-weighted bound; where it has
 none, the figure is its loss, which is comparable with no other row's. The squared error is that of a pixel
-reconstructed from the code. Each picture has test data above, their reconstructions, and samples: from the prior, or,
-for the pairs without a density, from a mixture of normals fitted to the codes (`sample --ex_post gmm`). "What differs"
-is said of the row above. Seconds are the median over epochs, validation included.
+reconstructed from the code. Samples are drawn from the prior, or, for the pairs without a density, from a mixture of
+normals fitted to the codes (`sample --ex_post gmm`). "What differs" is said of the row above. Seconds are the median
+over epochs, validation included.
 
 {chr(10).join(pages)}
 ## What sigma, lambda and beta do
@@ -233,7 +241,7 @@ nearest neighbour is looked for among 1,000 training data.
         found = comparisons.paired(options.runs / "paired", at_hand["MNIST"].forms[BITS]())
         text += f"""## Which posterior, which prior
 
-Static MNIST, 784-300-300-40, {comparisons.PAIRED_EPOCHS} epochs, batches of 200, the objective `trace_elbo` for all,
+Static MNIST, 784-300-300-40, {comparisons.PAIRED_EPOCHS} epochs, batches of 100, the objective `trace_elbo` for all,
 {len(comparisons.SEEDS)} seeds. "Better by" is the mean over the same images of the difference from the first rows of
 the same seed, with its standard error; the ELBO of all 10,000 test images, L_{comparisons.DRAWS} of the first
 {comparisons.IMAGES:,}. The VampPrior has 500 pseudo-inputs.
