@@ -39,6 +39,7 @@ _HOMES = {
     "posteriors": "pyro_vae.parts.posteriors:",
     "nets": "pyro_vae.parts.nets:",
     "plots": "pyro_vae.plots:",
+    "bits_back": "pyro_vae.evaluation.bits_back:",
     "testing": "pyro_vae.testing:",
 }
 

@@ -10,6 +10,17 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
+ALWAYS = {"first_vae", "own_model", "svi_script"}
+WITHOUT_A_PICTURE = {"arviz_export", "own_model", "svi_script"}
+
+
+def run(path: Path, folder: Path, *words: str) -> str:
+    """What an example prints, run in a folder; it ends well and says nothing on stderr."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, str(path), *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return done.stdout
 
 
 def test_there_are_examples():
@@ -24,14 +35,32 @@ def test_an_example_is_one_idea_of_library_calls(path):
     assert text.startswith('"""') and "pyro_vae" in text
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(e, id=e.stem, marks=[] if e.stem in ALWAYS else pytest.mark.slow) for e in EXAMPLES]
+)
 def test_an_example_runs(path, tmp_path):
-    """It ends well, prints finite numbers, says nothing on stderr, and writes to its own folder only."""
+    """With few epochs, where it takes their number; it prints finite numbers, and writes a picture into the folder."""
     before = sorted(FOLDER.rglob("*"))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, str(path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert re.search(r"\d", done.stdout) and not re.search(r"\b(nan|inf)\b", done.stdout), done.stdout
+    said = run(path, tmp_path, *(["2"] if "sys.argv" in path.read_text() else []))
+    assert re.search(r"\d", said) and not re.search(r"\b(nan|inf)\b", said), said
     assert sorted(FOLDER.rglob("*")) == before
-    assert all(file.stat().st_size > 0 for file in tmp_path.rglob("*"))
+    written = list(tmp_path.rglob("*"))
+    assert all(file.stat().st_size > 0 for file in written)
+    assert path.stem in WITHOUT_A_PICTURE or [file for file in written if file.suffix == ".png"]
+
+
+def test_the_gallery_shows_every_example():
+    """Each by its picture and its command, or in the list of those that have none; and no other."""
+    text = (FOLDER / "README.md").read_text()
+    for path in EXAMPLES:
+        shown = f"gallery/{path.stem}.png" in text and f"python examples/{path.name}" in text
+        assert shown or f"`{path.name}`" in text, path.name
+    for picture in re.findall(r"\((gallery/\w+\.png)\)", text):
+        assert (FOLDER / picture).stat().st_size < 300_000, picture
+
+
+@pytest.mark.slow
+def test_samples_of_the_ring_have_its_radius(tmp_path):
+    said = run(FOLDER / "ring.py", tmp_path)
+    data, samples = (float(re.search(rf"radius of the {name}: ([\d.]+)", said)[1]) for name in ("data", "samples"))
+    assert abs(data - 1.125) < 0.01 and abs(samples - 1.12) < 0.1

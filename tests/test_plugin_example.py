@@ -56,7 +56,7 @@ def test_a_plugin_has_all_that_built_ins_have(command, installed):
     listed = command("list")
     assert all(f"  {name} " in listed for name in ("circle_vae", "hands", "angle"))
     assert "--sharpness" in command("train circle_vae --help")
-    assert command("check circle_vae --data hands").count("ok: ") == 10
+    assert command("check circle_vae --data hands").count("ok: ") == 11
     command(
         "train circle_vae --data hands --epochs 25 --batch_size 64 --lr 0.003 --sharpness 0.9 --engine eager "
         "--quiet --out run"

@@ -162,6 +162,16 @@ def test_sound_pairs_pass_every_check_and_are_left_as_they_were(pair, fields):
     assert all(parameter.grad is None for parameter in pair.parameters())
 
 
+def test_programs_that_know_their_net_by_name_are_sound():
+    """Functions of a net outside of them, as attributes of a module."""
+    pair, vae = nn.Module(), small_vae()
+    pair.net, pair.model, pair.guide = vae, lambda x: vae.model(x), lambda x: vae.guide(x)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    assert check_pair(pair, {"x": bits(5)}) == list(CHECKS)
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    assert all(parameter.grad is None for parameter in vae.parameters())
+
+
 @pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
 def test_what_is_wrong_is_said_in_words(kind):
     torch.manual_seed(0)
@@ -174,7 +184,7 @@ def test_all_failures_are_told_at_once():
     class Both(Unused, Writing):
         pass
 
-    with pytest.raises(ContractError, match=r"fails 2 of 10 checks: \(1\) .*'spare'.*; \(2\) .*'calls'"):
+    with pytest.raises(ContractError, match=r"fails 2 of 11 checks: \(1\) .*'spare'.*; \(2\) .*'calls'"):
         check_pair(Both(), batch())
 
 

@@ -22,7 +22,7 @@ from pyro_vae.evaluation.weights import (
     unreliable_share,
     warn_of_k,
 )
-from pyro_vae.pair.sites import side_by_side
+from pyro_vae.pair.sites import is_point_mass, side_by_side
 
 NARROW, DRAWN = 7, 3
 """What random numbers are for, as the last part of their seeds, and how many draws tell whether they are one point."""
@@ -102,7 +102,9 @@ class Importance(Evaluator):
             draws = draws_of(block, DRAWN)
         found = torch.zeros(block.size, dtype=torch.bool)
         for name, value in draws.values.items():
-            if value.is_floating_point() and not (block.guide[name].support or constraints.real).is_discrete:
+            site = block.guide[name]
+            continuous = value.is_floating_point() and not (site.support or constraints.real).is_discrete
+            if continuous or is_point_mass(site.fn):
                 found |= (value == value[:1]).all(0).reshape(block.size, -1).any(1).cpu()
         return found
 

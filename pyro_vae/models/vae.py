@@ -1,9 +1,11 @@
 """The variational autoencoder (Kingma & Welling 2014; Rezende, Mohamed & Wierstra 2014)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import pyro
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from pyro_vae.pair.pair import OBSERVED, Pair
 from pyro_vae.parts import build
 from pyro_vae.parts.build import LIKELIHOOD, NET, POSTERIOR, PRIOR
 from pyro_vae.parts.nets import MaskedEncoder
+from pyro_vae.parts.posteriors import Delta
 
 MASK = "x" + OBSERVED
 MISSING = {"refuse": (), "marginalise": ("x",)}
@@ -31,6 +34,8 @@ class VAE(Pair):
         posterior: a name, or a module from features to a distribution of z.
         net: a name, or an object with the interface of `pyro_vae.parts.nets.Net`; `hidden` are the channels of a
             convolutional one.
+        noise: standard deviation of what is added to the encoder's input in training, and in training only: the
+            denoising autoencoder (Vincent et al. 2008). It needs a posterior that is a point mass.
         data_mean: mean of the training data [*data_shape]; where given, the decoder starts at it.
         log_library: mean and standard deviation of the log of the training data's library sizes, for a likelihood that
             asks for them.
@@ -41,8 +46,8 @@ class VAE(Pair):
         part_options: options of the chosen parts, named after their kind: `prior="mixture", prior_components=20`.
 
     Raises:
-        ContractError: a size that is not positive, a net that does not fit the data's shape, or an option of a part
-            that was not chosen, or `encoder_mask` where nothing may be missing.
+        ContractError: a size that is not positive, a net that does not fit the data's shape, noise without a point
+            mass, an option of a part that was not chosen, or `encoder_mask` where nothing may be missing.
         UnknownName: a part or a treatment of missing values that is not known; lists those that are.
     """
 
@@ -56,6 +61,7 @@ class VAE(Pair):
         prior: build.PriorPart = "standard_normal",
         posterior: build.PosteriorPart = "diagonal_normal",
         net: build.NetPart = "mlp",
+        noise: float = 0.0,
         data_mean: Float[Tensor, "..."] | None = None,
         log_library: Sequence[float] | None = None,
         missing: str = "refuse",
@@ -88,6 +94,13 @@ class VAE(Pair):
         )
         self.decoder = nets.decoder(latent_dim, data_shape, self.likelihood.channels)
         parts.check_all_taken()
+        if not 0 <= noise < math.inf:
+            raise ContractError(f"noise must not be negative, but is {noise}")
+        if noise and not isinstance(self.posterior, Delta):
+            raise ContractError(
+                "noise is for a denoising autoencoder, whose code is a point mass; use posterior='delta'"
+            )
+        self.noise = noise
         if data_mean is not None:
             self.decoder.set_output(self.likelihood.start(data_mean))
 
@@ -99,6 +112,11 @@ class VAE(Pair):
 
     def guide(self, x: Float[Tensor, "batch ..."], **fields: Tensor) -> None:
         with self.plate(x.shape[0]):
-            seen = [self.likelihood.encoder_input(x), *([fields[MASK]] if MASK in fields else [])]
+            seen = [self._seen(x), *([fields[MASK]] if MASK in fields else [])]
             pyro.sample("z", self.posterior(self.encoder(*seen)))
             self.likelihood.guide(x)
+
+    def _seen(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """What the encoder is given: x at about unit size, in training with noise."""
+        seen = self.likelihood.encoder_input(x)
+        return seen + self.noise * torch.randn_like(seen) if self.noise and self.training else seen

@@ -5,8 +5,10 @@ from typing import Self
 
 from torch import nn
 
+from pyro_vae.errors import RunError, find
 from pyro_vae.objectives.free_bits import FreeBits
 from pyro_vae.objectives.objective import Batch, Beta, Estimate, MinusBound, require_reparameterised, without_value
+from pyro_vae.objectives.score_function import GRADIENTS
 from pyro_vae.pair import bounds
 from pyro_vae.pair.terms import ElboTerms, elbo_terms, log_terms
 
@@ -32,11 +34,28 @@ class MinusELBO(MinusBound):
 class TraceELBO(MinusELBO):
     """Minus the ELBO at sampled z, equal to Pyro's `Trace_ELBO` per datum: pathwise gradients where sites can be
     reparameterised, score-function gradients elsewhere (Ranganath, Gerrish & Blei 2014). With free bits the KL is in
-    closed form wherever one is known, since it is compared with its least value."""
+    closed form wherever one is known, since it is compared with its least value.
+
+    Args:
+        gradient: "pathwise"; or "score", the score function at sites that can be reparameterised, too.
+
+    Raises:
+        UnknownName: a gradient estimator that is not known.
+    """
+
+    def __init__(self, gradient: str = "pathwise"):
+        find("gradient estimator", gradient, GRADIENTS)
+        self.gradient = gradient
+
+    def with_free_bits(self, nats: float, per: str) -> Self:
+        if self.gradient != "pathwise":
+            raise RunError("free bits are a least KL in closed form, which gradient='score' has not; leave one out")
+        return super().with_free_bits(nats, per)
 
     def bound(self, pair: nn.Module, batch: Batch, particles: int, beta: Beta) -> Estimate:
         if self.free_bits is None:
-            terms = log_terms(pair, batch, particles, as_loss=True, allow_shared=True)
+            with GRADIENTS[self.gradient]():
+                terms = log_terms(pair, batch, particles, as_loss=True, allow_shared=True)
         else:
             terms = self.elbo_terms(pair, batch, particles)
         bound = bounds.elbo(terms, beta)
@@ -51,6 +70,9 @@ class TraceEnumELBO(TraceELBO):
     """The same, equal to Pyro's `TraceEnum_ELBO` per datum, under the name by which Pyro's users look for it.
 
     Sites that are marked to be enumerated are summed out, which the other ELBOs do as well.
+
+    Args:
+        gradient: as for `trace_elbo`.
     """
 
 

@@ -10,8 +10,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_vae.errors import ContractError
+from pyro_vae.errors import ContractError, find
 from pyro_vae.objectives.objective import Batch, Beta, Objective, without_value
+from pyro_vae.objectives.score_function import GRADIENTS
 from pyro_vae.pair.missing import with_gaps
 from pyro_vae.pair.pair import batch_size, select_fields, validation_off
 from pyro_vae.pair.parameters import LocalParameters
@@ -27,9 +28,17 @@ class TraceGraphELBO(Objective):
 
     A guide site chooses its baseline with Pyro's `infer={"baseline": {...}}`; one that names none gets Pyro's
     decaying average. Averages are kept here, one for each batch shape, not in Pyro's parameter store.
+
+    Args:
+        gradient: "pathwise"; or "score", the score function and a baseline at sites that can be reparameterised, too.
+
+    Raises:
+        UnknownName: a gradient estimator that is not known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gradient: str = "pathwise") -> None:
+        find("gradient estimator", gradient, GRADIENTS)
+        self.gradient = gradient
         self.averages: dict[int, dict[str, Tensor]] = {}
 
     def state_dict(self) -> dict[int, dict[str, Tensor]]:
@@ -61,6 +70,7 @@ class TraceGraphELBO(Objective):
                 LocalParameters(own_names=AVERAGES),
                 ScaleKL(beta, size / (data_size or size), (structure.guide.name, structure.model.name)),
                 DefaultBaseline(),
+                GRADIENTS[self.gradient](),
             ):
                 # fields as one argument: Pyro's handlers have a `context` of their own
                 programs = (lambda given: model(**given), lambda given: guide(**given))

@@ -13,7 +13,7 @@ from pyro_vae.errors import ContractError, UserError
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.pair import evaluating, select_fields
 from pyro_vae.pair.particles import Fields, run_guide, run_guide_at, run_model
-from pyro_vae.pair.sites import Site, Sites, has_mask, is_point_mass, latent, unwrapped, values_of
+from pyro_vae.pair.sites import Site, Sites, has_mask, is_improper, is_point_mass, latent, unwrapped, values_of
 
 BOTH = ("model", "guide")
 CLOSE = 1e-3
@@ -60,7 +60,7 @@ def check_supports(model: Sites, guide: Sites) -> None:
     leave out part of the posterior, or are zero. Reads values, so it is for the start of an evaluation."""
     for name, proposal in guide.items():
         prior = model.get(name)
-        if prior is None or is_point_mass(proposal.fn) or isinstance(unwrapped(prior.fn), dist.ImproperUniform):
+        if prior is None or is_point_mass(proposal.fn) or is_improper(prior.fn):
             continue
         shape = torch.Size([] if prior.in_plate else [PRIOR_DRAWS])
         if proposal.support is not None and not proposal.support.check(prior.fn(shape)).all():
@@ -124,7 +124,7 @@ def check_density(model: Sites, guide: Sites, of: Sequence[str] = BOTH) -> None:
 def _model_faults(site: Site) -> Iterator[Fault]:
     if isinstance(unwrapped(site.fn), dist.Unit):
         yield Fault(f"pyro.factor {site.name!r} leaves the model unnormalised, so its numbers are a loss")
-    elif isinstance(unwrapped(site.fn), dist.ImproperUniform):
+    elif is_improper(site.fn):
         yield Fault(f"the prior of site {site.name!r} is improper (ImproperUniform), so its numbers are a loss")
     yield from _scale_fault(site, "model")
 

@@ -1,9 +1,10 @@
 """What a pair makes: samples, reconstructions, codes. No second code path: the model unconditioned, and the guide."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.data import Split
@@ -12,12 +13,12 @@ from pyro_vae.pair.global_latents import Held, checked_draw
 from pyro_vae.pair.pair import select_fields
 from pyro_vae.pair.particles import Values, run_guide, run_guide_at, run_model, run_program
 from pyro_vae.pair.posterior import guide_probabilities, hidden_sites, probabilities, together
-from pyro_vae.pair.sites import Site, Sites, observed, side_by_side, values_of
+from pyro_vae.pair.sites import Site, Sites, is_improper, observed, side_by_side, values_of
 
 CHUNK = 512
 
 
-def sample(pair: nn.Module, fields: Mapping[str, Tensor]) -> Sites:
+def sample(pair: nn.Module, fields: Mapping[str, Tensor], latents: Mapping[str, Tensor] | None = None) -> Sites:
     """Every site of the model at fresh draws from p(z) p(x|z), one datum for each row of `fields`.
 
     Latents that all data share are one draw of the guide, which holds what was learnt of them.
@@ -25,20 +26,42 @@ def sample(pair: nn.Module, fields: Mapping[str, Tensor]) -> Sites:
     Args:
         fields: what the model's signature names, [n, ...]; observed fields give only their shape, fields that the
             model conditions on give their values.
+        latents: values [n, *event] that latent sites have in place of draws.
+
+    Raises:
+        ContractError: the prior of a site that must be drawn is improper.
     """
+    given = {name: value.unsqueeze(0) for name, value in (latents or {}).items()}
     shared = checked_draw(pair, fields)
-    return sample_prior(pair, fields, None if shared is None else values_of(shared.sites))
+    return sample_prior(pair, fields, given | ({} if shared is None else values_of(shared.sites)))
 
 
 def sample_prior(pair: nn.Module, fields: Mapping[str, Tensor], values: Values | None = None) -> Sites:
     """The same, but every latent without a value here is drawn from its prior."""
+    values = values or {}
 
     def model(**fields: Tensor) -> None:
-        with poutine.uncondition():
+        with _Proper(values), poutine.uncondition():
             pair.model(**fields)
 
     with torch.no_grad():
         return run_program(model, pair, fields, values=values)
+
+
+class _Proper(Messenger):
+    """Refuses to draw from an improper prior, in one line."""
+
+    def __init__(self, given: Collection[str]):
+        super().__init__()
+        self.given = given
+
+    def _pyro_sample(self, msg: dict) -> None:
+        drawn = msg["value"] is None and msg["name"] not in self.given
+        if drawn and is_improper(msg["fn"]):
+            raise ContractError(
+                f"the prior of site {msg['name']!r} is improper, so nothing can be drawn from it; draw from a density "
+                "that is fitted to the codes: ex_post='gmm' (sample --ex_post gmm)"
+            )
 
 
 def decode(pair: nn.Module, fields: Mapping[str, Tensor], latents: Mapping[str, Tensor]) -> Sites:

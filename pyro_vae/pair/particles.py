@@ -30,7 +30,16 @@ from pyro_vae.pair.pair import (
 )
 from pyro_vae.pair.parameters import LocalParameters
 from pyro_vae.pair.record import PARTICLES, Record
-from pyro_vae.pair.sites import Site, Sites, latent, said, shortened, side_by_side, values_of
+from pyro_vae.pair.sites import (
+    Site,
+    Sites,
+    is_point_mass,
+    latent,
+    said,
+    shortened,
+    side_by_side,
+    values_of,
+)
 from pyro_vae.pair.structure import Fields, structure_of
 
 Values = Mapping[str, Shaped[Tensor, "particles batch ..."]]
@@ -121,13 +130,13 @@ def run_guide_at(
         summing: as for `run_guide`.
 
     Raises:
-        ContractError: a site has a density at its own draws only.
+        ContractError: a site has a density at its own draws only, or is a point mass of a frozen guide.
     """
     way = ways(pair, batch, particles).guide
     tensors = {f"pair.{name}": parameter.detach() for name, parameter in pair.named_parameters()} if frozen else None
     guide, given = _program(pair, "guide", tensors), elsewhere(values)
     try:
-        return run_program(
+        sites = run_program(
             guide, pair, batch, particles, given, way, like="guide", summing=summing, free=True, settle=True
         )
     except ProgramError as problem:
@@ -138,6 +147,20 @@ def run_guide_at(
                 "(importance, ais with start=prior)"
             ) from problem
         raise
+    if frozen:
+        _refuse_points(latent(sites))
+    return sites
+
+
+def _refuse_points(sites: Sites) -> None:
+    """Raise `ContractError` where a point mass follows from parameters alone, which get no gradient where they are held
+    fixed."""
+    if not any(site.auxiliary for site in sites.values()):
+        for name in (name for name, site in sites.items() if is_point_mass(site.fn)):
+            raise ContractError(
+                f"the guide's site {name!r} is a point mass, so with the guide held fixed its parameters would get no "
+                "gradient; use gradient='pathwise'"
+            )
 
 
 def elsewhere(values: Values) -> dict[str, Tensor]:

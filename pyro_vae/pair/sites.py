@@ -283,6 +283,11 @@ def is_point_mass(fn: Any) -> bool:
     return isinstance(unwrapped(fn), dist.Delta)
 
 
+def is_improper(fn: Any) -> bool:
+    """Whether a distribution is Pyro's `ImproperUniform`, which nothing can be drawn from."""
+    return isinstance(unwrapped(fn), dist.ImproperUniform)
+
+
 def has_mask(site: Site) -> bool:
     """Whether a mask may leave elements of a site out."""
     found = layers(site.fn)

@@ -4,6 +4,7 @@ Every bound, objective and diagnostic is a reduction of what it returns, so the 
 here reads a tensor's value on the host, so a whole training step can be captured as one graph.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,7 +18,7 @@ from pyro_vae.pair.enumeration import Enumeration, enumerates
 from pyro_vae.pair.kl import closed_forms, kl_parts, summed
 from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.particles import FOLDED, Fields, Values, run_guide, run_guide_at, run_model, run_program, ways
-from pyro_vae.pair.sites import Site, Sites, latent, observed, side_by_side, values_of
+from pyro_vae.pair.sites import Site, Sites, is_point_mass, latent, observed, side_by_side, values_of
 
 T = TypeVar("T", bound=tuple)
 
@@ -186,17 +187,29 @@ def model_terms(
 
 
 def guide_terms(pair: nn.Module, batch: Fields, values: Values, particles: int) -> Float[Tensor, "particles batch"]:
-    """log q(z|x) at these values [particles, batch, *event].
+    """log q(z|x) at these values [particles, batch, *event]; -inf where a point mass is elsewhere.
 
     Raises:
         ContractError: the guide has no density there.
     """
     size = batch_size(select_fields(pair, batch))
-    parts = [
-        reduce_guide(run_guide_at(pair, batch, here, count, summing=True), count, size)
-        for here, count in by_run(values, counts(pair, batch, particles))
-    ]
+    parts = []
+    for here, count in by_run(values, counts(pair, batch, particles)):
+        guide = run_guide_at(pair, batch, here, count, summing=True)
+        parts.append(_none_beside_masses(reduce_guide(guide, count, size), guide, here))
     return torch.cat(parts)
+
+
+def _none_beside_masses(
+    log_guide: Float[Tensor, "particles batch"], guide: Sites, values: Values
+) -> Float[Tensor, "particles batch"]:
+    """-inf where a point mass that follows no auxiliary site is elsewhere than at its value."""
+    if any(site.auxiliary for site in latent(guide).values()):
+        return log_guide
+    for name in [name for name in values if name in guide and is_point_mass(guide[name].fn)]:
+        beside = (guide[name].value != values[name]).reshape(*log_guide.shape, -1).any(2)
+        log_guide = log_guide.masked_fill(beside, -math.inf)
+    return log_guide
 
 
 def reduce_sites(

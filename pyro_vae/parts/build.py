@@ -1,6 +1,7 @@
 """A part of a model is the name of a plugin, or an object of the user's own."""
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -143,6 +144,13 @@ def check_sizes(**sizes: Sequence[int]) -> None:
         for value in values:
             if value < 1:
                 raise ContractError(f"{name} must be at least 1, not {value}")
+
+
+def check_scales(**scales: float) -> None:
+    """Raise `ContractError` where one of these numbers, by name, is not positive and finite."""
+    for name, value in scales.items():
+        if not 0 < value < math.inf:
+            raise ContractError(f"{name} must be positive, not {value}")
 
 
 def check_shapes(shapes: Mapping[str, Sequence[int]], fields: Mapping[str, Tensor | None]) -> None:

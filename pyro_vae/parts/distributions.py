@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, register_kl
 
 from pyro_vae.errors import ContractError
 
@@ -167,3 +167,19 @@ def completed(
     if not isinstance(fn, torch.distributions.Independent) or fn.base_dist.event_shape:
         raise ContractError(f"a mask needs a likelihood of independent elements, not {type(fn).__name__}")
     return Completed(fn, x, mask)
+
+
+class FlatDistribution(dist.ImproperUniform):
+    """Improper: density 1 at every real number, so that log p is 0 and nothing can be drawn.
+
+    Pyro's own has its zeros on the CPU, in the default precision.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.zeros_like(value).expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+
+
+@register_kl(torch.distributions.Normal, FlatDistribution)
+def _kl_of_a_normal_to_flat(q: torch.distributions.Normal, p: FlatDistribution) -> Tensor:
+    """Minus the entropy of q."""
+    return -q.entropy()

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError
+from pyro_vae.parts.build import check_scales
 from pyro_vae.parts.distributions import (
     BernoulliDistribution,
     ContinuousBernoulliDistribution,
@@ -107,8 +108,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, data_shape: Sequence[int], sigma: float = 1.0):
         super().__init__(data_shape)
-        if not sigma > 0:
-            raise ContractError(f"sigma must be positive, not {sigma}")
+        check_scales(sigma=sigma)
         self.register_buffer("sigma", torch.tensor(float(sigma)))
 
     def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
@@ -121,10 +121,14 @@ class GaussianLearned(Likelihood):
 
     Args:
         sigma: where the standard deviation starts.
+
+    Raises:
+        ContractError: it is not positive.
     """
 
     def __init__(self, data_shape: Sequence[int], sigma: float = 1.0):
         super().__init__(data_shape)
+        check_scales(sigma=sigma)
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)))
 
     def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
@@ -137,10 +141,13 @@ class GaussianPerDimension(GaussianLearned):
 
     Args:
         sigma: where the standard deviations start.
+
+    Raises:
+        ContractError: it is not positive.
     """
 
     def __init__(self, data_shape: Sequence[int], sigma: float = 1.0):
-        super().__init__(data_shape)
+        super().__init__(data_shape, sigma)
         self.log_sigma = nn.Parameter(torch.full(tuple(data_shape), math.log(sigma)))
 
 

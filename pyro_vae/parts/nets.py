@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -28,6 +29,14 @@ def mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
     for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), activation_class(activation)()]
     return nn.Sequential(*layers)
+
+
+def glorot(module: nn.Module) -> None:
+    """Glorot uniform weights and zero biases in all linear layers (Glorot & Bengio 2010)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
 
 class MLPEncoder(nn.Module):
@@ -63,6 +72,21 @@ class MLPDecoder(nn.Module):
         """Let the output start at `values` [channels, *data_shape]."""
         with torch.no_grad():
             self.out.bias.copy_(values.reshape(-1))
+
+
+class DictionaryDecoder(MLPDecoder):
+    """z [..., latent_dim] -> [..., channels, *data_shape]: a sum of columns of unit norm, one for each latent, by z."""
+
+    def __init__(self, latent_dim: int, data_shape: Sequence[int], channels: int):
+        super().__init__(latent_dim, (), "relu", data_shape, channels)
+
+    def forward(self, z: Float[Tensor, "... latent"]) -> Float[Tensor, "..."]:
+        return F.linear(z, self.columns, self.out.bias).unflatten(-1, self.out_shape)
+
+    @property
+    def columns(self) -> Float[Tensor, "elements latent"]:
+        """The columns, each of unit norm."""
+        return F.normalize(self.out.weight, dim=0)
 
 
 class ContextDecoder(nn.Module):
@@ -238,6 +262,14 @@ class MLP(Net):
 
     def decoder(self, latent_dim: int, data_shape: Sequence[int], channels: int) -> nn.Module:
         return MLPDecoder(latent_dim, self.hidden[::-1], self.activation, data_shape, channels)
+
+
+class Dictionary(MLP):
+    """Fully connected layers as `mlp` has them, and a linear decoder whose columns have unit norm: what a penalty on
+    the code takes from it, the decoder cannot give back."""
+
+    def decoder(self, latent_dim: int, data_shape: Sequence[int], channels: int) -> nn.Module:
+        return DictionaryDecoder(latent_dim, data_shape, channels)
 
 
 class Conv(Net):

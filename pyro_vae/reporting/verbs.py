@@ -19,6 +19,7 @@ from pyro_vae.errors import Doubt, RunError, check_positive
 from pyro_vae.pair import generation
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import OBSERVED, device_of, evaluating, select_fields
+from pyro_vae.reporting.ex_post import draw_codes
 from pyro_vae.reporting.report import write_report
 from pyro_vae.runs.run import Run, as_run
 
@@ -36,6 +37,7 @@ def sample(
     device: str = "auto",
     data: Data = None,
     split: str = "test",
+    ex_post: str | None = None,
 ) -> dict[str, Tensor]:
     """Draw data from the model: every site's values [n, *event], by name.
 
@@ -48,16 +50,21 @@ def sample(
         device: auto, cpu or cuda.
         data: what a conditional model is given, by name or file; the run's own data where none are named.
         split: train, valid or test: which of these data.
+        ex_post: gmm or flow: draw the latents not from the prior but from a density that is fitted to the codes of the
+            training data, a mixture of normals or a normalising flow.
 
     Raises:
         RunError: fewer than one, no such split, or a file that cannot be written.
+        UnknownName: no such density.
+        ContractError: an improper prior, from which nothing can be drawn, or latents that no density can be fitted to.
     """
     path = _outlet(out, ".png", ".npz")
     run = as_run(run, device)
     fields = _fields_to_sample(run, n, data, split)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        sites = generation.sample(run.pair, fields)
+        latents = None if ex_post is None else draw_codes(run, ex_post, n)
+        sites = generation.sample(run.pair, fields, latents)
     values = {name: site.raw.cpu() for name, site in sites.items()}
     if path is not None and path.suffix == ".png":
         plots.save_images(generation.center(generation.picture_site(generation.observed(sites))), path)

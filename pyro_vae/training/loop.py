@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -180,7 +181,6 @@ class Trainer:
             self.schedule = find("schedule", chosen.schedule, {**SCHEDULES, **TORCHS})
         self.gradients = Gradients(parameters)
         self.average = Average(pair, settings.ema) if settings.ema else None
-        self.kept = self.average.module if self.average else pair  # the weights that count
         self.order = torch.Generator().manual_seed(settings.seed)  # the same order on every device
         self.epoch = 0
         self.history: list[dict[str, float]] = []
@@ -308,7 +308,8 @@ class Trainer:
         if not (loss.isfinite().all() and weights_are_finite(self.pair)):
             self._explain_divergence(start)
         row = {"epoch": self.epoch + 1, "loss": loss.mean().item()}
-        row |= elbo_parts(self.kept, self.valid_split, self.train_split.size)
+        with self._weights_that_count():
+            row |= elbo_parts(self.pair, self.valid_split, self.train_split.size)
         if self.is_loss:
             del row["valid_elbo"]
         if math.isnan(row["valid_loss"]):
@@ -342,6 +343,8 @@ class Trainer:
                     f"the training loss is scaled: the pair multiplies site {name!r} by {scale:.4g} under train(); "
                     "the validation figures are not"
                 )
+        for name in sorted(self.scales.seen.keys() - self.unscaled.seen.keys()):
+            self.notes.append(f"the training loss has a term of site {name!r}, which the pair has under train() only")
         return loss
 
     def _advance(self, engine: Engine, batch: dict[str, Tensor]) -> Tensor:
@@ -369,6 +372,10 @@ class Trainer:
         if self.average is not None:
             self.average.update()
 
+    def _weights_that_count(self) -> AbstractContextManager[None]:
+        """The pair holds the weights that are validated and kept: their moving average, where there is one."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
     def _set_rates(self, step: int) -> None:
         """Learning rate and beta of a step, written where a captured step reads them."""
         settings, per_epoch = self.settings, self.steps_per_epoch
@@ -385,7 +392,8 @@ class Trainer:
         column, sign = self.monitored
         score = sign * row[column]
         if score > self.best["elbo"] or self.best["pair"] is None:
-            state = {name: value.detach().clone() for name, value in self.kept.state_dict().items()}
+            with self._weights_that_count():
+                state = {name: value.detach().clone() for name, value in self.pair.state_dict().items()}
             self.best = {"epoch": self.epoch, "elbo": score, "pair": state}
 
     def _out_of_patience(self) -> bool:
@@ -458,11 +466,11 @@ class Trainer:
             self._learn(batch)
             if not weights_are_finite(self.pair):
                 raise divergence(f"the weights are not finite after {where}", self.pair, batch, checkpoint)
-        with evaluating(self.kept):
+        with self._weights_that_count(), evaluating(self.pair):
             for batch in self.valid_split.batches(VALIDATION_BATCH):
-                if not_finite(self.kept, batch):
+                if not_finite(self.pair, batch):
                     what = f"the validation loss is not finite after epoch {epoch}"
-                    raise divergence(what, self.kept, batch, checkpoint)
+                    raise divergence(what, self.pair, batch, checkpoint)
         raise divergence(f"the loss was not finite in epoch {epoch}", self.pair, batch, checkpoint)
 
     def _finished(self) -> Run:

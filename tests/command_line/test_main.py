@@ -617,6 +617,6 @@ def test_no_other_library_adds_a_line(wrong_files, monkeypatch, capfd):
 
 def test_a_model_is_checked_on_a_data_set(pyro_vae):
     done = pyro_vae("check regressor --data column --hidden 8")
-    assert done.status == 0 and done.out.count("ok: ") == 10 and done.err == ""
+    assert done.status == 0 and done.out.count("ok: ") == 11 and done.err == ""
     check_refused(pyro_vae("check cvae --data digits"), "needs context_shape")
     check_refused(pyro_vae("check vae --binarize none"), "a Bernoulli likelihood needs 0 or 1")

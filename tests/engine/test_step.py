@@ -31,11 +31,15 @@ def loss_of(pair, objective=None, particles=1) -> Loss:
 
 
 def value_and_gradients(step, pair, batch, beta):
+    """What the pair writes into its buffers is put back, so that two steps start alike."""
+    kept = [buffer.clone() for buffer in pair.buffers()]
     torch.manual_seed(5)
     value = step(batch, torch.tensor(beta))
     assert not value.requires_grad
     gradients = [parameter.grad for parameter in pair.parameters()]
     pair.zero_grad()
+    for buffer, before in zip(pair.buffers(), kept, strict=True):
+        buffer.copy_(before)
     return [value, *gradients]
 
 
@@ -123,6 +127,12 @@ PARTS = [
     {"likelihood": "discretized_logistic", "net": "residual"},
     {"likelihood": "categorical"},
     {"likelihood": "poisson"},
+    {"posterior": "planar"},
+    {"posterior": "radial", "prior": "laplace"},
+    {"posterior": "iaf", "prior": "flow"},
+    {"posterior": "neural_spline"},
+    {"posterior": "delta", "prior": "flat", "net": "dictionary"},
+    {"posterior": "fixed_normal", "prior": "flat"},
 ]
 
 

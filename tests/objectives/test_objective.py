@@ -65,7 +65,7 @@ def test_what_a_callable_says_of_itself_is_taken_over():
 @pytest.mark.parametrize(
     "objective, known",
     [
-        (TraceELBO(), {"objective": "TraceELBO"}),
+        (TraceELBO("score"), {"objective": "TraceELBO", "gradient": "score"}),
         (IWAE("dreg"), {"objective": "IWAE", "gradient": "dreg"}),
         (Renyi(0.3), {"objective": "Renyi", "alpha": 0.3, "gradient": "pathwise"}),
     ],

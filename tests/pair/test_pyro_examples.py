@@ -386,7 +386,7 @@ def test_an_example_is_trained_and_its_bounds_are_in_order(example):
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_keeps_the_contract(example):
-    assert len(pv.testing.check_pair(*made(example))) == 10
+    assert len(pv.testing.check_pair(*made(example))) == 11
 
 
 def test_labels_that_are_there_are_observed():
@@ -400,7 +400,7 @@ def test_labels_that_are_there_are_observed():
 def test_a_guide_may_have_a_loss_of_its_own_where_labels_are_there():
     pair, fields = made(SCANVI)
     labelled = fields | {"y": torch.eye(3)[torch.arange(N) % 3]}
-    assert len(pv.testing.check_pair(pair, labelled)) == 10
+    assert len(pv.testing.check_pair(pair, labelled)) == 11
 
 
 def test_a_point_mass_on_the_topics_of_a_document_is_a_loss():

@@ -71,7 +71,8 @@ def test_the_command_line_goes_before_a_config_and_takes_the_options_of_the_othe
     words = "--likelihood bernoulli --objective trace_elbo --optimizer sgd --momentum 0.5"
     status, text = printed(capsys, tmp_path, printed(capsys, tmp_path, FLAT)[1], words)
     config = yaml.safe_load(text)
-    assert status == 0 and config["objective"] == {"name": "trace_elbo"} and "likelihood_sigma" not in config["model"]
+    assert status == 0 and config["objective"] == {"name": "trace_elbo", "gradient": "pathwise"}
+    assert "likelihood_sigma" not in config["model"]
     assert config["training"]["optimizer_options"]["momentum"] == 0.5
     assert config["training"]["optimizer_options"]["weight_decay"] == 0.0
 

@@ -765,3 +765,23 @@ def test_a_hook_sees_training_steps_only():
     steps = []
     train(hooked_vae(lambda pair: steps.append(pair.training)), bits(40), epochs=2, **QUIET)
     assert steps == [True] * 6
+
+
+def test_the_moving_average_is_that_of_a_net_that_the_programs_know_by_name():
+    """Programs that are functions of a net outside of them: what is validated and kept are the averaged weights."""
+    runs = []
+    for build in (small_vae, lambda: _functions_of(small_vae())):
+        torch.manual_seed(0)
+        runs.append(train(build(), bits(), epochs=3, ema=0.9, lr=0.05, **QUIET))
+    for ours, theirs in zip(*(run.history for run in runs), strict=True):
+        assert ours["valid_loss"] == pytest.approx(theirs["valid_loss"], rel=1e-6)
+    kept = [torch.cat([p.flatten() for p in run.pair.parameters()]) for run in runs]
+    assert torch.allclose(*kept, atol=1e-6)
+
+
+def _functions_of(vae: torch.nn.Module) -> torch.nn.Module:
+    pair = torch.nn.Module()
+    pair.net = vae
+    pair.model = lambda x: vae.model(x)
+    pair.guide = lambda x: vae.guide(x)
+    return pair
