@@ -19,6 +19,7 @@ from pyro_vae.training.by_name import (
     NOT_SETTINGS,
     config_of,
     epochs_of,
+    objective_of,
     options_of_dataset,
     options_of_optimizer,
     options_of_presentation,
@@ -118,6 +119,8 @@ class Choice:
         if self.names["objective"] != known["objective"]:
             self.config.pop("objective", None)
         self.model = plugins.load("model", self.names["model"])
+        if "objective" not in asked and "name" not in self.config.get("objective", {}):
+            self.names["objective"] = objective_of(self.names["model"])
         parts = vars(_peek(parser, arguments, list(part_kinds(self.model))))
         self.parts = {name: self._chosen("model", name, parts[name], f"{name}_") for name in part_kinds(self.model)}
         self.optimizer = self._chosen("training", "optimizer", named.optimizer, "optimizer_options") or "adam"
