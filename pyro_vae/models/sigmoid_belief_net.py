@@ -20,9 +20,9 @@ from pyro_vae.parts.nets import MLPDecoder
 
 
 class SigmoidBeliefNet(Pair):
-    """p(z_L) p(z_L-1|z_L) ... p(x|z_1), sites `z_1` (next to x) to `z_L`: layers of bits, each bit on with a probability
-    that is a sigmoid of a linear function of the layer above (Neal 1992). The guide goes bottom up, q(z_1|x) q(z_2|z_1)
-    ..., by sigmoids as well.
+    """p(z_L) ... p(z_1|z_2) p(x|z_1), sites `z_1` (next to x) to `z_L`: layers of bits, each on with a probability that
+    is a sigmoid of a linear function of the layer above (Neal 1992). The guide goes bottom up, q(z_1|x) q(z_2|z_1) ...,
+    by sigmoids as well.
 
     Bits have no pathwise gradient, so it trains by `wake_sleep` unless another objective is asked for:
     `reweighted_wake_sleep`, `iwae` with gradient="vimco", `trace_graph_elbo`.

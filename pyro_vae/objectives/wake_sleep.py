@@ -1,7 +1,7 @@
 """Wake-sleep: the model learns from the guide's draws for the data, the guide by the score of given draws.
 
-When it is awake the guide draws z for each datum. Asleep, the model draws x and z, and the guide learns to tell z from x:
-the gradient of E_p(x) KL(p(z|x) || q(z|x)). No gradient passes through a draw, so any site will do that has a density.
+Awake, the guide draws z for each datum. Asleep, the model draws x and z, and the guide learns to tell z from x: the
+gradient of E_p(x) KL(p(z|x) || q(z|x)). No gradient passes through a draw, so any site will do that has a density.
 """
 
 from jaxtyping import Float
@@ -50,8 +50,8 @@ class ReweightedWakeSleep(MinusBound):
     draws by their weights, or at dreams, equal to Pyro's `ReweightedWakeSleep` for each datum by itself (Bornschein &
     Bengio 2015; Le et al. 2020).
 
-    The value is -L_K. The guide's gradient is that of KL(p(z|x) || q(z|x)) but for a bias of order 1/K when it is awake;
-    asleep it has none, and is that of dreams, not of the data. `beta` weighs log p(z) - log q(z|x) in the weights.
+    The value is -L_K. The guide's gradient is that of KL(p(z|x) || q(z|x)) but for a bias of order 1/K awake; asleep
+    it has none, and is that of dreams, not of the data. `beta` weighs log p(z) - log q(z|x) in the weights.
 
     Args:
         insomnia: how much the guide learns awake, from 0, at dreams alone, to 1, at the draws for the data alone.
@@ -102,8 +102,8 @@ def awake(pair: nn.Module, batch: Batch, particles: int) -> LogTerms:
     enumerated = structure_of(pair, fields).enumerated["guide"]
     if enumerated:
         raise ContractError(
-            f"the guide enumerates {min(enumerated)!r}, and this objective draws it: leave infer={{'enumerate': ...}} out "
-            "of the guide, or use trace_enum_elbo"
+            f"the guide enumerates {min(enumerated)!r}, and this objective draws it: leave infer={{'enumerate': ...}} "
+            "out of the guide, or use trace_enum_elbo"
         )
     parts = []
     for count in counts(pair, batch, particles):
@@ -133,7 +133,7 @@ def _refuse_points(guide: Sites) -> None:
 
 
 def asleep(pair: nn.Module, batch: Batch, dreams: int) -> Float[Tensor, " batch"]:
-    """-log q(z|x) in nats at draws of p(x, z), the mean of so many in the place of each datum; raises as `dream` does."""
+    """-log q(z|x) in nats at draws of p(x, z), the mean of so many for each datum; raises as `dream` does."""
     loss = 0.0
     for _ in range(dreams):
         dreamt = dream(pair, batch, WITHOUT_DREAMS)
