@@ -385,7 +385,7 @@ class Classified(nn.Module):
             pyro.sample("y", dist.Categorical(logits=self.classifier(x)))
 
 
-def refused(pair: nn.Module, fields: dict[str, Tensor], line: str, objective=WakeSleep(), particles: int = 2) -> None:
+def refused(pair: nn.Module, fields: dict[str, Tensor], line: str, objective: WakeSleep, particles: int = 2) -> None:
     with pytest.raises(ContractError, match=line):
         objective(pair, fields, particles)
 
