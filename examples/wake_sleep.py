@@ -1,4 +1,4 @@
-"""A net of bits learns without a gradient through them: from its own dreams it learns to tell the code from the digit."""
+"""A net of bits learns without a gradient through them: from dreams of its own it learns to tell code from digit."""
 
 import sys
 from pathlib import Path

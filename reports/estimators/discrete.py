@@ -110,11 +110,9 @@ def bits() -> tuple[str, Figure]:
     found = {name: [measured(net, x, name, particles) for particles in PARTICLES] for name in ESTIMATORS}
     rows = []
     for name, (_, goal) in ESTIMATORS.items():
-        at = found[name][PARTICLES.index(SHOWN)]
-        cells = {
-            part: [f"{at[part]['bias']:.3f} ± {at[part]['chance']:.3f}", f"{at[part]['noise']:.2g}"] for part in at
-        }
-        rows.append([name, *cells["model"], goal, *cells["guide"]])
+        model, guide = found[name][PARTICLES.index(SHOWN)].values()
+        bias = [f"{part['bias']:.3f} ± {part['chance']:.3f}" for part in (model, guide)]
+        rows.append([name, bias[0], f"{model['noise']:.2g}", goal, bias[1], f"{guide['noise']:.2g}"])
     figure = Figure(figsize=(8, 6), layout="constrained")
     panels = product(("model", "guide"), ("bias", "noise"))
     for axes, (part, what) in zip(figure.subplots(2, 2).flat, panels, strict=True):
@@ -133,11 +131,11 @@ def section() -> tuple[str, Figure]:
     found, figure = bits()
     text = f"""## Past bits
 
-A sigmoid belief net of {LAYERS[0]} and {LAYERS[1]} bits, on pictures of bars of {SIDE} by {SIDE} pixels, after 30 epochs: few
-enough to sum over all codes and all pictures. {COPIES * REPEATS:,} gradients of a batch of {DATA}, each with K draws of the
-guide for each datum. Bias, and noise (the root of the summed variance of one gradient), are shares of the length of the
-exact gradient: by the model, that of log p(x); by the guide, that of what the estimator is meant to minimise, which is not
-the same for all. At K = {SHOWN}, with what chance leaves of the bias:
+A sigmoid belief net of {LAYERS[0]} and {LAYERS[1]} bits, on pictures of bars of {SIDE} by {SIDE} pixels, after 30 epochs:
+few enough to sum over all codes and all pictures. {COPIES * REPEATS:,} gradients of a batch of {DATA}, each with K draws
+of the guide for each datum. Bias, and noise (the root of the summed variance of one gradient), are shares of the length
+of the exact gradient: by the model, that of log p(x); by the guide, that of what the estimator is meant to minimise,
+which is not the same for all. At K = {SHOWN}, with what chance leaves of the bias:
 
 {found}
 ![bias and noise against particles](discrete.png)
