@@ -133,9 +133,9 @@ def section() -> tuple[str, Figure]:
 
 A sigmoid belief net of {LAYERS[0]} and {LAYERS[1]} bits, on pictures of bars of {SIDE} by {SIDE} pixels, after 30
 epochs: few enough to sum over all codes and all pictures. {COPIES * REPEATS:,} gradients of a batch of {DATA}, each
-with K draws of the guide for each datum. Bias, and noise (the root of the summed variance of one gradient), are shares of the length
-of the exact gradient: by the model, that of log p(x); by the guide, that of what the estimator is meant to minimise,
-which is not the same for all. At K = {SHOWN}, with what chance leaves of the bias:
+with K draws of the guide for each datum. Bias, and noise (the root of the summed variance of one gradient), are shares
+of the length of the exact gradient: by the model, that of log p(x); by the guide, that of what the estimator is meant
+to minimise, which is not the same for all. At K = {SHOWN}, with what chance leaves of the bias:
 
 {found}
 ![bias and noise against particles](discrete.png)

@@ -203,7 +203,9 @@ def test_an_option_of_another_system_is_one_line():
         HierarchicalVAE(SHAPE, prior_components=3)
 
 
-.mark.parametrize("name, options", [("hierarchical", {}), ("hierarchical", {"ladder": True}), ("burda_two_layers", {})])
+@pytest.mark.parametrize(
+    "name, options", [("hierarchical", {}), ("hierarchical", {"ladder": True}), ("burda_two_layers", {})]
+)
 def test_it_trains_by_name_on_a_default_that_needs_no_file(name, options):
     run = pv.train(name, epochs=3, model_options=options, engine="eager", progress=False)
     assert run.history[-1]["valid_elbo"] > run.history[0]["valid_elbo"]
