@@ -41,12 +41,6 @@ def epochs_of(data: Any) -> int:
     return EPOCHS_OF.get(data, EPOCHS) if isinstance(data, str) else EPOCHS
 
 
-def objective_of(pair: Any) -> str:
-    """The objective of a pair, or of a model's name, where none is asked for."""
-    model = plugins.load("model", pair) if isinstance(pair, str) else pair
-    return getattr(model, "default_objective", DEFAULTS["objective"])
-
-
 def options_of_presentation() -> list[Option]:
     """How any data set is presented: scaled and binarised."""
     options = options_of(load_data, ["name_or_file", "seed"])

@@ -24,7 +24,7 @@ from pyro_vae.pair.pair import Pair
 from pyro_vae.pair.ready import ready_data
 from pyro_vae.pair.sequences import check_sequences
 from pyro_vae.runs.build import MEANS, load_weights
-from pyro_vae.runs.config import DEFAULTS
+from pyro_vae.runs.config import DEFAULTS, default_objective
 from pyro_vae.runs.folder import BEST, RunFolder
 from pyro_vae.runs.identity import check_same_run, identity
 from pyro_vae.runs.run import Run
@@ -35,7 +35,6 @@ from pyro_vae.training.by_name import (
     epochs_of,
     finish,
     made,
-    objective_of,
     options_of_optimizer,
     options_of_schedule,
     with_defaults,
@@ -163,7 +162,7 @@ def train(
     asked = dict(locals())
     pair = asked["pair"] = plugins.current_name("model", pair, warn=True)
     schedule = asked["schedule"] = plugins.current_name("schedule", schedule, warn=True)
-    objective = asked["objective"] = objective_of(pair) if objective is None else objective
+    objective = asked["objective"] = default_objective(pair) if objective is None else objective
     epochs = asked["epochs"] = epochs_of(data) if epochs is None else epochs
     optimizer_options = asked["optimizer_options"] = with_defaults(options_of_optimizer(optimizer), optimizer_options)
     schedule_options = asked["schedule_options"] = with_defaults(options_of_schedule(schedule), schedule_options)
