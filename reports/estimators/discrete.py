@@ -120,6 +120,7 @@ def bits() -> tuple[str, Figure]:
             axes.loglog(PARTICLES, [each[part][what] for each in at], "o-", color=f"C{place}", label=name)
             if what == "bias":
                 axes.loglog(PARTICLES, [each[part]["chance"] for each in at], ":", color=f"C{place}")
+        axes.set_xscale("log", base=2)
         axes.set(title=f"{what}, by the {part}", xlabel="particles K", ylabel="share of the exact gradient")
     figure.axes[1].legend(frameon=False, fontsize="small")
     head = ["estimator", "model: bias", "noise", "goal of the guide", "guide: bias", "noise"]
@@ -142,7 +143,7 @@ to minimise, which is not the same for all. At K = {SHOWN}, with what chance lea
 
 Dotted: what chance leaves of the bias. By the model, the gradient of the ELBO (score function, wake-sleep) stays away
 from that of log p(x) however many draws there are, and that of L_K (VIMCO, reweighted) comes near it. By the guide, the
-score function and VIMCO are unbiased. Awake, reweighted wake-sleep has a bias that falls with K; dreams have none, and
-their noise does not depend on K.
+score function and VIMCO are unbiased, but VIMCO's signal falls with K faster than its noise. Awake, reweighted
+wake-sleep has a bias that falls with K; dreams have none, and their noise does not depend on K.
 """
     return text, figure
