@@ -20,6 +20,12 @@ SECTIONS = (*KINDS, "training")
 DEFAULTS = {"model": "vae", "data": "digits", "objective": "trace_mean_field_elbo"}
 
 
+def default_objective(model: Any) -> str:
+    """The objective of a model where none is asked for: its `default_objective`, or its constructor's."""
+    model = plugins.load("model", model) if isinstance(model, str) else model
+    return getattr(model, "default_objective", DEFAULTS["objective"])
+
+
 def read_config(folder: Path) -> Config:
     """The settings of a run; empty for a run whose pair and data had no names."""
     path = folder / CONFIG

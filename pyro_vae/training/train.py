@@ -24,7 +24,7 @@ from pyro_vae.pair.pair import Pair
 from pyro_vae.pair.ready import ready_data
 from pyro_vae.pair.sequences import check_sequences
 from pyro_vae.runs.build import MEANS, load_weights
-from pyro_vae.runs.config import DEFAULTS
+from pyro_vae.runs.config import DEFAULTS, default_objective
 from pyro_vae.runs.folder import BEST, RunFolder
 from pyro_vae.runs.identity import check_same_run, identity
 from pyro_vae.runs.run import Run
@@ -51,7 +51,7 @@ def train(
     epochs: int | None = None,
     batch_size: int = 128,
     lr: float = 1e-3,
-    objective: Any = DEFAULTS["objective"],
+    objective: Any = None,
     particles: int = 1,
     engine: str = "auto",
     device: str = "auto",
@@ -102,7 +102,8 @@ def train(
         epochs: passes over the training data; where none are asked for 600 over the data set digits, 100 over others.
         batch_size: data a step; a `DataLoader` has its own.
         lr: the learning rate, before the schedule.
-        objective: a registered objective's name, or an `Objective`, or a function with its signature.
+        objective: a registered objective's name, or an `Objective`, or a function with its signature; where none is
+            asked for, the model's own `default_objective`, or else "trace_mean_field_elbo".
         particles: draws of the guide for each datum and step.
         engine: "eager", "compiled", or "auto".
         device: "cpu", "cuda", or "auto".
@@ -161,6 +162,7 @@ def train(
     asked = dict(locals())
     pair = asked["pair"] = plugins.current_name("model", pair, warn=True)
     schedule = asked["schedule"] = plugins.current_name("schedule", schedule, warn=True)
+    objective = asked["objective"] = default_objective(pair) if objective is None else objective
     epochs = asked["epochs"] = epochs_of(data) if epochs is None else epochs
     optimizer_options = asked["optimizer_options"] = with_defaults(options_of_optimizer(optimizer), optimizer_options)
     schedule_options = asked["schedule_options"] = with_defaults(options_of_schedule(schedule), schedule_options)

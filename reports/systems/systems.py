@@ -74,4 +74,8 @@ SYSTEMS = [
     ),
     System("VQ-VAE", "vqvae", "Codes of a codebook, with an autoregressive prior.", weighted=False),
     System("VAE of missing data (MIWAE)", "vae", "A VAE that sees half of the pixels.", GAPS, MASKED),
+    System(
+        "Helmholtz machine", "sigmoid_belief_net", "All pixels again; layers of bits; the guide learns at dreams.",
+        training={"objective": "wake_sleep"},
+    ),
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from references import gaussian_log_density
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.errors import ContractError
+from pyro_vae.errors import ContractError, UnknownName
 from pyro_vae.models.hierarchical import HierarchicalVAE, burda_two_layers, product
 from pyro_vae.pair.particles import run_guide
 from pyro_vae.pair.sites import latent
@@ -194,6 +194,21 @@ def test_burdas_two_layers_are_the_papers_net():
 def test_bad_input_is_one_line(options, line):
     with pytest.raises(ContractError, match=line):
         HierarchicalVAE(SHAPE, **options)
+
+
+def test_an_option_of_another_system_is_one_line():
+    with pytest.raises(UnknownName, match="unknown option 'posterior_layers'"):
+        HierarchicalVAE(SHAPE, posterior_layers=2)
+    with pytest.raises(ContractError, match="prior_components needs prior mixture or vamp"):
+        HierarchicalVAE(SHAPE, prior_components=3)
+
+
+@pytest.mark.parametrize(
+    "name, options", [("hierarchical", {}), ("hierarchical", {"ladder": True}), ("burda_two_layers", {})]
+)
+def test_it_trains_by_name_on_a_default_that_needs_no_file(name, options):
+    run = pv.train(name, epochs=3, model_options=options, engine="eager", progress=False)
+    assert run.history[-1]["valid_elbo"] > run.history[0]["valid_elbo"]
 
 
 def test_the_command_line_says_so_too(capsys):

@@ -10,7 +10,7 @@ from pairs import SHAPE, bits
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.errors import ContractError
+from pyro_vae.errors import ContractError, UnknownName
 from pyro_vae.models.vqvae import DEAD, DECAY, VQVAE, Codes
 from pyro_vae.pair.particles import run_guide
 
@@ -233,3 +233,22 @@ def test_a_convolutional_net_and_other_likelihoods_serve():
     x = torch.rand(12, 1, 8, 8)
     assert pv.evaluate(pair, x, progress=False).elbo.isfinite().all()
     assert run_guide(pair, {"x": x})["codes"].value.shape == (1, 12, 8)
+
+
+def test_the_prior_learns_from_codes_that_no_gradient_leaves():
+    pair, x = small(), bits(10)
+    log_prior = pv.log_terms(pair, {"x": x}).log_prior.mean()
+    named = dict(pair.named_parameters())
+    found = torch.autograd.grad(log_prior, list(named.values()), allow_unused=True)
+    reached = {name for name, gradient in zip(named, found, strict=True) if gradient is not None and gradient.any()}
+    assert reached == {name for name in named if name.startswith("prior.")}
+
+
+def test_it_trains_by_name_on_a_default_that_needs_no_file():
+    run = pv.train("vqvae", epochs=3, engine="eager", progress=False)
+    assert run.history[-1]["valid_elbo"] > run.history[0]["valid_elbo"]
+
+
+def test_an_option_of_another_system_is_one_line():
+    with pytest.raises(UnknownName, match="unknown option 'prior_components'"):
+        VQVAE(SHAPE, prior_components=3)

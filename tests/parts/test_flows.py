@@ -233,3 +233,10 @@ def test_a_vamp_prior_is_the_mean_of_flows_too(posterior):
     z = torch.randn(5, 2, dtype=torch.float64)
     parts = [pair.posterior(pair.encoder(one)).log_prob(z.clone()) for one in pair.prior.inputs]
     assert torch.allclose(pair.prior().log_prob(z), torch.stack(parts).logsumexp(0) - math.log(3))
+
+
+@pytest.mark.parametrize("parts", [{"posterior": "iaf"}, {"posterior": "neural_spline"}, {"prior": "flow"}])
+def test_a_vae_with_flows_trains_by_name_on_a_default_that_needs_no_file(parts):
+    options = {"latent_dim": 4, "hidden": (32,), **parts}
+    run = pv.train("vae", epochs=2, model_options=options, engine="eager", progress=False)
+    assert run.history[-1]["valid_elbo"] > run.history[0]["valid_elbo"]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.data import Split
-from pyro_vae.errors import ContractError, RunError, UnknownName, check_positive
+from pyro_vae.errors import RunError, UnknownName, check_positive
 from pyro_vae.evaluation.ais.annealing import HMC, Noise, Tick, anneal, moves_of, sigmoid_path, tune
 from pyro_vae.evaluation.ais.bridge import STARTS, PairBridge, Values
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks, seed_of
@@ -17,9 +17,9 @@ from pyro_vae.evaluation.chunks import rows_that_fit
 from pyro_vae.evaluation.evaluator import Evaluator, Progress, ticker
 from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, mean_and_error, quantiles
 from pyro_vae.evaluation.weights import WeightStream, check_weights
-from pyro_vae.pair.generation import sample
+from pyro_vae.pair.dreams import dream
 from pyro_vae.pair.particles import run_guide, run_model
-from pyro_vae.pair.sites import latent, observed, side_by_side, values_of
+from pyro_vae.pair.sites import latent, side_by_side, values_of
 
 PILOTS = 4
 """Chains that only tune the step sizes."""
@@ -146,24 +146,14 @@ class AIS(Evaluator):
 def simulated(block: Block) -> tuple[Block, Values]:
     """Data drawn from the model in place of those of a block, and the latents [1, batch, *event] behind them.
 
-    What the model conditions on stays. Raises `ContractError` where a site observes no field as it is given.
+    What the model conditions on stays; raises as `dream` does.
     """
     pair, batch = block.pair, block.batch()
     with block.seeded(SIMULATION):
-        conditioned = observed(run_model(pair, batch, values_of(run_guide(pair, batch))))
-        drawn = sample(pair, batch)
-    fields = dict(batch)
-    for name, site in conditioned.items():
-        field = next((field for field, value in batch.items() if value is site.given), None)
-        if field is None:
-            raise ContractError(
-                f"site {name!r} observes no field as it is given, so no data can be simulated for the bound from "
-                "above; write obs=the field, or leave bidirectional off"
-            )
-        values = drawn[name].value.squeeze(0).to(fields[field].dtype)
-        fields[field] = torch.where(fields[field].isnan(), fields[field], values)
+        dreamt = dream(pair, batch, "leave bidirectional off, whose bound from above needs such data")
+    fields = {**batch, **dreamt.fields}
     simulation = Block(pair, Split(fields), slice(0, block.size), *block.key, SIMULATION, whole=True)
-    return simulation, values_of(latent(drawn))
+    return simulation, dreamt.latents
 
 
 def _starts(block: Block, start: str, count: int) -> Values:
