@@ -47,8 +47,10 @@ class WakeSleep(MinusBound):
 
 class ReweightedWakeSleep(MinusBound):
     """Minus the importance-weighted bound L_K for the model, K = `particles`, and for the guide -log q(z|x) at the same
-    draws by their weights, or at dreams, equal to Pyro's `ReweightedWakeSleep` for each datum by itself (Bornschein &
-    Bengio 2015; Le et al. 2020).
+    draws by their weights, or at dreams (Bornschein & Bengio 2015; Le et al. 2020).
+
+    Of one datum it is Pyro's `ReweightedWakeSleep`, which weighs all data of a batch together, and lets the gradient of
+    log q pass through a draw on which others depend.
 
     The value is -L_K. The guide's gradient is that of KL(p(z|x) || q(z|x)) but for a bias of order 1/K awake; asleep
     it has none, and is that of dreams, not of the data. `beta` weighs log p(z) - log q(z|x) in the weights.
