@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from pyro_vae.engine import processes
 from pyro_vae.engine.policy import Engine, Work, choose_engine
 from pyro_vae.engine.tracing import call_with, compile_function, named_tensors
-from pyro_vae.pair.pair import batch_size, select_fields
+from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.particles import ways
-from pyro_vae.pair.structure import structure_of
 
 REPAYING_STEPS = 10_000
 """Compiling takes a quarter of a minute on a CPU and saves a millisecond or two a step."""
@@ -90,8 +89,6 @@ class CompiledStep:
     """
 
     def __init__(self, loss: Loss, example: Mapping[str, Tensor]):
-        structure_of(loss.pair, select_fields(loss.pair, example))  # seen before the trace, which reads no values
-        ways(loss.pair, example, loss.particles)
         self.eager = EagerStep(loss)
         self.layout = {name: _layout(value) for name, value in example.items()}
         self.trained = {name: parameter for name, parameter in loss.named_parameters() if parameter.requires_grad}
