@@ -25,7 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 import comparisons  # noqa: E402
 from comparisons import kept  # noqa: E402
 from machine import header, table  # noqa: E402
-from systems import BITS, GAPS, GREY, SYSTEMS, System  # noqa: E402
+from systems import BITS, GAPS, GREY, SYSTEMS, WHOLE, System  # noqa: E402
 
 SHOWN, SAMPLES, PARTICLES = 10, 16, 1000
 QUANTITIES = {"elbo": "ELBO", "loss": "loss"}
@@ -68,7 +68,12 @@ def sets(root: str | None) -> dict[str, Digits]:
 
     found = {
         "digits": Digits(
-            {GREY: lambda: digits("none"), BITS: lambda: digits("dynamic"), GAPS: lambda: with_gaps(digits("static"))},
+            {
+                GREY: lambda: digits("none"),
+                BITS: lambda: digits("dynamic"),
+                WHOLE: lambda: digits("static"),
+                GAPS: lambda: with_gaps(digits("static")),
+            },
             300, 128, None, 1000,
         )
     }  # fmt: skip
@@ -81,7 +86,7 @@ def sets(root: str | None) -> dict[str, Digits]:
             return pv.load_data("mnist", root=root, binarize="none")
 
         found["MNIST"] = Digits(
-            {GREY: grey, BITS: static, GAPS: lambda: with_gaps(static())}, 10, 200, 500, 1000
+            {GREY: grey, BITS: static, WHOLE: static, GAPS: lambda: with_gaps(static())}, 10, 200, 500, 1000
         )  # fmt: skip
     return found
 
@@ -112,14 +117,13 @@ def row_of(system: System, digits: Digits, folder: Path) -> dict[str, Any]:
 
 def cells(system: System, found: Mapping[str, Any], place: str) -> list[str]:
     """A line of the table."""
-    objective = system.training.get("objective", "trace_mean_field_elbo")
     figure = f"{QUANTITIES[found['quantity']]} {found['mean']:.2f} ± {found['error']:.2f}"
     weighted = f"{found['weighted']:.2f} ± {found['weighted_error']:.2f}" if "weighted" in found else ""
     error, seconds = f"{found['squared error']:.4f}", f"{found['seconds']:.2f}"
     return [
         system.name,
         system.differs,
-        f"`{objective}`",
+        f"`{system.objective}`",
         figure,
         weighted,
         error,
@@ -135,15 +139,14 @@ def page_of(name: str, digits: Digits, runs: Path, only: str) -> str:
     for system in SYSTEMS:
         if only not in system.name:
             continue
-        stem = "".join(c if c.isalnum() else "_" for c in system.name).lower()
-        folder = runs / name / stem
+        folder = runs / name / system.stem
         found = kept(folder / "row.json", lambda s=system, f=folder: row_of(s, digits, f))
         print(f"{name}, {system.name}: {json.dumps(found)}", flush=True)
-        place = HERE / name / stem
+        place = HERE / name / system.stem
         place.mkdir(parents=True, exist_ok=True)
         for picture in folder.glob("*.png"):
             (place / picture.name).write_bytes(picture.read_bytes())
-        rows.setdefault(system.data, []).append(cells(system, found, f"{name}/{stem}"))
+        rows.setdefault(system.data, []).append(cells(system, found, f"{name}/{system.stem}"))
     weighted = f"L_{PARTICLES}" + (f" of {digits.limit}" if digits.limit else "")
     head = [
         "",
@@ -166,9 +169,8 @@ def missing_table(name: str, digits: Digits, runs: Path) -> list[str]:
     folder = runs / name / "missing"
 
     def make() -> dict[str, Any]:
-        gaps = digits.forms[GAPS]()
-        whole = (pv.load_data("digits", binarize="static") if name == "digits" else digits.forms[BITS]()).test["x"]
-        run = trained(system, digits, gaps, runs / name / "vae_of_missing_data__miwae_")
+        gaps, whole = digits.forms[GAPS](), digits.forms[WHOLE]().test["x"]
+        run = trained(system, digits, gaps, runs / name / system.stem)
         limit = pv.Dataset(gaps.name, gaps.train, gaps.valid, gaps.test.head(digits.limit))
         return comparisons.of_missing(run, limit, whole[: limit.test.size], digits.neighbours)
 

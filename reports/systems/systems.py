@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 GREY, BITS, GAPS = "grey levels", "black and white", "black and white, half of it gone"
+WHOLE = "black and white, nothing gone"
+"""What the data with gaps were made of; no system is trained on it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,16 @@ class System:
     training: Mapping[str, Any] = field(default_factory=dict)
     weighted: bool = True
     ex_post: bool = False
+
+    @property
+    def stem(self) -> str:
+        """The name as that of a folder."""
+        return "".join(c if c.isalnum() else "_" for c in self.name).lower()
+
+    @property
+    def objective(self) -> str:
+        """The name of the objective."""
+        return self.training.get("objective", "trace_mean_field_elbo")
 
 
 NORMAL, GAUSSIAN = {"prior": "standard_normal"}, {"likelihood": "gaussian", "likelihood_sigma": 0.2}
