@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError, DataError
 from pyro_vae.pair.checks import check_density, check_sites
-from pyro_vae.pair.pair import evaluating, field_names
+from pyro_vae.pair.pair import device_of, evaluating, field_names
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import Site, elements, latent, observed
 
@@ -115,7 +115,7 @@ class BitsBack:
         if len(names.required) != 1:
             raise ContractError(f"bits-back coding takes a pair of one field, not of {', '.join(names.required)}")
         (self.field,) = names.required
-        self.pair = pair
+        self.pair, self.device = pair, device_of(pair)
         places = (torch.arange(BUCKETS + 1).double() / BUCKETS, (torch.arange(BUCKETS).double() + 0.5) / BUCKETS)
         self.edges, self.centres = (dist.Normal(0.0, 1.0).icdf(shares).tolist() for shares in places)
 
@@ -125,14 +125,14 @@ class BitsBack:
         stack = Stack(noise)
         initial = stack.bits
         with torch.no_grad(), torch.random.fork_rng(), evaluating(self.pair):
-            for datum in x.split(1):
+            for datum in x.to(self.device).split(1):
                 guide, prior = self._latent(datum)
                 buckets = [stack.pop(self._guide_masses(*q), BUCKETS) for q in guide]
                 table, support = self._likelihood(datum, prior, buckets)
                 for row, index in zip(table, _indices(support, datum), strict=True):
                     stack.push(row[index], row[index + 1] - row[index])
                 for bucket in buckets:
-                    stack.push(bucket * 2**PRECISION // BUCKETS, 2**PRECISION // BUCKETS)
+                    stack.push(_uniform(bucket), _uniform(1))
         return Message(tuple(stack.tail), stack.head, len(x), tuple(x.shape[1:]), initial)
 
     def restore(self, message: Message) -> Shaped[Tensor, "n ..."]:
@@ -140,20 +140,20 @@ class BitsBack:
         stack, found = Stack(message.words), []
         stack.head = message.head
         with torch.no_grad(), torch.random.fork_rng(), evaluating(self.pair):
-            blank = torch.zeros(1, *message.shape)
+            blank = torch.zeros(1, *message.shape, device=self.device)
             size = len(self._latent(blank)[0])
             for _ in range(message.count):
                 _, prior = self._latent(blank)
                 buckets = [stack.pop(_uniform, BUCKETS) for _ in range(size)][::-1]
                 table, support = self._likelihood(blank, prior, buckets)
                 symbols = [stack.pop(row.__getitem__, len(row) - 1) for row in reversed(table)][::-1]
-                datum = support[symbols].reshape(1, *message.shape)
+                datum = support[symbols].reshape(1, *message.shape).to(self.device)
                 guide, _ = self._latent(datum)
                 for bucket, q in reversed([*zip(buckets, guide, strict=True)]):
                     start, end = map(self._guide_masses(*q), (bucket, bucket + 1))
                     stack.push(start, end - start)
                 found.append(datum)
-        return torch.cat(found[::-1])
+        return torch.cat(found[::-1]).cpu()
 
     def _latent(self, datum: Shaped[Tensor, "1 ..."]) -> tuple[list[tuple[float, float]], tuple[str, Any]]:
         """Mean and scale of each number of the latent under the guide, where the prior is standard; and the prior."""
@@ -200,18 +200,17 @@ def _table(site: Site) -> tuple[list[list[int]], Float[Tensor, " values"]]:
     if not getattr(fn, "has_enumerate_support", False):
         raise ContractError(f"site {site.name!r} is no discrete distribution of few values, so x has no code by it")
     support = fn.enumerate_support(expand=False)
-    mass = fn.log_prob(support).double().exp().reshape(len(support), -1).T
+    mass = fn.log_prob(support).double().exp().reshape(len(support), -1).T.cpu()
     room = 2**PRECISION - len(support)
     below = (room * (mass.cumsum(1) / mass.sum(1, keepdim=True))).long() + torch.arange(1, len(support) + 1)
     below[:, -1] = 2**PRECISION
-    return torch.cat([torch.zeros(len(below), 1, dtype=torch.long), below], 1).tolist(), support.flatten()
+    return torch.cat([torch.zeros(len(below), 1, dtype=torch.long), below], 1).tolist(), support.flatten().cpu()
 
 
 def _indices(support: Float[Tensor, " values"], datum: Tensor) -> list[int]:
-    found: Int[Tensor, " elements"] = torch.searchsorted(support, datum.flatten().to(support)).clamp(
-        max=len(support) - 1
-    )
-    if not torch.equal(support[found], datum.flatten().to(support)):
+    values = datum.flatten().to(support)
+    found: Int[Tensor, " elements"] = torch.searchsorted(support, values).clamp(max=len(support) - 1)
+    if not torch.equal(support[found], values):
         raise DataError("the data have values that the likelihood does not have")
     return found.tolist()
 

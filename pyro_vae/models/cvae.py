@@ -89,8 +89,7 @@ class CVAE(Pair):
         shown = features if decoder_context else 0
         out_shape = (self.likelihood.channels, *data_shape)
         self.decoder = ContextDecoder(latent_dim, shown, hidden[::-1], activation, out_shape)
-        if data_mean is not None:
-            self.decoder.set_output(self.likelihood.start(data_mean))
+        build.start_at(data_mean, self.decoder, self.likelihood)
 
     def features(self, context: Field) -> Float[Tensor, "batch features"]:
         """What prior, encoder and decoder see of the context, and of the baseline's guess where there is one."""

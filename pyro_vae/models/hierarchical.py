@@ -87,8 +87,7 @@ class HierarchicalVAE(Pair):
             for above, width, below in zip(latent_dims[1:], widths[1:], latent_dims, strict=False)
         )
         self.decoder = MLPDecoder(latent_dims[0], widths[0][::-1], activation, data_shape, self.likelihood.channels)
-        if data_mean is not None:
-            self.decoder.set_output(self.likelihood.start(data_mean))
+        build.start_at(data_mean, self.decoder, self.likelihood)
 
     def model(self, x: Float[Tensor, "batch ..."], **fields: Tensor) -> None:
         with self.plate(x.shape[0]):
@@ -147,6 +146,5 @@ def burda_two_layers(
         data_shape, latent_dims, hidden, depth, activation, likelihood, log_library=log_library, **part_options
     )
     glorot(vae)
-    if data_mean is not None:
-        vae.decoder.set_output(vae.likelihood.start(data_mean))
+    build.start_at(data_mean, vae.decoder, vae.likelihood)
     return vae

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.models.vae import VAE
-from pyro_vae.parts.build import LikelihoodPart, NetPart, PosteriorPart, PriorPart, check_scales
+from pyro_vae.parts.build import LikelihoodPart, NetPart, PosteriorPart, PriorPart, check_scales, start_at
 from pyro_vae.parts.nets import glorot
 
 
@@ -47,8 +47,7 @@ def burda(
     """tanh 200-200, z = 50, Glorot uniform weights (Burda, Grosse & Salakhutdinov 2016, one stochastic layer)."""
     vae = VAE(data_shape, latent_dim, hidden, activation, likelihood, log_library=log_library, **part_options)
     glorot(vae)
-    if data_mean is not None:
-        vae.decoder.set_output(vae.likelihood.start(data_mean))
+    start_at(data_mean, vae.decoder, vae.likelihood)
     return vae
 
 
@@ -92,19 +91,8 @@ def autoencoder(
     Its loss is |x - r(f(x))|^2 / 2 + d/2 log(2 pi) for d elements of x; `likelihood_sigma` other than 1 divides the
     first by its square, and adds d log sigma. With prior="standard_normal" and `beta` its code is regularised.
     """
-    return VAE(
-        data_shape,
-        latent_dim,
-        hidden,
-        activation,
-        likelihood,
-        prior,
-        "delta",
-        net,
-        noise,
-        data_mean,
-        **part_options,
-    )
+    sizes = (data_shape, latent_dim, hidden, activation, likelihood)
+    return VAE(*sizes, prior, "delta", net, noise, data_mean, **part_options)
 
 
 def linear_autoencoder(

@@ -53,8 +53,7 @@ class Regressor(Pair):
         self.likelihood = parts.build("likelihood", LIKELIHOOD, likelihood, data_shape=data_shape)
         parts.check_all_taken()
         self.net = MLPDecoder(math.prod(context_shape), hidden, activation, data_shape, self.likelihood.channels)
-        if data_mean is not None:
-            self.net.set_output(self.likelihood.start(data_mean))
+        build.start_at(data_mean, self.net, self.likelihood)
 
     def guess(self, context: Field) -> Field:
         """The mean of p(x|c), [batch, *data_shape]."""

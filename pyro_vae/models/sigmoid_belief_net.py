@@ -61,8 +61,7 @@ class SigmoidBeliefNet(Pair):
         self.down = nn.ModuleList(nn.Linear(above, below) for below, above in pairwise(latent_dims))
         self.up = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise([math.prod(data_shape), *latent_dims]))
         self.decoder = MLPDecoder(latent_dims[0], (), "sigmoid", data_shape, self.likelihood.channels)
-        if data_mean is not None:
-            self.decoder.set_output(self.likelihood.start(data_mean))
+        build.start_at(data_mean, self.decoder, self.likelihood)
 
     def model(self, x: Float[Tensor, "batch ..."]) -> None:
         with self.plate(x.shape[0]):

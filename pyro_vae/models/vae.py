@@ -101,8 +101,7 @@ class VAE(Pair):
                 "noise is for a denoising autoencoder, whose code is a point mass; use posterior='delta'"
             )
         self.noise = noise
-        if data_mean is not None:
-            self.decoder.set_output(self.likelihood.start(data_mean))
+        build.start_at(data_mean, self.decoder, self.likelihood)
 
     def model(self, x: Float[Tensor, "batch ..."], **fields: Tensor) -> None:
         with self.plate(x.shape[0]):

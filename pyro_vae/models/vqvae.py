@@ -83,8 +83,7 @@ class VQVAE(Pair):
         self.decoder = nets.decoder(codes * code_dim, data_shape, self.likelihood.channels)
         self.register_buffer("codebook", torch.randn(codebook, code_dim))
         self.register_buffer("share", torch.zeros(codebook))
-        if data_mean is not None:
-            self.decoder.set_output(self.likelihood.start(data_mean))
+        build.start_at(data_mean, self.decoder, self.likelihood)
 
     def model(self, x: Float[Tensor, "batch ..."]) -> None:
         with self.plate(x.shape[0]):

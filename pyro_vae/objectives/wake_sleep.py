@@ -14,7 +14,7 @@ from pyro_vae.pair import bounds
 from pyro_vae.pair.dreams import dream
 from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.particles import has_no_inverse, run_guide, run_guide_at, run_model
-from pyro_vae.pair.sites import Sites, is_point_mass, latent, values_of
+from pyro_vae.pair.sites import Sites, point_masses, values_of
 from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import LogTerms, counts, joined, reduce_guide, reduce_sites
 
@@ -126,12 +126,11 @@ def awake(pair: nn.Module, batch: Batch, particles: int) -> LogTerms:
 
 
 def _refuse_points(guide: Sites) -> None:
-    for name, site in latent(guide).items():
-        if is_point_mass(site.fn):
-            raise ContractError(
-                f"the guide's site {name!r} is a point mass, which learns nothing from draws that are given to it; "
-                "use trace_elbo"
-            )
+    for name in point_masses(guide):
+        raise ContractError(
+            f"the guide's site {name!r} is a point mass, which learns nothing from draws that are given to it; use "
+            "trace_elbo"
+        )
 
 
 def asleep(pair: nn.Module, batch: Batch, dreams: int) -> Float[Tensor, " batch"]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import ContractError
 from pyro_vae.pair.equality import same
 from pyro_vae.pair.pair import drawing_apart, evaluating, missing_fields, select_fields
-from pyro_vae.pair.particles import Fields, run_model, run_program
+from pyro_vae.pair.particles import Fields, run_model, run_program, seen_as
 from pyro_vae.pair.sites import Sites, is_improper, latent, unwrapped, values_of
 
 
@@ -28,15 +28,15 @@ class Dream(NamedTuple):
     latents: dict[str, Shaped[Tensor, "1 batch ..."]]
 
 
-_LOOKED_AT: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
-"""The pairs whose dreams were seen to be draws of p(x, z)."""
+_SEEN: "weakref.WeakKeyDictionary[nn.Module, set[tuple]]" = weakref.WeakKeyDictionary()
+"""The pairs, with the shapes of their data, whose dreams were seen to be draws of p(x, z)."""
 
 
 def dream(pair: nn.Module, batch: Fields, instead: str) -> Dream:
     """A draw of p(x, z) in the place of each datum. What the model conditions on stays, and so do gaps (NaN).
 
-    When a pair dreams first, its dream is given to it as data, which reads values: the model must say of it what it
-    said when it drew it.
+    When a pair first dreams of data of a shape, its dream is given to it as data, which reads values: the model must
+    say of it what it said when it drew it.
 
     Args:
         instead: what a user of a pair that cannot dream can do, in words.
@@ -46,8 +46,10 @@ def dream(pair: nn.Module, batch: Fields, instead: str) -> Dream:
             by observing them, or it has no proper prior; names the site.
     """
     given = select_fields(pair, batch)
-    if pair not in _LOOKED_AT:
+    key, seen = seen_as(pair, given), _SEEN.setdefault(pair, set())
+    if key not in seen:
         _look(pair, given, instead)
+        seen.add(key)
     found, _ = _drawn(pair, given, instead)
     gaps = {name: given[name] for name in missing_fields(pair) if name in given}
     kept = {name: torch.where(gap.isnan(), gap, found.fields[name]) for name, gap in gaps.items()}
@@ -65,7 +67,6 @@ def _look(pair: nn.Module, given: Fields, instead: str) -> None:
                     f"site {name!r} depends on data that the model observes in another way than by what pyro.sample "
                     f"returns, so what the model draws in their place is no draw of p(x, z); {instead}"
                 )
-    _LOOKED_AT.add(pair)
 
 
 def _drawn(pair: nn.Module, given: Fields, instead: str) -> tuple[Dream, Sites]:

@@ -33,8 +33,8 @@ from pyro_vae.pair.record import PARTICLES, Record
 from pyro_vae.pair.sites import (
     Site,
     Sites,
-    is_point_mass,
     latent,
+    point_masses,
     said,
     shortened,
     side_by_side,
@@ -148,19 +148,19 @@ def run_guide_at(
             ) from problem
         raise
     if frozen:
-        _refuse_points(latent(sites))
+        _refuse_points(sites)
     return sites
 
 
 def _refuse_points(sites: Sites) -> None:
     """Raise `ContractError` where a point mass follows from parameters alone, which get no gradient where they are held
     fixed."""
-    if not any(site.auxiliary for site in sites.values()):
-        for name in (name for name, site in sites.items() if is_point_mass(site.fn)):
-            raise ContractError(
-                f"the guide's site {name!r} is a point mass, so with the guide held fixed its parameters would get no "
-                "gradient; use gradient='pathwise'"
-            )
+    masses = point_masses(sites)
+    if masses and not any(site.auxiliary for site in latent(sites).values()):
+        raise ContractError(
+            f"the guide's site {masses[0]!r} is a point mass, so with the guide held fixed its parameters would get no "
+            "gradient; use gradient='pathwise'"
+        )
 
 
 def elsewhere(values: Values) -> dict[str, Tensor]:
@@ -201,15 +201,18 @@ def ways(pair: nn.Module, batch: Fields, particles: int = 2) -> Ways:
     check_positive(ContractError, particles=particles)
     if particles == 1:
         return Ways(OWN_DIM, OWN_DIM, "one particle")
-    shape = tuple((name, field.shape[1:], field.dtype) for name, field in batch.items())
-    key = (shape, tuple(map(id, pair.modules())))
-    seen = _SEEN.setdefault(pair, {})
+    key, seen = seen_as(pair, batch), _SEEN.setdefault(pair, {})
     if key not in seen:
         fields = select_fields(pair, batch)
         structure_of(pair, fields)  # seen on all data, before a few of them are tried
         with evaluating(pair), torch.no_grad(), drawing_apart(fields):
             seen[key] = _compare(pair, fields)
     return seen[key]
+
+
+def seen_as(pair: nn.Module, batch: Fields) -> tuple:
+    """The modules of a pair and the shape of its data: what was found of them once holds while they stay."""
+    return tuple((name, field.shape[1:], field.dtype) for name, field in batch.items()), tuple(map(id, pair.modules()))
 
 
 def _compare(pair: nn.Module, whole: Fields) -> Ways:

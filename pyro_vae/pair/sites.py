@@ -283,6 +283,11 @@ def is_point_mass(fn: Any) -> bool:
     return isinstance(unwrapped(fn), dist.Delta)
 
 
+def point_masses(sites: Mapping[str, Site]) -> list[str]:
+    """The names of the latents that are point masses."""
+    return [name for name, site in latent(sites).items() if is_point_mass(site.fn)]
+
+
 def is_improper(fn: Any) -> bool:
     """Whether a distribution is Pyro's `ImproperUniform`, which nothing can be drawn from."""
     return isinstance(unwrapped(fn), dist.ImproperUniform)

@@ -18,7 +18,7 @@ from pyro_vae.pair.enumeration import Enumeration, enumerates
 from pyro_vae.pair.kl import closed_forms, kl_parts, summed
 from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.particles import FOLDED, Fields, Values, run_guide, run_guide_at, run_model, run_program, ways
-from pyro_vae.pair.sites import Site, Sites, is_point_mass, latent, observed, side_by_side, values_of
+from pyro_vae.pair.sites import Site, Sites, latent, observed, point_masses, side_by_side, values_of
 
 T = TypeVar("T", bound=tuple)
 
@@ -206,7 +206,7 @@ def _none_beside_masses(
     """-inf where a point mass that follows no auxiliary site is elsewhere than at its value."""
     if any(site.auxiliary for site in latent(guide).values()):
         return log_guide
-    for name in [name for name in values if name in guide and is_point_mass(guide[name].fn)]:
+    for name in values.keys() & set(point_masses(guide)):
         beside = (guide[name].value != values[name]).reshape(*log_guide.shape, -1).any(2)
         log_guide = log_guide.masked_fill(beside, -math.inf)
     return log_guide

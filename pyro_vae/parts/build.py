@@ -153,6 +153,12 @@ def check_scales(**scales: float) -> None:
             raise ContractError(f"{name} must be positive, not {value}")
 
 
+def start_at(mean: Tensor | None, net: nn.Module, likelihood: nn.Module) -> None:
+    """Let a net that gives the numbers of a likelihood start at the mean of the training data, where it is known."""
+    if mean is not None:
+        net.set_output(likelihood.start(mean))
+
+
 def check_shapes(shapes: Mapping[str, Sequence[int]], fields: Mapping[str, Tensor | None]) -> None:
     """Raise `DataError` where the data of a field [batch, ...] are of another shape than the model was made for."""
     for name, field in fields.items():

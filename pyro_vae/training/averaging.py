@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Average:
@@ -37,15 +37,16 @@ class Average:
             self._hold(latest)
 
     @torch.no_grad()
-    def _hold(self, values: list[torch.Tensor]) -> None:
+    def _hold(self, values: list[Tensor]) -> None:
         torch._foreach_copy_(self.latest, values)
 
     def state_dict(self) -> dict[str, Any]:
-        with self.in_place():
-            module = {name: value.detach().clone() for name, value in self.pair.state_dict().items()}
-        return {"module": module, "started": self.started}
+        averaged = dict(zip(self._names(), self.averaged, strict=True))
+        return {"module": self.pair.state_dict() | averaged, "started": self.started}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        names = [name for name, _ in self.pair.named_parameters()]
-        torch._foreach_copy_(self.averaged, [state["module"][name] for name in names])
+        torch._foreach_copy_(self.averaged, [state["module"][name] for name in self._names()])
         self.started = state["started"]
+
+    def _names(self) -> list[str]:
+        return [name for name, _ in self.pair.named_parameters()]
