@@ -82,7 +82,7 @@ def choose_engine(name: str, work: Work) -> Engine:
     else:
         began = time.perf_counter()
         try:
-            _results(work, work.eager, 0)  # what is looked at once has been seen before the trace, which reads no values
+            _results(work, work.eager, 0)  # so that what is looked at once was seen before the trace reads no values
             compiled = work.compile()
             check_parity(work, compiled)
             reason = "asked for" if name == "compiled" else f"{work.amount} {work.unit} repay it"
