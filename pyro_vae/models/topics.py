@@ -1,7 +1,6 @@
 """Topic models: a document is a bag of words, each of which is of a topic (Blei, Ng & Jordan 2003)."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 
 import pyro
@@ -57,9 +56,9 @@ class TopicModel(Pair):
         typical = TYPICAL if log_library is None else max(1, round(math.exp(log_library[0])))
         self.register_buffer("typical", torch.tensor(float(typical)))
 
-    @abstractmethod
     def topic_words(self) -> Float[Tensor, "topics vocabulary"]:
         """p(word | topic), as it is estimated."""
+        raise NotImplementedError
 
     def bag(self, probs: Float[Tensor, "... vocabulary"], x: Bags) -> BagOfWords:
         """p(x | the number of its words); of a bag without words, which stands for one to be drawn, as many as a
