@@ -33,7 +33,7 @@ if __name__ == "__main__":
     shares = pv.encode(run, document.float())["doc_topics_mean"][0]
     best = shares.argmax()
     words = [run.pair.vocabulary[word] for word in found[best].topk(SIDE).indices]
-    print(f"a new document of {document.sum()} words is {shares[best]:.0%} of the topic of {', '.join(words)}")
+    print(f"a new document of {int(document.sum())} words is {shares[best]:.0%} of the topic of {', '.join(words)}")
 
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     cells = figure.subplots(4, 2 * SIDE)

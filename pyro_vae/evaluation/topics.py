@@ -25,10 +25,10 @@ class Topics(Importance):
 
     Beside the figures of `importance`, [n]: `words`, how many a document has, and `words_log_likelihood` (nats), the
     bound L_K on the log-probability of its words in one order: that of a bag of words less the log of the number of
-    orders. The summary has the `perplexity` exp(-sum words_log_likelihood / sum words), an upper bound in expectation;
-    and of a pair with a method `topic_words()` [topics, vocabulary] the `coherence`, the mean over topics and over pairs
-    of their top words of NPMI in the documents that are evaluated, from -1 (never together) over 0 (independent) to 1
-    (always together) (Bouma 2009; Lau, Newman & Baldwin 2014), and the `top_words`.
+    orders. The summary has the `perplexity` exp(-sum words_log_likelihood / sum words), at least the true one in
+    expectation. Of a pair with a method `topic_words()` [topics, vocabulary] it has the `top_words` of each topic and
+    their `coherence`: the mean over topics and pairs of top words of NPMI in the documents that are evaluated, from -1
+    (never together) over 0 (independent) to 1 (always together) (Bouma 2009; Lau, Newman & Baldwin 2014).
 
     Args:
         top: how many words of a topic count as its top words.

@@ -64,13 +64,14 @@ class SparseGammaDEF(Pair):
 
     def model(self, x: Float[Tensor, "batch ..."]) -> None:
         shapes = [weights.shape[1:] for weights in self.weights]
-        shape, rate = x.new_tensor(SHAPE_OF_W), x.new_tensor(RATE_OF_W)
+        ones = self.weights[0].new_ones
+        shape, rate = SHAPE_OF_W * ones(()), RATE_OF_W * ones(())
         weights = [pyro.sample(f"w_{i}", dist.Gamma(shape, rate).expand(s).to_event(2)) for i, s in enumerate(shapes)]
-        tiny = torch.finfo(x.dtype).tiny
+        tiny = torch.finfo(rate.dtype).tiny
         with self.plate(x.shape[0]):
-            mean = x.new_ones(self.widths[0])
+            mean = ones(self.widths[0])
             for i, weight in enumerate(weights):
-                z = pyro.sample(f"z_{i}", dist.Gamma(x.new_tensor(SHAPE_OF_Z), SHAPE_OF_Z / mean).to_event(1))
+                z = pyro.sample(f"z_{i}", dist.Gamma(SHAPE_OF_Z * ones(()), SHAPE_OF_Z / mean).to_event(1))
                 mean = z @ weight + tiny
             pyro.sample("x", dist.Poisson(mean.unflatten(-1, self.data_shape)).to_event(len(self.data_shape)), obs=x)
 

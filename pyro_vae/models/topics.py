@@ -131,7 +131,7 @@ class LDA(TopicModel):
     @torch.no_grad()
     def words_of_topics(self, x: Bags, words: Float[Tensor, "topics vocabulary"]) -> Shares:
         """How many words of each document are of each topic, by variational EM."""
-        tiny = torch.finfo(x.dtype).tiny
+        tiny = torch.finfo(words.dtype).tiny
         counted = x.sum(-1, keepdim=True) / self.topics * torch.ones_like(self.topic_prior)
         for _ in range(STEPS):
             log_shares = torch.digamma(self.topic_prior + counted)
@@ -184,12 +184,12 @@ class ProdLDA(TopicModel):
 
     def model(self, x: Bags) -> None:
         with self.plate(x.shape[0]):
-            prior = dist.Normal(x.new_zeros(self.topics), x.new_ones(self.topics)).to_event(1)
+            prior = dist.Normal(self.typical.new_zeros(self.topics), self.typical.new_ones(self.topics)).to_event(1)
             shares = self.drop(pyro.sample("logtheta", prior).softmax(-1))
             pyro.sample("x", self.bag(self.decoder(shares).softmax(-1), x), obs=x)
 
     def guide(self, x: Bags) -> None:
-        features = self.drop(self.encoder(x))
+        features = self.drop(self.encoder(x.to(self.typical.dtype)))
         scale = (0.5 * self.to_log_variance(features)).exp()
         with self.plate(x.shape[0]):
             pyro.sample("logtheta", dist.Normal(self.to_loc(features), scale).to_event(1))

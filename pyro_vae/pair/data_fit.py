@@ -31,8 +31,8 @@ WAYS_OUT = {
         "(counts of 8 bits: load them with scale='raw')"
     ),
     Documents: (
-        "a bag of words needs whole counts 0, 1, 2, ... and at least one word in each document; give counts as they were "
-        "counted, and leave out documents of no words"
+        "a bag of words needs whole counts 0, 1, 2, ... and at least one word in each document; give counts as they "
+        "were counted, and leave out documents of no words"
     ),
     type(constraints.unit_interval): "this likelihood needs values in [0, 1]; rescale the data",
     type(constraints.real): "values must be finite numbers",

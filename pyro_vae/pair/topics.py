@@ -1,5 +1,5 @@
-"""What a pair with topics says of words: its method `topic_words()` [topics, vocabulary], p(word | topic), and, where it
-knows the words, `vocabulary`, in that order."""
+"""What a pair with topics says of words: its method `topic_words()` [topics, vocabulary], p(word | topic), and where it
+knows the words its `vocabulary`, in that order."""
 
 from collections.abc import Sequence
 from typing import Any

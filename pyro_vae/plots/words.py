@@ -12,7 +12,7 @@ COLUMNS = 5
 
 
 def topics(pair: nn.Module, count: int = 10) -> Figure | None:
-    """The `count` most probable words of each topic, with bars of their probabilities; None of a pair without topics."""
+    """The most probable words of each topic, with bars of their probabilities; None of a pair without topics."""
     found = topics_of(pair)
     if found is None:
         return None
