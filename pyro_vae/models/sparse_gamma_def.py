@@ -20,6 +20,9 @@ SHAPE_OF_Z, SHAPE_OF_W, RATE_OF_W = 0.1, 0.1, 0.3
 LEAST_SHAPE, LEAST_MEAN = 0.1, 0.01
 """Below these, draws of a gamma are zeros: Pyro's example keeps its guide from there as well."""
 
+SHAPE_START, LEAST_START = 0.5, 0.05
+"""Where the guide's shapes of weights start, before the softplus, and the least mean of x from which weights start."""
+
 
 class SparseGammaDEF(Pair):
     """Layers of gamma variables, each the mean of those below through positive weights, and counts x under a Poisson.
@@ -55,12 +58,12 @@ class SparseGammaDEF(Pair):
         sizes = [*widths, prod(data_shape)]
         self.encoder = mlp([sizes[-1], *hidden], activation)
         self.heads = nn.Linear([sizes[-1], *hidden][-1], 2 * sum(widths))
-        self.weights = nn.ParameterList(0.5 + 0.1 * torch.randn(2, above, below) for above, below in pairwise(sizes))
-        for weights in self.weights:
-            weights.data[1] = _inverse_softplus(weights.new_tensor(1 / len(weights[1]))) + 0.1 * weights[1].detach()
+        means = [torch.full((below,), 1 / above) for above, below in pairwise(sizes)]
         if data_mean is not None:
-            mean = data_mean.reshape(-1).clamp(min=0.05) / widths[-1]
-            self.weights[-1].data[1] = _inverse_softplus(mean) + 0.1 * torch.randn(widths[-1], sizes[-1])
+            means[-1] = data_mean.reshape(-1).clamp(min=LEAST_START) / widths[-1]
+        starts = [_inverse_softplus(mean).expand(above, -1) for mean, above in zip(means, widths, strict=True)]
+        starts = [torch.stack([torch.full_like(start, SHAPE_START), start]) for start in starts]
+        self.weights = nn.ParameterList(start + 0.1 * torch.randn_like(start) for start in starts)
 
     def model(self, x: Float[Tensor, "batch ..."]) -> None:
         shapes = [weights.shape[1:] for weights in self.weights]
