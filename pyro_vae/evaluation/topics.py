@@ -62,7 +62,7 @@ class Topics(Importance):
         if topics is not None:
             coherence = npmi(torch.cat(present))
             told = [" ".join(words) for words in top_words(pair, topics, self.top)]
-            summary = {"coherence": coherence.mean().item(), "of_topic": coherence.tolist(), "top_words": told}
+            summary = {"coherence": coherence.mean().item(), "coherence_of_each": coherence.tolist(), "top_words": told}
         return replace(found, per_datum=found.per_datum | own, summary=found.summary | summary)
 
     def summarise(self, found: Estimate, particles: int) -> Estimate:
