@@ -21,7 +21,7 @@ Shares = Float[Tensor, "... topics"]
 STEPS = 30
 """Steps of the fixed point by which LDA's guide finds the topics of a document."""
 
-SPREAD = 0.3
+SPREAD = 0.1
 """How far LDA's topics are from each other at first, as a standard deviation of log-probabilities."""
 
 TYPICAL = 100
