@@ -132,7 +132,7 @@ class LDA(TopicModel):
     def words_of_topics(self, x: Bags, words: Float[Tensor, "topics vocabulary"]) -> Shares:
         """How many words of each document are of each topic, by variational EM."""
         tiny = torch.finfo(words.dtype).tiny
-        counted = x.sum(-1, keepdim=True) / self.topics * torch.ones_like(self.topic_prior)
+        counted = self.topic_prior.new_ones(*x.shape[:-1], self.topics)
         for _ in range(STEPS):
             log_shares = torch.digamma(self.topic_prior + counted)
             shares = (log_shares - log_shares.amax(-1, keepdim=True)).exp()

@@ -72,7 +72,7 @@ def test_the_bound_of_lda_is_the_integral_over_the_shares():
 
 def test_the_guide_is_scikit_learns_e_step(data, monkeypatch):
     """At what scikit-learn takes for the words, the exponential of their expected logarithm."""
-    monkeypatch.setattr(family, "STEPS", 400)
+    monkeypatch.setattr(family, "STEPS", 1000)
     sklearns = LatentDirichletAllocation(6, max_iter=1, mean_change_tol=1e-7, max_doc_update_iter=1000, random_state=0)
     x = data.test["x"]
     expected = sklearns.fit(data.train["x"].numpy()).transform(x.numpy())
