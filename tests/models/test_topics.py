@@ -47,7 +47,7 @@ def run(data, tmp_path_factory) -> pv.Run:
     options = {"model_options": {"topics": 6}, "data_options": SMALL}
     how = {
         "epochs": 20,
-        "lr": 0.03,
+        "lr": 0.1,
         "schedule": "cosine",
         "engine": "eager",
         "seed": SEED,
