@@ -21,11 +21,12 @@ def planted() -> torch.Tensor:
 
 if __name__ == "__main__":
     data = pv.load_data("planted_topics", side=SIDE, documents=3000)
-    run = pv.train("lda", data, EPOCHS, lr=0.03, schedule="cosine", model_options={"topics": 2 * SIDE}, progress=False)
+    how = {"lr": 0.1, "lr_warmup": EPOCHS // 4, "schedule": "cosine", "model_options": {"topics": 2 * SIDE}}
+    run = pv.train("lda", data, EPOCHS, engine="eager", progress=False, **how)
     found = run.pair.topic_words().detach()
     cosines = torch.nn.functional.cosine_similarity(planted().unsqueeze(1), found.unsqueeze(0), dim=-1)
     _, match = linear_sum_assignment(-cosines.numpy())
-    result = pv.evaluate(run, data, "topics", particles=100, top=SIDE, progress=False)
+    result = pv.evaluate(run, data, "topics", particles=100, top=SIDE, engine="eager", progress=False)
     print(f"cosine of a planted topic and the one that is found: {cosines.amax(1).min():.3f} or more")
     print(result.estimate.lines[0])
 
