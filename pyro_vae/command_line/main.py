@@ -274,6 +274,9 @@ def print_results(results: Sequence[Any]) -> None:
         if result.data_set is not None:
             say(f"{result.evaluator}: all {result.n} data together: {result.data_set}")
     for result in results:
+        for line in result.estimate.lines:
+            say(f"{result.evaluator}: {line}")
+    for result in results:
         for warning in result.warnings:
             say(f"warning ({result.evaluator}): {warning}")
 

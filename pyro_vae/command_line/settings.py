@@ -11,7 +11,7 @@ from pyro_vae import plugins, scripts
 from pyro_vae.command_line.options import Option, add_flags, options_of, parse_value
 from pyro_vae.errors import PluginError, RunError, UnknownName, UsageError
 from pyro_vae.parts.build import needed, part_kinds
-from pyro_vae.runs.config import DEFAULTS, KINDS, Config, default_objective, read_settings, sectioned
+from pyro_vae.runs.config import DEFAULTS, KINDS, Config, default_of, read_settings, sectioned
 from pyro_vae.runs.folder import CONFIG
 from pyro_vae.runs.identity import MAY_DIFFER, check_same_run
 from pyro_vae.runs.options import model_options
@@ -114,12 +114,14 @@ class Choice:
                 f"{named.out} is the run of a pair in a file, whose code it does not hold; give the file: "
                 f"{parser.prog} {self.names['model']} --resume --out {named.out}"
             )
+        if "data" not in asked and "name" not in self.config.get("data", {}):
+            self.names["data"] = default_of("data", self.names["model"])
         check_same_run(named.out, _names(self.stored), {key: Path(name).name for key, name in self.names.items()})
         if self.names["objective"] != known["objective"]:
             self.config.pop("objective", None)
         self.model = plugins.load("model", self.names["model"])
         if "objective" not in asked and "name" not in self.config.get("objective", {}):
-            self.names["objective"] = default_objective(self.model)
+            self.names["objective"] = default_of("objective", self.model)
         parts = vars(_peek(parser, arguments, list(part_kinds(self.model))))
         self.parts = {name: self._chosen("model", name, parts[name], f"{name}_") for name in part_kinds(self.model)}
         self.optimizer = self._chosen("training", "optimizer", named.optimizer, "optimizer_options") or "adam"
@@ -160,7 +162,7 @@ def owners_of(choice: Choice) -> list[Owner]:
         Owner("model", "options of the model", model_options(choice.model, choice.parts)),
         Owner("data", "options of the data set", options_of_dataset(choice.names["data"])),
         Owner("objective", "options of the objective", objective),
-        Owner("data", "data", options_of_presentation(), keeps_names=True),
+        Owner("data", "data", options_of_presentation(choice.names["data"]), keeps_names=True),
         Owner("training", "training", training, keeps_names=True),
         Owner("optimizer", "options of the optimizer", options_of_optimizer(choice.optimizer)),
         Owner("schedule", "options of the schedule", options_of_schedule(choice.schedule)),

@@ -114,7 +114,7 @@ def _look(data: Dataset) -> _Seen:
             if lowest < 0 or highest > 1:
                 raise DataError(
                     f"binarizing needs values in [0, 1], but {name} x holds {lowest:g} to {highest:g}; "
-                    "use scale='unit' for grey levels, or scale the data beforehand"
+                    "use binarize='none' for counts, scale='unit' for grey levels, or scale the data beforehand"
                 )
             binary = binary and bool(((x == 0) | (x == 1)).all())
     return _Seen(binary, gaps)

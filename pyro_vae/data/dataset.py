@@ -24,6 +24,7 @@ FIELDS_OF_FACTS = {
     "log_library": "x",
     "context_shape": "context",
     "num_labels": "label",
+    "vocabulary": "x",
 }
 """What a model's constructor may ask for, and the field that tells it; see `Dataset.facts`."""
 
@@ -43,6 +44,7 @@ class Dataset:
         derive: computes further fields of each presented batch, after scaling and binarisation; `load_data`
             applies it.
         undrawn: the training split without the draws of a dynamic binarisation; None where nothing is drawn.
+        vocabulary: of bags of words x [n, vocabulary], the words in the order of x.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Dataset:
     levels: int | None = None
     derive: Step | None = None
     undrawn: Split | None = None
+    vocabulary: tuple[str, ...] | None = None
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -65,7 +68,7 @@ class Dataset:
         `data_shape`: shape of one presented x. `data_mean`: mean of the training x [*data_shape], of each element where
         it is observed, without the draws of a dynamic binarisation. `log_library`: mean and standard deviation of the
         log of the sums of the training x, where these are positive. `num_labels`: one more than the largest `label`.
-        `context_shape`: shape of one presented `context`.
+        `context_shape`: shape of one presented `context`. `vocabulary`: the words that x counts.
         """
         source = self.train if self.undrawn is None else self.undrawn
         with torch.random.fork_rng(devices=[source.device] if source.device.type == "cuda" else []):
@@ -75,6 +78,8 @@ class Dataset:
                 facts |= {"data_shape": tuple(batch["x"].shape[1:]), **_moments(source)}
         if "context" in batch:
             facts["context_shape"] = tuple(batch["context"].shape[1:])
+        if self.vocabulary is not None:
+            facts["vocabulary"] = self.vocabulary
         if "label" in batch and "label" in source and batch["label"].dtype == torch.int64:
             facts["num_labels"] = 1 + max(int(split["label"].max()) for split in self.splits.values())
         return facts

@@ -31,6 +31,7 @@ from pyro_vae.pair.ready import make_ready
 from pyro_vae.pair.scales import SCALES
 from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import side_by_side
+from pyro_vae.pair.topics import check_vocabulary
 from pyro_vae.runs.folder import keep_result
 from pyro_vae.runs.run import Run, as_run
 
@@ -134,6 +135,7 @@ def evaluate_each(
     if run is not None:
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
     model = type(pair).__name__ if run is None else run.model_name
+    check_vocabulary(pair, data)
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
     made = {name: e if isinstance(e, Evaluator) else Called(e) for name, e in evaluators.items()}
     also = {name for evaluator in made.values() for name in evaluator.hides}

@@ -64,6 +64,7 @@ class Estimate:
         exact: the headline figure is log p(x) itself.
         given: in words, the draws or the point estimate of shared latents that the figures of a datum are given.
         data_set: the figure of all data together, where they share latents.
+        lines: what to say beside the headline figure, in words.
     """
 
     per_datum: PerDatum
@@ -73,6 +74,7 @@ class Estimate:
     exact: bool = False
     given: str | None = None
     data_set: OfDataSet | None = None
+    lines: list[str] = field(default_factory=list)
 
     @property
     def quantity(self) -> str:

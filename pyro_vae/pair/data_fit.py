@@ -11,6 +11,7 @@ from pyro_vae.errors import DataError
 from pyro_vae.pair.pair import batch_size, evaluating, missing_fields, select_fields
 from pyro_vae.pair.particles import run_guide, run_model
 from pyro_vae.pair.sites import Site, Sites, observed, values_of
+from pyro_vae.parts.words import Documents
 
 CHUNK = 4096
 FEW = 512
@@ -28,6 +29,10 @@ WAYS_OUT = {
     type(COUNTS): (
         "this likelihood needs counts 0, 1, 2, ...: give them as they were counted, not normalised or averaged "
         "(counts of 8 bits: load them with scale='raw')"
+    ),
+    Documents: (
+        "a bag of words needs whole counts 0, 1, 2, ... and at least one word in each document; give counts as they "
+        "were counted, and leave out documents of no words"
     ),
     type(constraints.unit_interval): "this likelihood needs values in [0, 1]; rescale the data",
     type(constraints.real): "values must be finite numbers",
@@ -134,7 +139,7 @@ def _is_of_all(base: Support | None) -> bool:
     bounds = [getattr(base, end, 0) for end in ("lower_bound", "upper_bound")]
     intervals = (constraints.interval, constraints.integer_interval)
     half_lines = (constraints.greater_than, constraints.greater_than_eq)
-    known = (type(constraints.boolean), type(constraints.real), type(COUNTS), *intervals, *half_lines)
+    known = (type(constraints.boolean), type(constraints.real), type(COUNTS), Documents, *intervals, *half_lines)
     return isinstance(base, known) and not any(isinstance(bound, Tensor) for bound in bounds)
 
 

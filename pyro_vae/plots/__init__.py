@@ -12,6 +12,9 @@ __all__ = [
     "samples",
     "save",
     "save_images",
+    "topics",
     "undisturbed",
 ]
-__getattr__, __dir__ = late(__name__, dict.fromkeys(__all__, "pyro_vae.plots.figures"))
+__getattr__, __dir__ = late(
+    __name__, {**dict.fromkeys(__all__, "pyro_vae.plots.figures"), "topics": "pyro_vae.plots.words"}
+)

@@ -30,6 +30,7 @@ from pyro_vae.pair.pair import device_of, evaluating, select_fields
 from pyro_vae.pair.particles import Fields, run_guide
 from pyro_vae.pair.sites import Site
 from pyro_vae.plots.mosaic import BLUE, DPI, Limits, as_array, bar_outlines, is_image, limits_of, mosaic, value_range
+from pyro_vae.plots.words import topics
 
 History = Sequence[Mapping[str, Any]]
 """The rows of a run, one an epoch."""
@@ -74,6 +75,7 @@ def drawings(pair: nn.Module, data: Dataset, history: History) -> dict[str, Call
         "samples": partial(samples, pair, fields),
         "manifold": partial(manifold, pair, fields),
         "posterior_means": partial(posterior_means, pair, data.test),
+        "topics": partial(topics, pair),
     }
 
 

@@ -10,11 +10,13 @@ from urllib.parse import quote
 
 import pyro
 import torch
+from torch import nn
 
 from pyro_vae import plots
 from pyro_vae.data import Dataset
 from pyro_vae.errors import RunError, UserError
 from pyro_vae.files import write_text
+from pyro_vae.pair.topics import top_words, topics_of
 from pyro_vae.runs.folder import CONFIG, FIGURES, REPORT, read_results
 from pyro_vae.runs.run import Run
 
@@ -25,6 +27,8 @@ PLACED = (
 ).split()
 """The keys of an entry that have a place of their own in the report; all others are listed as they are."""
 
+TOP_WORDS = 10
+
 NAMES = {"jackknife": "jackknife (an estimate of log p(x), no bound)"}
 
 SHOWN = {
@@ -34,6 +38,7 @@ SHOWN = {
     "manifold": "Means of p(x|z) over the plane of z, at standard-normal quantiles from 0.025 to 0.975.",
     "posterior_means": "Where the guide places the test data: the mean of q(z|x) of each, coloured by label where "
     "there is one.",
+    "topics": "The most probable words of each topic, and how probable each is.",
 }
 """What each figure shows."""
 
@@ -56,6 +61,7 @@ def write_report(run: Run) -> Path:
         *_overview(run.data, run.history),
         *_settings(run.out, run.config),
         *_evaluation(results, relaxed),
+        *_topics(run.pair),
         *_figures(run, relaxed),
         *_evaluator_figures(run.out, results),
         *(["## Notes", "\n".join(f"- {_line(note)}" for note in notes)] if notes else []),
@@ -130,6 +136,13 @@ def _row(entry: Mapping[str, Any]) -> list[str]:
         _number(bits, 3) if bits is not None else f"none: {note}" if note else "none",
         _seconds(entry["seconds"]),
     ]
+
+
+def _topics(pair: nn.Module) -> Iterator[str]:
+    topics = topics_of(pair)
+    if topics is not None:
+        yield "## Topics"
+        yield _table(("topic", "most probable words"), enumerate(map(", ".join, top_words(pair, topics, TOP_WORDS))))
 
 
 def _evaluator_figures(folder: Path, results: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pyro_vae.errors import ContractError, DataError, PluginError, RunError, Unf
 from pyro_vae.pair.generation import blank_fields
 from pyro_vae.pair.missing import keep_means
 from pyro_vae.pair.pair import Pair, field_names
+from pyro_vae.pair.topics import check_vocabulary
 from pyro_vae.parts.build import hints_of, named_parameters
 from pyro_vae.runs.folder import BEST
 from pyro_vae.runs.options import current_options
@@ -158,7 +159,9 @@ def changed_since(record: Mapping[str, Any], name: Any, folder: Any) -> str | No
 
 
 def load_weights(pair: nn.Module, checkpoint: Mapping[str, Any], folder: Path) -> None:
-    """Read a checkpoint's weights into a pair; raises `RunError` where they are of another model."""
+    """Read a checkpoint's weights into a pair; raises `RunError` where they are of another model, and `DataError`
+    where they are of other words."""
+    check_vocabulary(pair, checkpoint.get("facts", {}).get("vocabulary"), str(folder))
     if isinstance(pair, Pair):
         pair.prepare(blank_fields(checkpoint["fields"], checkpoint.get("size", 2) if pair.remembers else 2))
     try:

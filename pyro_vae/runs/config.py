@@ -20,10 +20,13 @@ SECTIONS = (*KINDS, "training")
 DEFAULTS = {"model": "vae", "data": "digits", "objective": "trace_mean_field_elbo"}
 
 
-def default_objective(model: Any) -> str:
-    """The objective of a model where none is asked for: its `default_objective`, or its constructor's."""
+def default_of(kind: str, model: Any) -> str:
+    """The data set ("data") or the objective ("objective") of a model where none is asked for.
+
+    It is the model's attribute `default_data` or `default_objective`, or that of its constructor.
+    """
     model = plugins.load("model", model) if isinstance(model, str) else model
-    return getattr(model, "default_objective", DEFAULTS["objective"])
+    return getattr(model, f"default_{kind}", DEFAULTS[kind])
 
 
 def read_config(folder: Path) -> Config:

@@ -14,6 +14,7 @@ from pyro_vae.engine.devices import find_device, launch
 from pyro_vae.errors import Changed, DataError, RunError
 from pyro_vae.pair.generation import field_shapes
 from pyro_vae.pair.missing_checks import check_missing
+from pyro_vae.pair.topics import check_vocabulary
 from pyro_vae.runs.build import changed_since, stored_pair
 from pyro_vae.runs.config import Config, read_config
 from pyro_vae.runs.folder import BEST, CONFIG, LAST
@@ -80,6 +81,7 @@ class Run:
         """The run's own data for None; another data set or file by name, scaled and binarised as these; any other data
         as they are. Raises as `data` does."""
         if not isinstance(data, str | Path | None):
+            check_vocabulary(self.pair, data)
             return data
         return self.data if data in (None, self._data_settings.get("name")) else self._load(str(data))
 
@@ -131,6 +133,7 @@ class Run:
             if shape != trained:
                 what = f"{data.name}: {field_name} has shape {shape} a datum"
                 raise DataError(f"{what}, but the run was trained on {trained}")
+        check_vocabulary(self.pair, data, data.name)
         return data
 
 

@@ -128,10 +128,10 @@ def test_it_has_an_objective_of_its_own_where_none_is_asked_for(tmp_path, capsys
 
 
 def test_other_models_keep_the_default():
-    from pyro_vae.runs.config import default_objective
+    from pyro_vae.runs.config import default_of
 
-    assert default_objective("vae") == default_objective(pv.VAE((4,))) == "trace_mean_field_elbo"
-    assert default_objective("sigmoid_belief_net") == default_objective(small()) == "wake_sleep"
+    assert default_of("objective", "vae") == default_of("objective", pv.VAE((4,))) == "trace_mean_field_elbo"
+    assert default_of("objective", "sigmoid_belief_net") == default_of("objective", small()) == "wake_sleep"
 
 
 def test_the_first_epochs_start_at_the_mean_of_the_data():

@@ -1,6 +1,7 @@
 """Data sets from files: NumPy's .npy and .npz, and folders of images."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.files.assemble import assemble
 from pyro_vae.data.files.images import read_folder
 from pyro_vae.data.files.tables import read_csv
+from pyro_vae.data.files.words import CSR, PARTS, bags_of_words, csr_matrix
 from pyro_vae.data.forms import named_arrays
 from pyro_vae.errors import DataError
 
@@ -26,7 +28,8 @@ def from_file(path: Path, /, seed: int = 0) -> Dataset:
     """
     arrays = read_file(path)
     try:
-        return assemble(path.name, arrays, seed)
+        fields, vocabulary = bags_of_words(arrays)
+        return replace(assemble(path.name, fields, seed), vocabulary=vocabulary)
     except DataError as reason:
         raise DataError(f"{path}: {reason}") from reason
 
@@ -61,16 +64,18 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if isinstance(archive, np.ndarray):
         raise DataError("is an array, not an archive; rename it to .npy")
     with archive:
-        if {"format", "shape", "data"} <= set(archive.files):
-            return _read_sparse(path)
-        return {name: _readable(archive.__getitem__, name) for name in archive.files}
+        arrays = {name: _readable(archive.__getitem__, name) for name in archive.files}
+    if not ({"format", "shape", "data"} <= arrays.keys() or CSR <= arrays.keys()):
+        return arrays
+    matrix = _read_sparse(path) if "format" in arrays else csr_matrix(arrays)
+    return {**named_arrays(matrix), **{name: array for name, array in arrays.items() if name not in PARTS}}
 
 
-def _read_sparse(path: Path) -> dict[str, np.ndarray]:
+def _read_sparse(path: Path) -> Any:
     """A matrix that `scipy.sparse.save_npz` wrote."""
     from scipy import sparse
 
-    return named_arrays(_readable(sparse.load_npz, path))
+    return _readable(sparse.load_npz, path)
 
 
 def _read_h5ad(path: Path) -> dict[str, np.ndarray]:
