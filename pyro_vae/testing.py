@@ -32,6 +32,7 @@ from pyro_vae.pair.sites import is_improper, observed, values_of
 from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import log_terms
 from pyro_vae.runs.build import build_model
+from pyro_vae.runs.config import default_data
 from pyro_vae.training.by_name import data_settings
 
 Batch = Mapping[str, Tensor]
@@ -42,7 +43,7 @@ CHECKED = 16
 
 def check(
     pair: nn.Module | str = "vae",
-    data: Any = "digits",
+    data: Any = None,
     seed: int = 0,
     *,
     fields: Sequence[str] | None = None,
@@ -53,7 +54,7 @@ def check(
 
     Args:
         pair: a model and a guide on one module, which is left as it was, or the name of a registered model.
-        data: a data set's name or file, a `Dataset`, or data in any form that `train` takes.
+        data: a data set's name or file, a `Dataset`, or data in any form that `train` takes; None: as for `train`.
         seed: fixes the initial weights of a named model, and how named data are divided and drawn.
         fields: what the members of an item of the data are called where it is a tuple: ("x", "label").
         model_options: of a named model: `{"latent_dim": 5}`.
@@ -67,6 +68,7 @@ def check(
         DataError: data that are missing, unreadable or unfit.
         UnknownName: no such model or data set.
     """
+    data = default_data(pair) if data is None else data
     if isinstance(data, str | Path):
         data = load_data(data, seed=seed, **data_settings(data, data_options))
     elif not isinstance(data, Dataset):

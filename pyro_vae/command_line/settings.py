@@ -11,7 +11,7 @@ from pyro_vae import plugins, scripts
 from pyro_vae.command_line.options import Option, add_flags, options_of, parse_value
 from pyro_vae.errors import PluginError, RunError, UnknownName, UsageError
 from pyro_vae.parts.build import needed, part_kinds
-from pyro_vae.runs.config import DEFAULTS, KINDS, Config, read_settings, sectioned
+from pyro_vae.runs.config import DEFAULTS, KINDS, Config, default_data, read_settings, sectioned
 from pyro_vae.runs.folder import CONFIG
 from pyro_vae.runs.identity import MAY_DIFFER, check_same_run
 from pyro_vae.runs.options import model_options
@@ -114,6 +114,8 @@ class Choice:
                 f"{named.out} is the run of a pair in a file, whose code it does not hold; give the file: "
                 f"{parser.prog} {self.names['model']} --resume --out {named.out}"
             )
+        if "data" not in asked and "name" not in self.config.get("data", {}):
+            self.names["data"] = default_data(self.names["model"])
         check_same_run(named.out, _names(self.stored), {key: Path(name).name for key, name in self.names.items()})
         if self.names["objective"] != known["objective"]:
             self.config.pop("objective", None)
@@ -158,7 +160,7 @@ def owners_of(choice: Choice) -> list[Owner]:
         Owner("model", "options of the model", model_options(choice.model, choice.parts)),
         Owner("data", "options of the data set", options_of_dataset(choice.names["data"])),
         Owner("objective", "options of the objective", objective),
-        Owner("data", "data", options_of_presentation(), keeps_names=True),
+        Owner("data", "data", options_of_presentation(choice.names["data"]), keeps_names=True),
         Owner("training", "training", training, keeps_names=True),
         Owner("optimizer", "options of the optimizer", options_of_optimizer(choice.optimizer)),
         Owner("schedule", "options of the schedule", options_of_schedule(choice.schedule)),

@@ -41,10 +41,12 @@ def epochs_of(data: Any) -> int:
     return EPOCHS_OF.get(data, EPOCHS) if isinstance(data, str) else EPOCHS
 
 
-def options_of_presentation() -> list[Option]:
-    """How any data set is presented: scaled and binarised."""
-    options = options_of(load_data, ["name_or_file", "seed"])
-    return [replace(o, default=DEFAULT_BINARIZE) if o.name == "binarize" else o for o in options]
+def options_of_presentation(data: str) -> list[Option]:
+    """How a data set is presented: scaled, and binarised as it says itself (`binarize`) where nothing is asked for."""
+    options, own = options_of(load_data, ["name_or_file", "seed"]), DEFAULT_BINARIZE
+    if data in plugins.names("dataset"):
+        own = getattr(plugins.load("dataset", data), "binarize", own)
+    return [replace(o, default=own) if o.name == "binarize" else o for o in options]
 
 
 def options_of_dataset(name: str) -> list[Option]:
@@ -118,7 +120,7 @@ def made(objective: Any, options: Mapping[str, Any] | None) -> Objective:
 
 def data_settings(name: str | Path, options: Mapping[str, Any] | None) -> dict[str, Any]:
     """All options with which a data set is loaded; raises as `config_of` does."""
-    known = [*options_of_presentation(), *options_of_dataset(str(name))]
+    known = [*options_of_presentation(str(name)), *options_of_dataset(str(name))]
     return complete(f"data {str(name)!r}", known, options or {})
 
 

@@ -24,7 +24,7 @@ from pyro_vae.pair.pair import Pair
 from pyro_vae.pair.ready import ready_data
 from pyro_vae.pair.sequences import check_sequences
 from pyro_vae.runs.build import MEANS, load_weights
-from pyro_vae.runs.config import DEFAULTS
+from pyro_vae.runs.config import DEFAULTS, default_data
 from pyro_vae.runs.folder import BEST, RunFolder
 from pyro_vae.runs.identity import check_same_run, identity
 from pyro_vae.runs.run import Run
@@ -47,7 +47,7 @@ from pyro_vae.training.trackers import tracking
 
 def train(
     pair: nn.Module | str = DEFAULTS["model"],
-    data: Dataset | Split | Tensor | Mapping[str, Tensor] | str | Path = DEFAULTS["data"],
+    data: Dataset | Split | Tensor | Mapping[str, Tensor] | str | Path | None = None,
     epochs: int | None = None,
     batch_size: int = 128,
     lr: float = 1e-3,
@@ -98,7 +98,7 @@ def train(
         data: the name of a data set or a file, as `load_data` takes it; a `Dataset`; or training data alone, of which a
             tenth is then held out: a tensor or array, which is the field `x`; a mapping of them; a pandas DataFrame; a
             scipy sparse matrix; an AnnData; a torch `Dataset`; or a `DataLoader`, which is read anew at each pass and
-            needs `valid`.
+            needs `valid`. None: what the model has as `default_data`, else the data set digits.
         epochs: passes over the training data; where none are asked for 600 over the data set digits, 100 over others.
         batch_size: data a step; a `DataLoader` has its own.
         lr: the learning rate, before the schedule.
@@ -160,6 +160,7 @@ def train(
     """
     asked = dict(locals())
     pair = asked["pair"] = plugins.current_name("model", pair, warn=True)
+    data = asked["data"] = default_data(pair) if data is None else data
     schedule = asked["schedule"] = plugins.current_name("schedule", schedule, warn=True)
     epochs = asked["epochs"] = epochs_of(data) if epochs is None else epochs
     optimizer_options = asked["optimizer_options"] = with_defaults(options_of_optimizer(optimizer), optimizer_options)
