@@ -3,6 +3,8 @@
 from pyro_vae.late import late
 
 __all__ = [
+    "class_conditional",
+    "confusion_matrix",
     "drawings",
     "image_grid",
     "loss_curves",
@@ -14,4 +16,5 @@ __all__ = [
     "save_images",
     "undisturbed",
 ]
-__getattr__, __dir__ = late(__name__, dict.fromkeys(__all__, "pyro_vae.plots.figures"))
+_BESIDE = {"confusion_matrix": "pyro_vae.plots.confusion"}
+__getattr__, __dir__ = late(__name__, dict.fromkeys(__all__, "pyro_vae.plots.figures") | _BESIDE)

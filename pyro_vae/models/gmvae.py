@@ -1,0 +1,82 @@
+"""The Gaussian-mixture VAE: clusters without labels (Dilokthanakul et al. 2016; Jiang et al. 2017)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae.pair.pair import Pair
+from pyro_vae.parts import build
+from pyro_vae.parts.build import LIKELIHOOD, NET, POSTERIOR
+
+
+class GMVAE(Pair):
+    """p(cluster) p(z|cluster) p(x|z) with q(z|x): each cluster has a diagonal normal of its own. The cluster is summed
+    out, so that its probability given z is exact, and `encode` gives it for each datum.
+
+    Args:
+        data_shape: shape of one datum x; the data set's own on the command line.
+        clusters: how many there are.
+        latent_dim: size of z.
+        hidden: widths of the encoder's hidden layers; the decoder mirrors them.
+        activation: any torch activation by name ("relu", "elu", "tanh", ...).
+        likelihood: a name or an object, as for a VAE.
+        posterior: a name or an object, as for a VAE.
+        net: a name or an object, as for a VAE.
+        data_mean: mean of the training data [*data_shape]; where given, the decoder starts at it.
+        log_library: as for a VAE.
+        part_options: options of the chosen parts, named after their kind, as for a VAE.
+
+    Raises:
+        ContractError: a size that is not positive.
+        UnknownName: a part that is not known; lists those that are.
+    """
+
+    evaluators = ("classify",)
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        clusters: int = 10,
+        latent_dim: int = 10,
+        hidden: Sequence[int] = (512,),
+        activation: str = "relu",
+        likelihood: build.LikelihoodPart = "bernoulli",
+        posterior: build.PosteriorPart = "diagonal_normal",
+        net: build.NetPart = "mlp",
+        data_mean: Float[Tensor, "..."] | None = None,
+        log_library: Sequence[float] | None = None,
+        **part_options: Any,
+    ):
+        super().__init__()
+        build.check_sizes(data_shape=data_shape, clusters=[clusters], latent_dim=[latent_dim], hidden=hidden)
+        parts = build.Parts(part_options)
+        of_data = {"data_shape": data_shape, "log_library": log_library}
+        self.likelihood = parts.build("likelihood", LIKELIHOOD, likelihood, **of_data)
+        self.optional_fields = self.likelihood.fields
+        nets = parts.build("net", NET, net, hidden=hidden, activation=activation)
+        self.encoder = nets.encoder(data_shape)
+        sizes = {"in_features": self.encoder.out_features, "latent_dim": latent_dim}
+        self.posterior = parts.build("posterior", POSTERIOR, posterior, **sizes)
+        self.decoder = nets.decoder(latent_dim, data_shape, self.likelihood.channels)
+        parts.check_all_taken()
+        self.logits = nn.Parameter(torch.zeros(clusters))
+        self.loc = nn.Parameter(torch.randn(clusters, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(clusters, latent_dim))
+        if data_mean is not None:
+            self.decoder.set_output(self.likelihood.start(data_mean))
+
+    def model(self, x: Float[Tensor, "batch ..."], **fields: Tensor) -> None:
+        with self.plate(x.shape[0]):
+            cluster = pyro.sample("cluster", dist.Categorical(logits=self.logits), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(self.loc[cluster], self.log_scale[cluster].exp()).to_event(1))
+            pyro.sample("x", self.likelihood.conditioned(self.decoder(z), x, **fields), obs=x)
+
+    def guide(self, x: Float[Tensor, "batch ..."], **fields: Tensor) -> None:
+        with self.plate(x.shape[0]):
+            pyro.sample("z", self.posterior(self.encoder(self.likelihood.encoder_input(x))))
+            self.likelihood.guide(x)
