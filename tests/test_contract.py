@@ -34,6 +34,7 @@ def example(n: int = 12) -> dict[str, torch.Tensor]:
 
 def build(name: str, seed: int = 0) -> torch.nn.Module:
     facts = {"data_shape": IMAGE, "data_mean": bits(40, IMAGE).mean(0), "context_shape": IMAGE, "num_labels": LABELS}
+    facts["log_library"] = (3.0, 0.5)
     return runs.build_model(name, facts, {}, seed)
 
 

@@ -281,18 +281,18 @@ def latent_size(m1: Pair, data_shape: Sequence[int], context_shape: Sequence[int
     Raises:
         UnfitPair: it is no VAE of data of this shape, or there is a context.
     """
-    way_out = "train one on the same data (pyro-vae train vae) and give the folder of its run, or in Python its pair"
-    if not all(
-        isinstance(getattr(m1, name, None), nn.Module) for name in ("likelihood", "encoder", "posterior", "decoder")
-    ):
-        raise UnfitPair("m1", f"a {type(m1).__name__} has no encoder, posterior, decoder and likelihood; {way_out}")
     if context_shape is not None:
         raise UnfitPair("m1", "the data have a context, of which a VAE knows nothing; leave m1 out, or the context")
     try:
         with torch.no_grad():
             latent = m1.posterior(m1.encoder(m1.likelihood.encoder_input(torch.zeros(1, *data_shape))))
-    except RuntimeError as problem:
-        raise UnfitPair("m1", f"it takes no data of shape {list(data_shape)}; {way_out}") from problem
+            m1.decoder(latent.sample())
+    except (AttributeError, RuntimeError) as problem:
+        raise UnfitPair(
+            "m1",
+            f"a {type(m1).__name__} that is no VAE of data of shape {list(data_shape)}; train one on the same data "
+            "(pyro-vae train vae) and give the folder of its run, or in Python its pair",
+        ) from problem
     return latent.event_shape[0]
 
 
