@@ -47,7 +47,13 @@ def registered(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """A registered model on small images, in float64, and a batch for it."""
     shape, n = (1, 8, 8), 5
     x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(0)).double().round()
-    facts = {"data_shape": shape, "data_mean": x.mean(0), "context_shape": shape, "num_labels": 10, "log_library": (3.0, 0.5)}
+    facts = {
+        "data_shape": shape,
+        "data_mean": x.mean(0),
+        "context_shape": shape,
+        "num_labels": 10,
+        "log_library": (3.0, 0.5),
+    }
     pair = runs.build_model(name, facts, {}).double().eval()
     return pair, select_fields(pair, {"x": x, "context": 1 - x, "label": torch.arange(n)})
 
