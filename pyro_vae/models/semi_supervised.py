@@ -28,8 +28,6 @@ from pyro_vae.parts.priors import StandardNormal
 Data = Float[Tensor, "batch ..."]
 Labels = Int[Tensor, " batch"]
 
-CONTEXT = "context"
-
 
 class SemiSupervised(Pair):
     """What the pairs of this file share: a label with an even prior, observed where it is known.
@@ -200,17 +198,18 @@ class M1M2(SemiSupervised):
         net: that between x and z_1, a name or an object, as for a VAE; with `m1`, its own is taken.
         classification: weight of -log q(label|z_1) of each datum whose label is known, as for `M2`.
         m1: a trained VAE (on the command line: the folder of its run), which is stored with this pair.
-        context_shape: shape of one `context`, such as indicators of the batch that a cell was measured in, where the
-            data have that field; the decoder sees it beside z_1.
         data_mean: mean of the training data [*data_shape]; where given, the decoder starts at it.
         log_library: as for a VAE.
         part_options: options of the chosen parts, named after their kind, as for a VAE.
 
     Raises:
         ContractError: a size that is not positive, other than two latents, fewer than two labels, a negative weight.
-        UnfitPair: `m1` is no VAE of such data, or there is a context, of which it knows nothing.
+        UnfitPair: `m1` is no VAE of such data.
         UnknownName: a part that is not known; lists those that are.
     """
+
+    context_size = 0
+    """How many numbers the decoder sees beside z_1."""
 
     def __init__(
         self,
@@ -223,7 +222,6 @@ class M1M2(SemiSupervised):
         net: build.NetPart = "mlp",
         classification: float = 50.0,
         m1: Pair | None = None,
-        context_shape: Sequence[int] | None = None,
         data_mean: Float[Tensor, "..."] | None = None,
         log_library: Sequence[float] | None = None,
         **part_options: Any,
@@ -241,31 +239,30 @@ class M1M2(SemiSupervised):
             parts.check_all_taken()
             self.encoder = nets.encoder(data_shape)
             self.posterior = DiagonalNormal(self.encoder.out_features, below)
-            given = 0 if context_shape is None else math.prod(context_shape)
-            self.decoder = nets.decoder(below + given, data_shape, self.likelihood.channels)
+            self.decoder = nets.decoder(below + self.context_size, data_shape, self.likelihood.channels)
             if data_mean is not None:
                 self.decoder.set_output(self.likelihood.start(data_mean))
         else:
-            below = latent_size(m1, data_shape, context_shape)
+            below = latent_size(m1, data_shape)
             for name in ("likelihood", "encoder", "posterior", "decoder"):
                 setattr(self, name, getattr(m1, name).requires_grad_(False))
-        self.optional_fields = (*self.likelihood.fields, *([] if context_shape is None else [CONTEXT]))
-        self.context_shape = None if context_shape is None else tuple(context_shape)
+        self.optional_fields = self.likelihood.fields
         self.classifier = classifier(below, num_labels, hidden, activation)
         self.upper = conditional(below + num_labels, above, hidden, activation)
         self.prior = StandardNormal(above)
         self.lower = conditional(above + num_labels, below, hidden[::-1], activation)
 
     def model(self, x: Data, label: Labels, **fields: Tensor) -> None:
-        context = fields.pop(CONTEXT, None)
+        self.generate(x, label, (), fields)
+
+    def generate(self, x: Data, label: Labels, given: Sequence[Tensor], fields: Mapping[str, Tensor]) -> None:
+        """The model, whose decoder sees what is given [batch, features] beside z_1."""
         with self.plate(x.shape[0]):
             y = self.label_in_model(label)
             z_2 = pyro.sample("z_2", self.prior())
             z_1 = pyro.sample("z_1", self.lower(beside(z_2, self.indicators(y))))
-            if self.context_shape is not None:
-                build.check_shapes({CONTEXT: self.context_shape}, {CONTEXT: context})
-                z_1 = beside(z_1, context.flatten(1).to(z_1.dtype))
-            pyro.sample("x", self.likelihood.conditioned(self.decoder(z_1), x, **fields), obs=x)
+            features = self.decoder(beside(z_1, *given))
+            pyro.sample("x", self.likelihood.conditioned(features, x, **fields), obs=x)
 
     def guide(self, x: Data, label: Labels, **fields: Tensor) -> None:
         with self.plate(x.shape[0]):
@@ -275,14 +272,34 @@ class M1M2(SemiSupervised):
             self.likelihood.guide(x)
 
 
-def latent_size(m1: Pair, data_shape: Sequence[int], context_shape: Sequence[int] | None) -> int:
+class M1M2InContext(M1M2):
+    """`M1M2` trained together, whose decoder sees the field `context` [batch, *context_shape] beside z_1.
+
+    Args:
+        context_shape: shape of one context.
+        sizes: as for `M1M2`.
+        options: as for `M1M2`, without `m1`.
+    """
+
+    def __init__(self, context_shape: Sequence[int], *sizes: Any, **options: Any):
+        self.context_size = math.prod(context_shape)
+        super().__init__(*sizes, **options)
+        self.context_shape = tuple(context_shape)
+
+    def model(self, x: Data, label: Labels, context: Data, **fields: Tensor) -> None:
+        build.check_shapes({"context": self.context_shape}, {"context": context})
+        self.generate(x, label, [context.flatten(1).to(x.dtype)], fields)
+
+    def guide(self, x: Data, label: Labels, context: Data, **fields: Tensor) -> None:
+        super().guide(x, label, **fields)
+
+
+def latent_size(m1: Pair, data_shape: Sequence[int]) -> int:
     """The size of the latent of a VAE.
 
     Raises:
-        UnfitPair: it is no VAE of data of this shape, or there is a context.
+        UnfitPair: it is no VAE of data of this shape.
     """
-    if context_shape is not None:
-        raise UnfitPair("m1", "the data have a context, of which a VAE knows nothing; leave m1 out, or the context")
     try:
         with torch.no_grad():
             latent = m1.posterior(m1.encoder(m1.likelihood.encoder_input(torch.zeros(1, *data_shape))))
@@ -318,19 +335,10 @@ def scanvi(
         likelihood: "negative_binomial", "zero_inflated_negative_binomial" or "poisson".
         library: "latent", or "observed"; "none" for means that are no shares. As for the likelihoods of counts.
     """
-    return M1M2(
-        data_shape,
-        num_labels,
-        latent_dims,
-        hidden,
-        activation,
-        likelihood,
-        classification=classification,
-        context_shape=context_shape,
-        data_mean=data_mean,
-        log_library=log_library,
-        likelihood_library=library,
-    )
+    of_data = {"data_mean": data_mean, "log_library": log_library}
+    options = {"classification": classification, "likelihood_library": library, **of_data}
+    sizes = (data_shape, num_labels, latent_dims, hidden, activation, likelihood)
+    return M1M2(*sizes, **options) if context_shape is None else M1M2InContext(context_shape, *sizes, **options)
 
 
 scanvi.default_data = "planted_cells"

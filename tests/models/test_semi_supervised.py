@@ -250,7 +250,6 @@ def test_counts_that_are_not_whole_are_refused():
         (lambda: m1_m2(latent_dims=(2,)), "latent_dims must be two sizes"),
         (lambda: m1_m2(m1=m2()), "m1: a M2 that is no VAE"),
         (lambda: M1M2((1, 8, 8), K, m1=small_vae()), r"m1: a VAE that is no VAE of data of shape \[1, 8, 8\]"),
-        (lambda: m1_m2(m1=small_vae(), context_shape=(2,)), "m1: the data have a context"),
         (lambda: scanvi((4,), K, (2.0, 0.5), likelihood="poison"), "unknown likelihood 'poison'; known: poisson"),
     ],
 )
