@@ -32,8 +32,10 @@ if __name__ == "__main__":
     for axes, (name, clusters) in zip(panels, {"planted_clusters": 5, "digits": 10}.items(), strict=True):
         data = pv.load_data(name, binarize="dynamic")
         torch.manual_seed(0)
-        gmvae = pv.models.GMVAE((1, 8, 8), clusters, hidden=(200,), data_mean=data.facts["data_mean"])
-        pv.train(gmvae, data, EPOCHS, kl_warmup=EPOCHS // 2, progress=False)
+        vae = pv.VAE((1, 8, 8), latent_dim=10, hidden=(200,), data_mean=data.facts["data_mean"])
+        pv.train(vae, data, EPOCHS, progress=False)
+        gmvae = pv.models.GMVAE((1, 8, 8), clusters, vae=vae)  # starts at groups of its codes
+        pv.train(gmvae, data, EPOCHS, batch_size=500, progress=False)
         result = pv.evaluate(gmvae, data, "classify", particles=10, progress=False)
         accuracy, other = result.entry()["accuracy"], beside(data, clusters)
         print(f"{name}: GMVAE {accuracy:.1%}, PCA and mixture of normals {other:.1%} of the test data as labelled")

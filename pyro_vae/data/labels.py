@@ -40,7 +40,8 @@ def hide_labels(data: Dataset, labels: int, seed: int = 0, copies: int = 1, show
     if copies > 1:
         again = torch.cat([torch.arange(train.size), known.repeat(copies - 1)])
         rows = again if train.rows is None else train.rows[again]
-        train = Split(train.fields, train.transform, rows, train.resident, train.origin)
+        origin = train.origin if train.rows is None else None  # else the rows themselves
+        train = Split(train.fields, train.transform, rows, train.resident, origin)
     held_out = {
         name: _labelled(split, torch.arange(split.size if shown else 0))
         for name, split in data.splits.items()

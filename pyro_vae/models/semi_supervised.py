@@ -17,13 +17,14 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.data.labels import HIDDEN
-from pyro_vae.errors import ContractError, DataError, UnfitPair
+from pyro_vae.errors import ContractError, DataError
 from pyro_vae.pair.pair import Pair
 from pyro_vae.parts import build
 from pyro_vae.parts.build import LIKELIHOOD, NET, POSTERIOR
 from pyro_vae.parts.nets import mlp
 from pyro_vae.parts.posteriors import DiagonalNormal
 from pyro_vae.parts.priors import StandardNormal
+from pyro_vae.parts.trained import parts_of
 
 Data = Float[Tensor, "batch ..."]
 Labels = Int[Tensor, " batch"]
@@ -243,9 +244,9 @@ class M1M2(SemiSupervised):
             if data_mean is not None:
                 self.decoder.set_output(self.likelihood.start(data_mean))
         else:
-            below = latent_size(m1, data_shape)
-            for name in ("likelihood", "encoder", "posterior", "decoder"):
-                setattr(self, name, getattr(m1, name).requires_grad_(False))
+            taken = parts_of(m1, "m1", data_shape)
+            self.likelihood, self.encoder, self.posterior, self.decoder = (p.requires_grad_(False) for p in taken[:4])
+            below = taken.latent_dim
         self.optional_fields = self.likelihood.fields
         self.classifier = classifier(below, num_labels, hidden, activation)
         self.upper = conditional(below + num_labels, above, hidden, activation)
@@ -292,25 +293,6 @@ class M1M2InContext(M1M2):
 
     def guide(self, x: Data, label: Labels, context: Data, **fields: Tensor) -> None:
         super().guide(x, label, **fields)
-
-
-def latent_size(m1: Pair, data_shape: Sequence[int]) -> int:
-    """The size of the latent of a VAE.
-
-    Raises:
-        UnfitPair: it is no VAE of data of this shape.
-    """
-    try:
-        with torch.no_grad():
-            latent = m1.posterior(m1.encoder(m1.likelihood.encoder_input(torch.zeros(1, *data_shape))))
-            m1.decoder(latent.sample())
-    except (AttributeError, RuntimeError) as problem:
-        raise UnfitPair(
-            "m1",
-            f"a {type(m1).__name__} that is no VAE of data of shape {list(data_shape)}; train one on the same data "
-            "(pyro-vae train vae) and give the folder of its run, or in Python its pair",
-        ) from problem
-    return latent.event_shape[0]
 
 
 def scanvi(

@@ -51,7 +51,7 @@ def options_of_presentation(data: str) -> list[Option]:
 
 def options_of_dataset(name: str) -> list[Option]:
     """The options of a data set's own; a file has none."""
-    taken = ["seed", *(option.name for option in options_of_presentation())]
+    taken = ["seed", *(option.name for option in options_of_presentation(name))]
     return options_of(plugins.load("dataset", name), taken) if name in plugins.names("dataset") else []
 
 

@@ -84,7 +84,7 @@ def test_labels_that_cannot_be_hidden_are_one_line(data, labels, message):
 
 
 def test_any_labelled_source_may_be_partly_labelled(tmp_path):
-    data = pv.load_data("partly_labelled", labels=20, binarize="dynamic")
+    data = pv.load_data("partly_labelled", labels=20, binarize="static")
     batch = data.train.take(slice(None))
     assert data.train.size == 1297 and int((batch["label"] != HIDDEN).sum()) == 20
     assert ((batch["x"] == 0) | (batch["x"] == 1)).all() and data.facts["num_labels"] == 10

@@ -120,15 +120,25 @@ def test_a_mixture_has_exact_posteriors_and_its_components_are_matched():
 
 def test_a_posterior_given_draws_is_averaged_over_them():
     pair, x = Coin(), torch.linspace(-3, 5, 20)
-    result = classified(pair, {"x": x, "label": (x > 1).long()}, particles=4000)
+    result = classified(pair, {"x": x, "label": (x > 1).long()}, particles=300)
     z = 0.3 * x + 0.8 * torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
     odds = pair.heads.detach() + dist.Normal(2 + z, 1.0).log_prob(x) - dist.Normal(z, 1.0).log_prob(x)
-    assert (result.probabilities[:, 1] - odds.sigmoid().mean(0)).abs().max() < 0.03
+    assert (result.probabilities[:, 1] - odds.sigmoid().mean(0)).abs().max() < 0.1
 
 
 def test_labels_that_are_observed_for_some_data_are_found_under_pyros_name():
-    pair = PartlyLabelled()
-    fields = pair.data() | {"truth": torch.tensor([2, 0, 1, 1])}
+    class Hidden(PartlyLabelled):
+        """The same, whose hidden labels are -1."""
+
+        def model(self, x, label):
+            super().model(x, label.clamp(min=0), label != HIDDEN)
+
+        def guide(self, x, label):
+            super().guide(x, label.clamp(min=0), label != HIDDEN)
+
+    pair = Hidden()
+    given = pair.data()
+    fields = {"x": given["x"], "label": given["label"], "truth": torch.tensor([2, 0, 1, 1])}
     result = classified(pair, fields)
     expected = (pair.logits + 0.3 * fields["x"][:, None] * pair.slopes).softmax(1)
     assert torch.allclose(result.probabilities, expected.detach(), atol=1e-9)

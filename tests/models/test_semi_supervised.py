@@ -12,14 +12,14 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.data.labels import HIDDEN
-from pyro_vae.errors import ContractError, DataError, RunError, UnfitPair
+from pyro_vae.errors import ContractError, DataError, UnknownName
 from pyro_vae.models.semi_supervised import M1M2, M2, scanvi
 from pyro_vae.pair.generation import sample
 from pyro_vae.pair.particles import run_guide
 from pyro_vae.pair.terms import log_terms
 
 K, N = 3, 6
-QUIET = {"progress": False, "batch_size": 50}
+QUIET = {"progress": False, "batch_size": 20}
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 SOME = torch.tensor([0, HIDDEN, 2, HIDDEN, HIDDEN, 1])
 
@@ -75,10 +75,10 @@ def test_the_bound_of_a_known_label_is_on_the_joint_and_that_of_a_hidden_one_on_
     joint = torch.stack([log_marginal(pair, {"x": x, "label": torch.full((N,), k)}) for k in range(K)])
     hidden = {"x": x, "label": torch.full((N,), HIDDEN)}
     assert torch.allclose(log_marginal(pair, hidden), joint.logsumexp(0), atol=1e-6)
-    result = pv.evaluate(pair, hidden, "importance", particles=20_000, progress=False)
+    result = pv.evaluate(pair, hidden, "importance", particles=3000, progress=False)
     assert ((result.log_likelihood - joint.logsumexp(0)) / result.monte_carlo_error).abs().max() < 5
     shown = {"x": x, "label": torch.full((N,), 1)}
-    result = pv.evaluate(pair, shown, "importance", particles=20_000, progress=False)
+    result = pv.evaluate(pair, shown, "importance", particles=3000, progress=False)
     assert ((result.log_likelihood - joint[1]) / result.monte_carlo_error).abs().max() < 5
 
 
@@ -87,12 +87,12 @@ def test_the_elbo_is_pyros(made):
     """On average over draws, for data some of which are labelled."""
     pair = made().eval()
     fields = {name: value.float() if value.is_floating_point() else value for name, value in fields_of(pair).items()}
-    theirs = TraceEnum_ELBO(num_particles=4000, max_plate_nesting=1, vectorize_particles=True)
+    theirs = TraceEnum_ELBO(num_particles=1000, max_plate_nesting=1, vectorize_particles=True)
     with pyro.get_param_store().scope(), torch.no_grad():
         torch.manual_seed(0)
-        expected = -theirs.loss(pair.model, pair.guide, **fields) / N
-    ours = pv.evaluate(pair, fields, "elbo", particles=4000, progress=False)
-    assert ours.mean == pytest.approx(expected, abs=0.1)
+        expected = -theirs.loss(lambda f: pair.model(**f), lambda f: pair.guide(**f), fields) / N
+    ours = pv.evaluate(pair, fields, "elbo", particles=1000, progress=False)
+    assert ours.mean == pytest.approx(expected, abs=0.2)
 
 
 @pytest.mark.parametrize("made", [m2, m1_m2])
@@ -112,10 +112,8 @@ def test_training_adds_the_classification_of_known_labels_and_nothing_else(made)
         seen = guide["z_1"].value[0] if "z_1" in guide else pair.reader(fields["x"])
         log_q = pair.classifier(seen).log_softmax(-1)
     known = SOME != HIDDEN
-    if made is m2:
-        added = -5.0 * log_q[known, SOME[known]].sum().item() / N
-        assert loss(True, 5.0) - loss(True, 0.0) == pytest.approx(added, rel=1e-4)
-    assert loss(True, 5.0) > loss(True, 0.0)
+    added = -5.0 * log_q[known, SOME[known]].sum().item() / N
+    assert loss(True, 5.0) - loss(True, 0.0) == pytest.approx(added, rel=1e-4)
 
 
 def test_what_is_shown_of_the_label_goes_to_the_style_and_the_picture():
@@ -221,7 +219,7 @@ def test_labels_outside_the_classes_are_refused(made, wrong, row):
     label[row] = wrong
     for use in (pv.train, pv.evaluate):
         with pytest.raises(DataError, match=f"{wrong}.*(labels 0 to 2|levels 0..2)"):
-            use(made(), {"x": bits(), "label": label}, progress=False)
+            use(made(), {"x": bits(), "label": label}, **(QUIET if use is pv.train else {"progress": False}))
 
 
 def test_labels_that_are_all_hidden_or_are_not_there_are_refused():
@@ -237,10 +235,10 @@ def test_labels_that_are_all_hidden_or_are_not_there_are_refused():
 
 def test_counts_that_are_not_whole_are_refused():
     fields = fields_of(cells(), torch.arange(40) % K)
-    with pytest.raises(DataError, match=r"x\[3\] holds 0.5: this likelihood needs counts"):
+    with pytest.raises(DataError, match=r"x\[\d+\] holds 0.5: this likelihood needs counts"):
         x = fields["x"].float()
         x[3, 1] = 0.5
-        pv.train(cells(), {**fields, "x": x, "context": fields["context"].float()}, progress=False)
+        pv.train(cells(), {**fields, "x": x, "context": fields["context"].float()}, **QUIET)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +252,5 @@ def test_counts_that_are_not_whole_are_refused():
     ],
 )
 def test_options_that_do_not_fit_are_one_line(build, message):
-    with pytest.raises(Exception, match=message) as problem:
+    with pytest.raises((ContractError, UnknownName), match=message):
         build()
-    assert isinstance(problem.value, ContractError | UnfitPair | RunError) or "unknown" in message
