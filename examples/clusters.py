@@ -1,4 +1,4 @@
-"""Clusters without labels: a Gaussian-mixture VAE finds them, and a mixture of normals on PCA codes finds fewer."""
+"""Clusters without labels: what a Gaussian-mixture VAE finds, beside a mixture of normals on PCA codes."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fifty labels among 1,297 pictures: M2 learns what digits look like from all, and what they are called from few."""
+"""A hundred labels among 1,297 pictures: M2 learns what digits look like from all, what they are called from few."""
 
 import sys
 from pathlib import Path
@@ -11,8 +11,8 @@ from torchvision.utils import make_grid
 
 import pyro_vae as pv
 
-EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 150
-LABELS, STYLES = 50, 8
+EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 80
+LABELS, STYLES = 100, 8
 
 if __name__ == "__main__":
     data = pv.load_data("partly_labelled", labels=LABELS, copies=5, binarize="dynamic")

@@ -67,11 +67,14 @@ class SemiSupervised(Pair):
             )
 
     def label_in_model(self, label: Labels) -> Int[Tensor, "... batch"]:
-        """The labels, each value of a hidden one where it is enumerated."""
-        known = label != HIDDEN
-        return pyro.sample(
-            "label", dist.Categorical(logits=self.even), obs=zero_where_hidden(label, known), obs_mask=known
-        )
+        """The labels, each value of a hidden one where it is enumerated: what Pyro's `obs_mask` makes, without the
+        deterministic site, which Pyro's own ELBOs cannot take in double precision."""
+        known, prior = label != HIDDEN, dist.Categorical(logits=self.even)
+        with poutine.mask(mask=known):
+            seen = pyro.sample("label_observed", prior, obs=zero_where_hidden(label, known))
+        with poutine.mask(mask=~known):
+            drawn = pyro.sample("label_unobserved", prior)
+        return torch.where(known, seen, drawn)
 
     def label_in_guide(self, logits: Float[Tensor, "... labels"], label: Labels) -> Int[Tensor, "... batch"]:
         """The same, drawn from q(label) where it is hidden; where it is known, q(label) is trained to find it."""
