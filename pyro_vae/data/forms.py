@@ -26,8 +26,8 @@ def named_arrays(data: Any, names: Sequence[str] | None = None) -> Arrays:
     Args:
         data: a tensor or array, which becomes the field `x`; a mapping of them; a pandas DataFrame (a column "label" is
             the label); a scipy sparse matrix of counts, which stays sparse where it would be too large; an AnnData (its
-            X, and the columns "label" and "library" of its obs); a torch `Dataset` or `DataLoader`, whose items are
-            tensors, mappings or tuples.
+            X, the columns "label" and "library" of its obs, and as `context` the indicators of "batch"); a torch
+            `Dataset` or `DataLoader`, whose items are tensors, mappings or tuples.
         names: what the members of an item that is a tuple are called: ("x", "label").
 
     Raises:
@@ -107,13 +107,25 @@ def _together(parts: list[dict[str, Tensor]], join: Callable[[list[Tensor]], Ten
 
 
 def _from_anndata(data: Any, names: Sequence[str] | None) -> Arrays:
-    """Its X, and of `obs` the columns "label" and "library" where there are such."""
+    """Its X, and of `obs` the columns "label" and "library" where there are such, and the indicators of "batch"."""
     further = {}
     if "label" in data.obs:
         further["label"] = from_frame(data.obs[["label"]].assign(x=0))["label"]
     if "library" in data.obs:
         further["library"] = from_frame(data.obs[["library"]])["x"][:, 0]
+    if "batch" in data.obs:
+        further["context"] = _indicators(data.obs["batch"])
     return {"x": named_arrays(_in_memory(data.X) if data.isbacked else data.X)["x"], **further}
+
+
+def _indicators(batch: Any) -> np.ndarray:
+    """1 at the batch of each datum, the batches in alphabetical order [n, batches]."""
+    names, places = np.unique(batch.to_numpy().astype(str), return_inverse=True)
+    if batch.isna().any():
+        raise DataError(
+            f"row {int(batch.isna().to_numpy().argmax())}, column {batch.name!r} of obs is missing; fill it in"
+        )
+    return np.eye(len(names), dtype=np.float32)[places]
 
 
 def _in_memory(stored: Any) -> Any:

@@ -14,6 +14,8 @@ BOUNDED = ("log_likelihood", "elbo")
 GIVEN = ("log_predictive", "elbo_given_globals")
 """Those of headline figures given draws of latents that all data share: a predictive density, and a mean of ELBOs."""
 
+NATS = "nats per datum"
+
 PerDatum = dict[str, Float[Tensor, "n ..."]]
 
 
@@ -65,6 +67,7 @@ class Estimate:
         given: in words, the draws or the point estimate of shared latents that the figures of a datum are given.
         data_set: the figure of all data together, where they share latents.
         lines: what to say beside the headline figure, in words.
+        unit: in words, what the headline figure is counted in.
     """
 
     per_datum: PerDatum
@@ -75,6 +78,7 @@ class Estimate:
     given: str | None = None
     data_set: OfDataSet | None = None
     lines: list[str] = field(default_factory=list)
+    unit: str = NATS
 
     @property
     def quantity(self) -> str:
@@ -181,6 +185,8 @@ class Result:
         }
         if self.given is not None:
             entry |= {"given": self.given, "data_set": self.data_set and asdict(self.data_set)}
+        if self.estimate.unit != NATS:
+            entry["unit"] = self.estimate.unit
         if per_datum:
             entry["per_datum"] = {name: value.tolist() for name, value in self.estimate.per_datum.items()}
         return _finite(entry)

@@ -25,7 +25,7 @@ WAYS_OUT = {
         "a Bernoulli likelihood needs 0 or 1; use binarize='dynamic' or 'static', another likelihood "
         "(continuous_bernoulli, gaussian), or relaxed=True for a loss on grey values that is no likelihood"
     ),
-    constraints.integer_interval: "this likelihood needs whole levels 0..{upper}; load 8-bit data with scale='raw'",
+    constraints.integer_interval: "this site needs whole levels 0..{upper} (8-bit data: load them with scale='raw')",
     type(COUNTS): (
         "this likelihood needs counts 0, 1, 2, ...: give them as they were counted, not normalised or averaged "
         "(counts of 8 bits: load them with scale='raw')"

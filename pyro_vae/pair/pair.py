@@ -36,6 +36,7 @@ class Pair(nn.Module):
             observes as NaN is left out of its log-probability; the guide sees the means of the training data in the
             gaps, or zeros where none are known. A field NAME_observed [batch, ...], True where NAME is not missing, is
             made for programs that name it. The model may only observe such a field.
+        evaluators: what a run that is trained by name is evaluated by at its end, besides `elbo` and `reconstruction`.
 
     Example:
 
@@ -58,6 +59,7 @@ class Pair(nn.Module):
     remembers: bool = False
     indexed: bool = False
     missing: Sequence[str] = ()
+    evaluators: Sequence[str] = ()
 
     def model(self, **batch: Tensor) -> Any:
         """Declare p(z) p(x|z): sample the latents z, and observe the data x with `obs=`."""

@@ -3,6 +3,8 @@
 from pyro_vae.late import late
 
 __all__ = [
+    "class_conditional",
+    "confusion_matrix",
     "drawings",
     "image_grid",
     "loss_curves",
@@ -15,6 +17,5 @@ __all__ = [
     "topics",
     "undisturbed",
 ]
-__getattr__, __dir__ = late(
-    __name__, {**dict.fromkeys(__all__, "pyro_vae.plots.figures"), "topics": "pyro_vae.plots.words"}
-)
+_BESIDE = {"confusion_matrix": "pyro_vae.plots.confusion", "topics": "pyro_vae.plots.words"}
+__getattr__, __dir__ = late(__name__, dict.fromkeys(__all__, "pyro_vae.plots.figures") | _BESIDE)

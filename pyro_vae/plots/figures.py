@@ -23,9 +23,11 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from pyro_vae.data import Dataset, Split
-from pyro_vae.errors import RunError
+from pyro_vae.errors import ContractError, RunError
 from pyro_vae.files import write_whole
 from pyro_vae.pair.generation import center, decode, observed, picture_site, reconstruct, sample
+from pyro_vae.pair.labels import label_of, unlabelled
+from pyro_vae.pair.obs_mask import UNOBSERVED
 from pyro_vae.pair.pair import device_of, evaluating, select_fields
 from pyro_vae.pair.particles import Fields, run_guide
 from pyro_vae.pair.sites import Site
@@ -36,6 +38,9 @@ History = Sequence[Mapping[str, Any]]
 """The rows of a run, one an epoch."""
 
 ORANGE, INK = "#d9772b", "#333333"
+
+CLASSES = 30
+"""A grid of more classes than these shows nothing."""
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -73,6 +78,7 @@ def drawings(pair: nn.Module, data: Dataset, history: History) -> dict[str, Call
     return curves | {
         "reconstructions": partial(reconstructions, pair, data.test),
         "samples": partial(samples, pair, fields),
+        "class_conditional": partial(class_conditional, pair, fields),
         "manifold": partial(manifold, pair, fields),
         "posterior_means": partial(posterior_means, pair, data.test),
         "topics": partial(topics, pair),
@@ -157,6 +163,39 @@ def samples(pair: nn.Module, fields: Fields, n: int = 64) -> Figure:
     limits, columns = limits_of(site, means), _square(n)
     figure, axes = mosaic(means, columns, limits, top=0.375, note=True)
     axes.set_title("means of p(x|z), z ~ p(z)")
+    return figure
+
+
+def class_conditional(pair: nn.Module, fields: Fields, styles: int = 6) -> Figure | None:
+    """Means of p(x|z, y): a column for each value y of the pair's label or cluster, a row for each style, which is what
+    else is drawn from the prior, by the same random numbers in all columns.
+
+    None unless the pair enumerates a label or cluster, the only such site of a datum, of at most thirty values.
+
+    Args:
+        fields: as in `samples`; fields that the model conditions on have the first row's values everywhere.
+        styles: how many rows.
+    """
+    with undisturbed(pair) as device:
+        same = torch.zeros(styles, dtype=torch.long)
+        try:
+            fields = unlabelled(pair, _rows(pair, fields, same, device))
+            label = label_of(pair, fields)
+        except ContractError:
+            return None
+        if len(label.values) > CLASSES:
+            return None
+        columns = []
+        for value in label.values:
+            with undisturbed(pair):
+                given = value.expand(styles, *value.shape)
+                site = picture_site(observed(sample(pair, fields, {label.site: given})))
+            columns.append(center(site))
+    means = torch.stack(columns, 1).flatten(0, 1)
+    figure, axes = mosaic(means, len(columns), limits_of(site, means), bottom=0.5, top=0.375)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, range(len(columns)))
+    axes.set_xlabel(label.site.removesuffix(UNOBSERVED))
+    axes.set_title("a style in each row")
     return figure
 
 

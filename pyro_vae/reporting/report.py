@@ -15,6 +15,7 @@ from torch import nn
 from pyro_vae import plots
 from pyro_vae.data import Dataset
 from pyro_vae.errors import RunError, UserError
+from pyro_vae.evaluation.result import NATS
 from pyro_vae.files import write_text
 from pyro_vae.pair.topics import top_words, topics_of
 from pyro_vae.runs.folder import CONFIG, FIGURES, REPORT, read_results
@@ -23,7 +24,7 @@ from pyro_vae.runs.run import Run
 RELAXED = "loss, not a log-likelihood"
 PLACED = (
     "evaluator model data split n particles seconds quantity kind nats nats_per_time_slice bits_per_dim "
-    "bits_per_dim_note warnings figures given data_set"
+    "bits_per_dim_note warnings figures given data_set unit"
 ).split()
 """The keys of an entry that have a place of their own in the report; all others are listed as they are."""
 
@@ -35,6 +36,7 @@ SHOWN = {
     "loss": "Training and validation loss of each epoch ({bound}), and the rate (KL) and distortion of the latter.",
     "reconstructions": "Test data, and below each the mean of p(x|z) at its posterior mean.",
     "samples": "Means of p(x|z) at draws of z from the prior.",
+    "class_conditional": "Means of p(x|z, y): a column for each label or cluster y, a row for each draw of the rest.",
     "manifold": "Means of p(x|z) over the plane of z, at standard-normal quantiles from 0.025 to 0.975.",
     "posterior_means": "Where the guide places the test data: the mean of q(z|x) of each, coloured by label where "
     "there is one.",
@@ -94,7 +96,7 @@ def _evaluation(results: Sequence[Mapping[str, Any]], relaxed: bool) -> Iterator
         yield f"The data are grey values under a Bernoulli: every number here is a {RELAXED}."
     yield "\n".join(f"- {_headline(entry, relaxed)}" for entry in results if entry.get("nats"))
     yield "± is the standard error of the mean over data."
-    head = ("evaluator", "data", "n", "particles", "nats per datum", "bits per dim", "time")
+    head = ("evaluator", "data", "n", "particles", NATS, "bits per dim", "time")
     if any(entry.get("nats_per_time_slice") is not None for entry in results):
         yield "A datum is a sequence. Per time slice: the sum over all sequences by the sum of their lengths."
     yield _table(head, map(_row, results))
@@ -121,7 +123,7 @@ def _headline(entry: Mapping[str, Any], relaxed: bool) -> str:
     name = f"{str(entry['split']).capitalize()} {_code(entry['evaluator'])}"
     by_slice = entry.get("nats_per_time_slice")
     if by_slice is None:
-        return f"{name}: **{_with_error(entry)} nats per datum** ({said})"
+        return f"{name}: **{_with_error(entry)} {entry.get('unit', NATS)}** ({said})"
     return f"{name}: **{_with_error(entry)} nats per sequence**, {_number(by_slice, 3)} nats per time slice ({said})"
 
 
@@ -132,7 +134,7 @@ def _row(entry: Mapping[str, Any]) -> list[str]:
         f"{entry['data']}, {entry['split']}",
         _value(entry["n"]),
         _value(entry["particles"]),
-        _with_error(entry),
+        f"{_with_error(entry)} {entry.get('unit', '')}".strip(),
         _number(bits, 3) if bits is not None else f"none: {note}" if note else "none",
         _seconds(entry["seconds"]),
     ]

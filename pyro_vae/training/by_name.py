@@ -11,7 +11,7 @@ from torch import nn
 from pyro_vae import plugins
 from pyro_vae.data import Dataset, load_data
 from pyro_vae.engine import processes
-from pyro_vae.errors import Changed, ContractError, RunError, UnknownName
+from pyro_vae.errors import Changed, ContractError, DataError, RunError, UnknownName
 from pyro_vae.evaluation import evaluate
 from pyro_vae.objectives.objective import Objective, as_objective
 from pyro_vae.parts.build import needed
@@ -170,12 +170,12 @@ def _objective_settings(objective: Any, options: Mapping[str, Any] | None) -> di
 
 
 def finish(run: Run) -> None:
-    """Evaluate a run on its test data, and write its report."""
+    """Evaluate a run on its test data, also by the evaluators that its pair names, and write its report."""
     processes.wait_for_all()
-    for name in ("elbo", "reconstruction"):
+    for name in ("elbo", "reconstruction", *getattr(run.pair, "evaluators", ())):
         try:
             run.results.append(evaluate(run, run.data, name, progress=False))
-        except ContractError as problem:
+        except (ContractError, DataError) as problem:
             run.notes.append(f"{name} was not evaluated: {problem}")
     if processes.rank() == 0:
         run.pair.cpu()

@@ -96,7 +96,13 @@ def test_no_step_traces_anew(objective, graphs):
 def test_every_registered_model_can_be_traced(name, graphs):
     shape, n = (1, 8, 8), 12
     batch = {"x": bits(n, shape), "context": bits(n, shape, seed=1), "label": torch.arange(n) % 10}
-    facts = {"data_shape": shape, "data_mean": batch["x"].mean(0), "context_shape": shape, "num_labels": 10}
+    facts = {
+        "data_shape": shape,
+        "data_mean": batch["x"].mean(0),
+        "context_shape": shape,
+        "num_labels": 10,
+        "log_library": (3.0, 0.5),
+    }
     pair = runs.build_model(name, facts, {})
     objective = plugins.load("objective", "trace_elbo")()
     loss, batch = loss_of(pair, objective), select_fields(pair, batch)

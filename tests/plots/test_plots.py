@@ -18,7 +18,7 @@ from pyro_vae.data import Split
 from pyro_vae.errors import RunError
 from pyro_vae.models.vae import VAE
 from pyro_vae.pair.pair import Pair
-from pyro_vae.plots.mosaic import value_range
+from pyro_vae.plots.mosaic import mosaic, value_range
 
 SIDE = 6
 
@@ -349,3 +349,63 @@ def test_an_unknown_format_is_an_error_and_writes_nothing(tmp_path):
     with pytest.raises(RunError, match="png"):
         plots.save_images(torch.rand(1, 4, 4), tmp_path / "picture.xyz")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- labels -------------------------------------------------------------------------------------------------
+
+
+class Shades(nn.Module):
+    """Pictures whose mean is a pattern of the label plus a style that all pixels share."""
+
+    def __init__(self, labels: int = 3):
+        super().__init__()
+        self.patterns = nn.Parameter(torch.rand(labels, SIDE, SIDE))
+
+    def model(self, x: Tensor, label: Tensor) -> None:
+        known = label >= 0
+        with pyro.plate("data", len(x)):
+            weights = torch.zeros(len(self.patterns))
+            shown = torch.where(known, label, 0)
+            y = pyro.sample("label", dist.Categorical(logits=weights), obs=shown, obs_mask=known)
+            z = pyro.sample("z", dist.Normal(self.patterns[y].mean((-1, -2)), 1.0))
+            mean = self.patterns[y] + z[..., None, None]
+            pyro.sample("x", dist.Normal(mean, 0.1).to_event(2), obs=x)
+
+    def guide(self, x: Tensor, label: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            with pyro.poutine.mask(mask=label < 0):
+                weights = torch.zeros(len(self.patterns))
+                pyro.sample("label_unobserved", dist.Categorical(logits=weights), infer={"enumerate": "parallel"})
+            pyro.sample("z", dist.Normal(x.mean((-1, -2)), 1.0))
+
+
+def test_the_class_conditional_grid_has_a_column_for_each_label_and_one_style_in_each_row(monkeypatch):
+    pair, shown = Shades(), []
+
+    def watched(values, *rest, **how):
+        shown.append(values)
+        return mosaic(values, *rest, **how)
+
+    monkeypatch.setattr("pyro_vae.plots.figures.mosaic", watched)
+    fields = {"x": torch.zeros(2, SIDE, SIDE), "label": torch.tensor([1, 2])}
+    figure = plots.class_conditional(pair, fields, styles=4)
+    means = shown[0].view(4, 3, SIDE, SIDE)
+    centred = means - pair.patterns.detach() - pair.patterns.detach().mean((-1, -2))[:, None, None]
+    assert torch.allclose(centred, centred[:, :1, :1, :1].expand_as(centred), atol=1e-5), "one style in each row"
+    assert len(centred[:, 0, 0, 0].unique()) == 4
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "1", "2"]
+    assert figure.axes[0].get_xlabel() == "label"
+
+
+def test_there_is_no_class_conditional_grid_of_pairs_without_a_label_or_with_too_many():
+    assert plots.class_conditional(VAE((1, SIDE, SIDE), 2, hidden=(8,)), {"x": torch.zeros(2, 1, SIDE, SIDE)}) is None
+    many = {"x": torch.zeros(2, SIDE, SIDE), "label": torch.tensor([-1, 2])}
+    assert plots.class_conditional(Shades(31), many) is None
+
+
+def test_a_confusion_matrix_is_shaded_by_the_share_of_its_row():
+    figure = plots.confusion_matrix(torch.tensor([[8, 2], [0, 0], [1, 3]]), ["1", "0"], "most probable cluster")
+    (axes,) = figure.axes
+    assert np.allclose(axes.images[0].get_array(), [[0.8, 0.2], [0, 0], [0.25, 0.75]])
+    assert {text.get_text() for text in axes.texts} == {"8", "2", "1", "3"}
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "0"]
