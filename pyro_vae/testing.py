@@ -12,6 +12,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split, as_split, load_data
 from pyro_vae.data.stream import Stream
 from pyro_vae.errors import ContractError
@@ -32,6 +33,7 @@ from pyro_vae.pair.sites import is_improper, observed, values_of
 from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import log_terms
 from pyro_vae.runs.build import build_model
+from pyro_vae.runs.config import DEFAULTS, default_data
 from pyro_vae.training.by_name import data_settings
 
 Batch = Mapping[str, Tensor]
@@ -41,8 +43,8 @@ CHECKED = 16
 
 
 def check(
-    pair: nn.Module | str = "vae",
-    data: Any = "digits",
+    pair: nn.Module | str = DEFAULTS["model"],
+    data: Any = None,
     seed: int = 0,
     *,
     fields: Sequence[str] | None = None,
@@ -53,7 +55,7 @@ def check(
 
     Args:
         pair: a model and a guide on one module, which is left as it was, or the name of a registered model.
-        data: a data set's name or file, a `Dataset`, or data in any form that `train` takes.
+        data: a data set's name or file, a `Dataset`, or data in any form that `train` takes; None: as for `train`.
         seed: fixes the initial weights of a named model, and how named data are divided and drawn.
         fields: what the members of an item of the data are called where it is a tuple: ("x", "label").
         model_options: of a named model: `{"latent_dim": 5}`.
@@ -67,6 +69,8 @@ def check(
         DataError: data that are missing, unreadable or unfit.
         UnknownName: no such model or data set.
     """
+    if data is None:
+        data = default_data(plugins.load("model", pair) if isinstance(pair, str) else pair)
     if isinstance(data, str | Path):
         data = load_data(data, seed=seed, **data_settings(data, data_options))
     elif not isinstance(data, Dataset):

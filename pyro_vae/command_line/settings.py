@@ -11,7 +11,7 @@ from pyro_vae import plugins, scripts
 from pyro_vae.command_line.options import Option, add_flags, options_of, parse_value
 from pyro_vae.errors import PluginError, RunError, UnknownName, UsageError
 from pyro_vae.parts.build import needed, part_kinds
-from pyro_vae.runs.config import DEFAULTS, KINDS, Config, read_settings, sectioned
+from pyro_vae.runs.config import DEFAULTS, KINDS, Config, default_data, read_settings, sectioned
 from pyro_vae.runs.folder import CONFIG
 from pyro_vae.runs.identity import MAY_DIFFER, check_same_run
 from pyro_vae.runs.options import model_options
@@ -118,6 +118,8 @@ class Choice:
         if self.names["objective"] != known["objective"]:
             self.config.pop("objective", None)
         self.model = plugins.load("model", self.names["model"])
+        if "data" not in asked and not self.config.get("data", {}).get("name"):
+            self.names["data"] = default_data(self.model)
         parts = vars(_peek(parser, arguments, list(part_kinds(self.model))))
         self.parts = {name: self._chosen("model", name, parts[name], f"{name}_") for name in part_kinds(self.model)}
         self.optimizer = self._chosen("training", "optimizer", named.optimizer, "optimizer_options") or "adam"

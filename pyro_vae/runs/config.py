@@ -20,6 +20,11 @@ SECTIONS = (*KINDS, "training")
 DEFAULTS = {"model": "vae", "data": "digits", "objective": "trace_mean_field_elbo"}
 
 
+def default_data(model: Any) -> str:
+    """The data set that a model is trained on where none is named: its attribute `default_data`, or digits."""
+    return getattr(model, "default_data", DEFAULTS["data"])
+
+
 def read_config(folder: Path) -> Config:
     """The settings of a run; empty for a run whose pair and data had no names."""
     path = folder / CONFIG
