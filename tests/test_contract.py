@@ -6,8 +6,9 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from model_examples import build, example
 from pairs import SHAPE, Clusters, bits, counts, same_state, small_vae
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import ELBO, SVI, Trace_ELBO, TraceEnum_ELBO
 from torch.distributions import Distribution
 
 import pyro_vae as pv
@@ -17,24 +18,14 @@ from pyro_vae.pair import generation
 from pyro_vae.pair.checks import density_faults
 from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.particles import run_guide, run_model
-from pyro_vae.pair.sites import is_improper, values_of
+from pyro_vae.pair.sites import Sites, is_improper, observed, values_of
+from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import log_terms
+from pyro_vae.runs.config import default_data
 from pyro_vae.testing import CHECKS, check_pair
 
 MODELS = plugins.names("model")
 OBJECTIVES = plugins.names("objective")
-IMAGE = (1, 8, 8)
-LABELS = 10
-
-
-def example(n: int = 12) -> dict[str, torch.Tensor]:
-    """A batch with every field that a registered model may ask for."""
-    return {"x": bits(n, IMAGE), "context": bits(n, IMAGE, seed=1), "label": torch.arange(n) % LABELS}
-
-
-def build(name: str, seed: int = 0) -> torch.nn.Module:
-    facts = {"data_shape": IMAGE, "data_mean": bits(40, IMAGE).mean(0), "context_shape": IMAGE, "num_labels": LABELS}
-    return runs.build_model(name, facts, {}, seed)
 
 
 def sites_of(pair: torch.nn.Module, batch: dict[str, torch.Tensor]):
@@ -46,6 +37,22 @@ def sites_of(pair: torch.nn.Module, batch: dict[str, torch.Tensor]):
 def terms_of(pair: torch.nn.Module, batch: dict[str, torch.Tensor], particles: int = 1) -> pv.LogTerms:
     """The pair's terms: those of a loss, where that is all it has."""
     return log_terms(pair, batch, particles, as_loss=bool(density_faults(*sites_of(pair, batch))))
+
+
+def means_of(pair: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Reconstructions of x."""
+    return generation.center(generation.picture_site(generation.reconstruct(pair, batch)))
+
+
+def log_prob(sites: Sites) -> torch.Tensor:
+    """Of all sites together, [particles, batch]."""
+    return sum(site.log_prob() for site in sites.values())
+
+
+def pyros_elbo(pair: torch.nn.Module, batch: dict[str, torch.Tensor], **options) -> ELBO:
+    """Pyro's estimator for a pair: one that sums, where the pair enumerates."""
+    structure = structure_of(pair, batch)
+    return TraceEnum_ELBO(max_plate_nesting=structure.depth, **options) if structure.sums else Trace_ELBO(**options)
 
 
 def global_state() -> dict[str, object]:
@@ -91,7 +98,7 @@ def dtype(request):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_passes_the_checks_that_plugin_authors_run(name):
     """Of a pair that has only a loss, generation and weights may be left out, and nothing else."""
-    pair, batch = build(name), example()
+    pair, batch = build(name), example(name)
     model, guide = sites_of(pair, batch)
     left_out = {"importance weights are finite"} if density_faults(model, guide) else set()
     left_out |= {"the model generates what it observes"} if any(is_improper(s.fn) for s in model.values()) else set()
@@ -101,7 +108,7 @@ def test_every_model_passes_the_checks_that_plugin_authors_run(name):
 @pytest.mark.parametrize("particles, n", [(1, 5), (3, 5), (4, 4), (2, 1)])
 @pytest.mark.parametrize("name", MODELS)
 def test_log_terms_are_finite_and_one_for_each_particle_and_datum(name, particles, n):
-    terms = terms_of(build(name), example(n), particles)
+    terms = terms_of(build(name), example(name, n), particles)
     for part in terms[:3]:
         assert part.shape == (particles, n) and part.isfinite().all()
 
@@ -109,18 +116,18 @@ def test_log_terms_are_finite_and_one_for_each_particle_and_datum(name, particle
 @pytest.mark.parametrize("name", MODELS)
 def test_each_datum_has_its_own_terms(name):
     """What a datum gets does not depend on its neighbours: no mixing of batch and event dims."""
-    pair, batch = build(name).eval(), example(6)
+    pair, batch = build(name).eval(), example(name, 6)
     with torch.no_grad():
-        together = generation.reconstruct(pair, select_fields(pair, batch))["x"]
-        alone = generation.reconstruct(pair, select_fields(pair, {k: v[2:3] for k, v in batch.items()}))["x"]
-    assert together.value.shape == (1, 6, *IMAGE)
-    assert torch.allclose(together.log_prob()[:, 2:3], alone.log_prob(), rtol=1e-5)
+        together = generation.reconstruct(pair, select_fields(pair, batch))
+        alone = generation.reconstruct(pair, select_fields(pair, {k: v[2:3] for k, v in batch.items()}))
+    assert generation.picture_site(together).seen.shape == (1, *batch["x"].shape)
+    assert torch.allclose(log_prob(together)[:, 2:3], log_prob(alone), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_gets_a_gradient(name):
     pair = build(name)
-    plugins.load("objective", "trace_elbo")()(pair, example(), particles=2).backward()
+    plugins.load("objective", "trace_elbo")()(pair, example(name), particles=2).backward()
     for parameter_name, parameter in pair.named_parameters():
         assert parameter.grad is not None, f"{parameter_name} takes no part in the loss"
         assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, parameter_name
@@ -129,14 +136,14 @@ def test_every_parameter_gets_a_gradient(name):
 @pytest.mark.parametrize("fill", [0.0, 1.0])
 @pytest.mark.parametrize("name", MODELS)
 def test_extreme_data_are_finite_at_initialisation(name, fill):
-    batch = {n: torch.full_like(v, fill) if v.is_floating_point() else v for n, v in example().items()}
+    batch = {n: torch.full_like(v, fill) if v.is_floating_point() else v for n, v in example(name).items()}
     assert terms_of(build(name), batch).log_weight.isfinite().all()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_objective_gives_a_finite_loss_and_gradient_or_says_why_not(name, objective):
-    pair, batch = build(name), example()
+    pair, batch = build(name), example(name)
     try:
         loss = plugins.load("objective", objective)()(pair, batch, particles=2, beta=torch.tensor(0.5))
     except ContractError as refusal:
@@ -150,20 +157,20 @@ def test_every_objective_gives_a_finite_loss_and_gradient_or_says_why_not(name, 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_makes_data_of_its_own_shape(name):
     pair = build(name)
-    fields = select_fields(pair, example(7))
+    fields = select_fields(pair, example(name, 7))
     if any(is_improper(site.fn) for site in sites_of(pair, fields)[0].values()):
         with pytest.raises(ContractError, match="--ex_post"):
             generation.sample(pair, fields)
         return
-    drawn = generation.sample(pair, fields)["x"]
-    assert drawn.value.shape == (1, 7, *IMAGE) and drawn.fn.support.check(drawn.value).all()
-    assert not torch.equal(drawn.value[0], fields["x"]), "observed values must be drawn, not copied"
+    drawn = generation.picture_site(observed(generation.sample(pair, fields)))
+    assert drawn.seen.shape == (1, *fields["x"].shape) and drawn.support.check(drawn.seen).all()
+    assert not torch.equal(drawn.seen[0], fields["x"]), "observed values must be drawn, not copied"
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_plain_svi_lowers_its_loss_and_leaves_the_store_empty(name):
-    pair, batch = build(name), select_fields(build(name), example(40))
-    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO(num_particles=2))
+    pair, batch = build(name), select_fields(build(name), example(name, 40))
+    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 3e-3}), pyros_elbo(pair, batch, num_particles=2))
     losses = [svi.step(*batch.values()) for _ in range(40)]
     first, last = np.mean(losses[:5]), np.mean(losses[-5:])
     assert last < first - 2.0 * np.std(losses[:5]), f"{first:.1f} -> {last:.1f}"
@@ -172,8 +179,8 @@ def test_plain_svi_lowers_its_loss_and_leaves_the_store_empty(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_trace_elbo_as_a_module_works_with_a_torch_optimizer(name):
-    pair, batch = build(name), select_fields(build(name), example(40))
-    loss = Trace_ELBO()(pair.model, pair.guide)
+    pair, batch = build(name), select_fields(build(name), example(name, 40))
+    loss = pyros_elbo(pair, batch)(pair.model, pair.guide)
     optimizer = torch.optim.Adam(pair.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
@@ -187,25 +194,24 @@ def test_trace_elbo_as_a_module_works_with_a_torch_optimizer(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_loaded_checkpoint_gives_identical_outputs(name, tmp_path):
-    pair, batch = build(name, seed=1).eval(), example()
+    pair, batch = build(name, seed=1).eval(), example(name)
     files.save(tmp_path / "best.pt", {"pair": pair.state_dict()})
     other = build(name, seed=2).eval()
     assert not same_state(pair, other)
     other.load_state_dict(files.load(tmp_path / "best.pt")["pair"])
-    for program in (lambda p: terms_of(p, batch, 2).log_weight, lambda p: generation.reconstruct(p, batch)["x"].fn):
+    for program in (lambda p: terms_of(p, batch, 2).log_weight, lambda p: means_of(p, batch)):
         outputs = []
         for each in (pair, other):
             torch.manual_seed(3)
-            output = program(each)
-            outputs.append(output if isinstance(output, torch.Tensor) else output.mean)
+            outputs.append(program(each))
         assert torch.equal(*outputs)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_trained_model_comes_back_from_its_run_folder(name, tmp_path):
-    data = pv.load_data("digits", binarize="static")
+    data = pv.load_data(default_data(plugins.load("model", name)), binarize="static")
     data = pv.Dataset("few", data.train.head(32), data.valid.head(8), data.test.head(8), undrawn=data.undrawn)
-    facts = {k: v for k, v in data.facts.items() if k != "data_mean"} | {"context_shape": IMAGE}
+    facts = {k: v for k, v in data.facts.items() if k != "data_mean"} | {"context_shape": (1, 8, 8)}
     try:
         pair = runs.build_model(name, facts, {})
         fields = select_fields(pair, data.test.take(slice(None)))
@@ -223,13 +229,14 @@ def test_a_trained_model_comes_back_from_its_run_folder(name, tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_our_functions_leave_the_global_settings_as_they_were(name, validation):
-    pair, batch = build(name), example(30)
+    pair, batch = build(name), example(name, 30)
     before = global_state()
     terms_of(pair, batch, 2)
     pv.train(pair, batch, epochs=1, batch_size=16, progress=False)
     assert global_state() | {"rng": None} == before | {"rng": None}
     before = global_state()
-    pv.train(pair, batch, epochs=1, batch_size=16, progress=False, objective="trace_graph_elbo", seed=4)
+    score = "trace_elbo" if structure_of(pair, select_fields(pair, batch)).sums else "trace_graph_elbo"
+    pv.train(pair, batch, epochs=1, batch_size=16, progress=False, objective=score, seed=4)
     pv.evaluate(pair, batch, particles=3, progress=False)
     pv.evaluate(pair, batch, evaluator="reconstruction", progress=False)
     assert global_state() == before

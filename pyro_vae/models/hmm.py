@@ -92,5 +92,5 @@ class HiddenMarkovModel(Pair):
         if needed > there:
             raise ContractError(
                 f"{self.states} states on {x.shape[0]} sequences of {x.shape[1]} time slices take about "
-                f"{needed / 2**30:.0f} GiB, but there are {there / 2**30:.0f}; use fewer states, or a smaller batch_size"
+                f"{needed / 2**30:.0f} GiB, but there are {there / 2**30:.0f}; use fewer states or a smaller batch_size"
             )
