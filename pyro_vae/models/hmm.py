@@ -21,8 +21,9 @@ from pyro_vae.parts.tables import Emissions, Table
 
 MOST = math.isqrt(MOST_STATES)
 
-COPIES = 8
-"""About as many numbers does a time slice hold for each pair of states, and for each state of each datum."""
+TRAINED, EVALUATED = 25, 3
+"""About as many numbers are held of a time slice for each pair of states, and for each number of x in each state; seen
+with gradients and without."""
 
 
 class HiddenMarkovModel(Pair):
@@ -87,10 +88,11 @@ class HiddenMarkovModel(Pair):
 
     def check_memory(self, x: Float[Tensor, "batch time ..."]) -> None:
         """Raise `ContractError` where the sums over the states of these data would not fit in memory."""
-        needed = COPIES * x.shape[1] * self.states * (self.states + x.shape[0]) * x.element_size()
+        copies = TRAINED if torch.is_grad_enabled() else EVALUATED
+        needed = copies * self.states * (self.states * x.shape[1] + x.numel()) * x.element_size()
         there = memory_of(x.device)
         if needed > there:
             raise ContractError(
-                f"{self.states} states on {x.shape[0]} sequences of {x.shape[1]} time slices take about "
-                f"{needed / 2**30:.0f} GiB, but there are {there / 2**30:.0f}; use fewer states or a smaller batch_size"
+                f"{self.states} states on sequences of {x.shape[1]} time slices take about {needed / 2**30:.1f} GiB, but "
+                f"there are {there / 2**30:.1f}; use fewer states, or a smaller batch_size"
             )

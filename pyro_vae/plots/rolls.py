@@ -68,7 +68,7 @@ def rolls_and_paths(values: Float[Tensor, "n time ..."], paths: Mapping[str, Int
     panels = figure.subplots(2 * len(values), 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
     for axes, below, sequence, states in zip(panels[::2], panels[1::2], values, strips, strict=True):
         _draw(axes, sequence, limits)
-        shown = np.ma.masked_less(states, 0)
+        shown = np.ma.masked_array(states, states < 0)
         extent = (0, states.shape[1], len(paths), 0)
         how = {"cmap": colors, "vmin": -0.5, "vmax": count - 0.5, "interpolation": "nearest", "aspect": "auto"}
         below.imshow(shown, extent=extent, **how)

@@ -54,7 +54,7 @@ def test_the_command_line_takes_restarts(tmp_path, monkeypatch):
     [
         (small_vae(), {"restarts": 2}, "restarts go with the name of a model"),
         ("vae", {"restarts": 0}, "restarts must be at least 1, not 0"),
-        ("vae", {"restarts": 2, "start": "runs/other"}, "restarts have nothing to choose"),
+        ("vae", {"restarts": 2, "start": "runs/other"}, "nothing to choose by restarts"),
     ],
 )
 def test_what_cannot_be_is_one_line(what, options, words):
