@@ -93,6 +93,6 @@ class HiddenMarkovModel(Pair):
         there = memory_of(x.device)
         if needed > there:
             raise ContractError(
-                f"{self.states} states on sequences of {x.shape[1]} time slices take about {needed / 2**30:.1f} GiB, but "
-                f"there are {there / 2**30:.1f}; use fewer states, or a smaller batch_size"
+                f"{self.states} states on sequences of {x.shape[1]} time slices take about {needed / 2**30:.1f} GiB, "
+                f"but there are {there / 2**30:.1f}; use fewer states, or a smaller batch_size"
             )

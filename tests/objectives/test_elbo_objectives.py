@@ -108,7 +108,10 @@ def test_registered_models_get_pyros_loss_and_gradients(name, objective, particl
     model = run_model(pair, batch, {name: site.value for name, site in guide.items()})
     if objective is TraceMeanFieldELBO and [n for n in model if n in guide] != [n for n in guide if n in model]:
         pytest.skip("the guide's order differs from the model's, where Pyro's mean-field ELBO is biased")
-    estimator = TraceEnum_ELBO if structure_of(pair, batch).sums else PYRO[objective]
+    sums = structure_of(pair, batch).sums
+    if sums and objective is TraceGraphELBO:
+        pytest.skip("the model enumerates, which this objective refuses")
+    estimator = TraceEnum_ELBO if sums else PYRO[objective]
     ours = loss_and_gradients(objective(), pair, batch, particles)
     same(ours, pyros_loss_and_gradients(estimator, pair, batch, particles))
 
