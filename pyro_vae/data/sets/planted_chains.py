@@ -33,7 +33,7 @@ def law() -> Law:
     return Law(torch.full((CHORDS,), 1 / CHORDS), moves, torch.where(of_chord, STRUCK, BESIDE))
 
 
-def planted_chains(seed: int = 0, sequences: int = 1000, steps: int = 24) -> Dataset:
+def planted_chains(seed: int = 0, sequences: int = 1000, steps: int = 16) -> Dataset:
     """Made-up sequences: binary x [n, time, 12] (which keys are down), `length` [n], divided 80/10/10; and the `chord`
     [n, time] behind each time slice, -1 beyond the end.
 
