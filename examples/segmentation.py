@@ -9,13 +9,13 @@ from scipy.optimize import linear_sum_assignment
 
 import pyro_vae as pv
 
-EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 60
-STATES, STEPS = 3, 120
+EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+STATES, STEPS = 3, 60
 LEVEL, NOISE = torch.tensor([-1.0, 0.0, 1.2]), torch.tensor([0.4, 0.8, 0.4])
 
 
 def series(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [n, 120] and the regime of each time slice, which changes with probability 0.04."""
+    """x [n, 60] and the regime of each time slice, which changes with probability 0.04."""
     state, path = torch.randint(STATES, (n,)), []
     for _ in range(STEPS):
         state = torch.where(torch.rand(n) < 0.04, torch.randint(STATES, (n,)), state)
@@ -28,7 +28,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     x, _ = series(300)
     options = {"states": STATES, "likelihood": "gaussian_net"}
-    how = {"batch_size": 50, "lr": 2e-3, "schedule": "cosine", "restarts": 3, "progress": False}
+    how = {"batch_size": 100, "lr": 5e-3, "schedule": "cosine", "restarts": 3, "progress": False}
     run = pv.train("hmm", {"x": x}, EPOCHS, model_options=options, **how)
 
     new, true = series(100)
