@@ -11,7 +11,7 @@ import torch
 
 import pyro_vae as pv
 
-EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 100
 SHOWN, STEPS = 4, 40
 
 
@@ -24,11 +24,11 @@ if __name__ == "__main__":
     folder = os.environ.get("PYRO_VAE_DATA")
     whole = pv.load_data("jsb", file=f"{folder}/jsb.npz") if folder else pv.load_data("planted_chains")
     data = pv.Dataset(whole.name, *map(beginnings, whole.splits.values()))
-    how = {"epochs": EPOCHS, "batch_size": 40, "clip": 10.0, "progress": False}
+    how = {"epochs": EPOCHS, "batch_size": 20, "clip": 10.0, "progress": False}
     deep = {"latent_dim": 32, "hidden": (100,), "transition_dim": 100, "rnn_dim": 200} if folder else {}
     runs = {
         "hmm": pv.train("hmm", data, model_options={"states": 16 if folder else 4}, lr=3e-3, **how),
-        "dmm": pv.train("dmm", data, model_options=deep, lr=2e-3, kl_warmup=EPOCHS // 4, **how),
+        "dmm": pv.train("dmm", data, model_options=deep, lr=3e-3, kl_warmup=EPOCHS // 4, **how),
     }
     for name, run in runs.items():
         result = pv.evaluate(run, data, "elbo", particles=10, progress=False)

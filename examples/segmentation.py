@@ -48,7 +48,8 @@ if __name__ == "__main__":
     for row, (above, below) in enumerate(zip(panels[::2], panels[1::2], strict=True)):
         above.plot(torch.arange(STEPS) + 0.5, new[row], ".-", color="grey", markersize=3, linewidth=0.6)
         strips = torch.stack([true[row], order[found[row]]])
-        below.imshow(strips, aspect="auto", extent=(0, STEPS, 2, 0), cmap="viridis", interpolation="nearest")
+        how = {"cmap": "viridis", "vmin": 0, "vmax": STATES - 1, "interpolation": "nearest"}
+        below.imshow(strips, aspect="auto", extent=(0, STEPS, 2, 0), **how)
         below.set_yticks([0.5, 1.5], ["true", "found"], fontsize="small")
         above.set(ylabel="x", xlim=(0, STEPS))
     panels[-1].set_xlabel("time slice")
