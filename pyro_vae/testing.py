@@ -32,7 +32,7 @@ from pyro_vae.pair.sites import is_improper, observed, values_of
 from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import log_terms
 from pyro_vae.runs.build import build_model
-from pyro_vae.runs.config import default_of
+from pyro_vae.runs.config import DEFAULTS, default_of
 from pyro_vae.training.by_name import data_settings
 
 Batch = Mapping[str, Tensor]
@@ -42,7 +42,7 @@ CHECKED = 16
 
 
 def check(
-    pair: nn.Module | str = "vae",
+    pair: nn.Module | str = DEFAULTS["model"],
     data: Any = None,
     seed: int = 0,
     *,

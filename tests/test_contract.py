@@ -2,14 +2,14 @@
 
 import random
 import re
-from functools import cache
 
 import numpy as np
 import pyro
 import pytest
 import torch
+from model_examples import build, example
 from pairs import SHAPE, Clusters, bits, counts, same_state, small_vae
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import ELBO, SVI, Trace_ELBO, TraceEnum_ELBO
 from torch.distributions import Distribution
 
 import pyro_vae as pv
@@ -19,8 +19,8 @@ from pyro_vae.pair import generation
 from pyro_vae.pair.checks import density_faults
 from pyro_vae.pair.global_latents import held_at_a_draw
 from pyro_vae.pair.pair import batch_size, select_fields
-from pyro_vae.pair.particles import run_guide, run_model
-from pyro_vae.pair.sites import is_improper, values_of
+from pyro_vae.pair.particles import run_guide, run_guide_at, run_model
+from pyro_vae.pair.sites import Sites, is_improper, observed, values_of
 from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import log_terms
 from pyro_vae.runs.config import default_of
@@ -28,29 +28,6 @@ from pyro_vae.testing import CHECKS, check_pair
 
 MODELS = plugins.names("model")
 OBJECTIVES = plugins.names("objective")
-IMAGE = (1, 8, 8)
-LABELS = 10
-
-
-@cache
-def own_data(name: str) -> pv.Dataset | None:
-    """The data of a model that wants another kind than images."""
-    own = default_of("data", name)
-    return None if own == "digits" else pv.load_data(own)
-
-
-def example(n: int = 12, name: str = "vae") -> dict[str, torch.Tensor]:
-    """A batch with every field that a registered model may ask for."""
-    if own := own_data(name):
-        return own.train.take(torch.arange(n))
-    return {"x": bits(n, IMAGE), "context": bits(n, IMAGE, seed=1), "label": torch.arange(n) % LABELS}
-
-
-def build(name: str, seed: int = 0) -> torch.nn.Module:
-    facts = {"data_shape": IMAGE, "data_mean": bits(40, IMAGE).mean(0), "context_shape": IMAGE, "num_labels": LABELS}
-    facts["log_library"] = (3.0, 0.5)
-    own = own_data(name)
-    return runs.build_model(name, facts if own is None else own.facts, {}, seed)
 
 
 def sites_of(pair: torch.nn.Module, batch: dict[str, torch.Tensor]):
@@ -64,6 +41,22 @@ def terms_of(pair: torch.nn.Module, batch: dict[str, torch.Tensor], particles: i
     """The pair's terms: those of a loss, where that is all it has, given a draw of shared latents."""
     pair = held_at_a_draw(pair, batch)
     return log_terms(pair, batch, particles, as_loss=bool(density_faults(*sites_of(pair, batch))))
+
+
+def means_of(pair: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Reconstructions of x."""
+    return generation.center(generation.picture_site(generation.reconstruct(pair, batch)))
+
+
+def log_prob(sites: Sites) -> torch.Tensor:
+    """Of all sites together, [particles, batch]."""
+    return sum(site.log_prob() for site in sites.values())
+
+
+def pyros_elbo(pair: torch.nn.Module, batch: dict[str, torch.Tensor], **options) -> ELBO:
+    """Pyro's estimator for a pair: one that sums, where the pair enumerates."""
+    structure = structure_of(pair, batch)
+    return TraceEnum_ELBO(max_plate_nesting=structure.depth, **options) if structure.sums else Trace_ELBO(**options)
 
 
 def global_state() -> dict[str, object]:
@@ -109,7 +102,7 @@ def dtype(request):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_passes_the_checks_that_plugin_authors_run(name):
     """Of a pair that has only a loss, generation and weights may be left out, and nothing else."""
-    pair, batch = build(name), example(name=name)
+    pair, batch = build(name), example(name)
     model, guide = sites_of(pair, batch)
     left_out = {"importance weights are finite"} if density_faults(model, guide) else set()
     left_out |= {"the model generates what it observes"} if any(is_improper(s.fn) for s in model.values()) else set()
@@ -119,7 +112,7 @@ def test_every_model_passes_the_checks_that_plugin_authors_run(name):
 @pytest.mark.parametrize("particles, n", [(1, 5), (3, 5), (4, 4), (2, 1)])
 @pytest.mark.parametrize("name", MODELS)
 def test_log_terms_are_finite_and_one_for_each_particle_and_datum(name, particles, n):
-    terms = terms_of(build(name).eval(), example(n, name), particles)
+    terms = terms_of(build(name).eval(), example(name, n), particles)
     for part in terms[:3]:
         assert part.shape == (particles, n) and part.isfinite().all()
 
@@ -127,18 +120,25 @@ def test_log_terms_are_finite_and_one_for_each_particle_and_datum(name, particle
 @pytest.mark.parametrize("name", MODELS)
 def test_each_datum_has_its_own_terms(name):
     """What a datum gets does not depend on its neighbours: no mixing of batch and event dims."""
-    pair, batch = build(name).eval(), example(6, name)
+    pair, batch = build(name).eval(), example(name, 6)
+    fields = select_fields(pair, batch)
+    drawn = values_of(run_guide(pair, fields))
+
+    def rebuilt(rows: slice) -> Sites:
+        part = {field: value[rows] for field, value in fields.items()}
+        guide = run_guide_at(pair, part, {site: value[:, rows] for site, value in drawn.items()})
+        return generation.reconstruct_from(pair, part, guide)
+
     with torch.no_grad():
-        together = generation.reconstruct(pair, select_fields(pair, batch))["x"]
-        alone = generation.reconstruct(pair, select_fields(pair, {k: v[2:3] for k, v in batch.items()}))["x"]
-    assert together.value.shape == (1, *batch["x"].shape)
-    assert torch.allclose(together.log_prob()[:, 2:3], alone.log_prob(), rtol=1e-5)
+        together, alone = rebuilt(slice(None)), rebuilt(slice(2, 3))
+    assert generation.picture_site(together).seen.shape == (1, *batch["x"].shape)
+    assert torch.allclose(log_prob(together)[:, 2:3], log_prob(alone), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_gets_a_gradient(name):
     pair = build(name)
-    plugins.load("objective", "trace_elbo")()(pair, example(name=name), particles=2).backward()
+    plugins.load("objective", "trace_elbo")()(pair, example(name), particles=2).backward()
     for parameter_name, parameter in pair.named_parameters():
         assert parameter.grad is not None, f"{parameter_name} takes no part in the loss"
         assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, parameter_name
@@ -147,14 +147,14 @@ def test_every_parameter_gets_a_gradient(name):
 @pytest.mark.parametrize("fill", [0.0, 1.0])
 @pytest.mark.parametrize("name", MODELS)
 def test_extreme_data_are_finite_at_initialisation(name, fill):
-    batch = {n: torch.full_like(v, fill) if v.is_floating_point() else v for n, v in example(name=name).items()}
+    batch = {n: torch.full_like(v, fill) if v.is_floating_point() else v for n, v in example(name).items()}
     assert terms_of(build(name), batch).log_weight.isfinite().all()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_objective_gives_a_finite_loss_and_gradient_or_says_why_not(name, objective):
-    pair, batch = build(name), example(name=name)
+    pair, batch = build(name), example(name)
     try:
         loss = plugins.load("objective", objective)()(pair, batch, particles=2, beta=torch.tensor(0.5))
     except ContractError as refusal:
@@ -168,20 +168,20 @@ def test_every_objective_gives_a_finite_loss_and_gradient_or_says_why_not(name, 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_makes_data_of_its_own_shape(name):
     pair = build(name)
-    fields = select_fields(pair, example(7, name))
+    fields = select_fields(pair, example(name, 7))
     if any(is_improper(site.fn) for site in sites_of(pair, fields)[0].values()):
         with pytest.raises(ContractError, match="--ex_post"):
             generation.sample(pair, fields)
         return
-    drawn = generation.sample(pair, fields)["x"]
-    assert drawn.value.shape == (1, *fields["x"].shape) and drawn.fn.support.check(drawn.value).all()
-    assert not torch.equal(drawn.value[0], fields["x"]), "observed values must be drawn, not copied"
+    drawn = generation.picture_site(observed(generation.sample(pair, fields)))
+    assert drawn.seen.shape == (1, *fields["x"].shape) and drawn.support.check(drawn.seen).all()
+    assert not torch.equal(drawn.seen[0], fields["x"]), "observed values must be drawn, not copied"
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_plain_svi_lowers_its_loss_and_leaves_the_store_empty(name):
-    pair, batch = build(name), select_fields(build(name), example(40, name))
-    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO(num_particles=2))
+    pair, batch = build(name), select_fields(build(name), example(name, 40))
+    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 3e-3}), pyros_elbo(pair, batch, num_particles=2))
     losses = [svi.step(*batch.values()) for _ in range(40)]
     first, last = np.mean(losses[:5]), np.mean(losses[-5:])
     assert last < first - 2.0 * np.std(losses[:5]), f"{first:.1f} -> {last:.1f}"
@@ -190,8 +190,8 @@ def test_plain_svi_lowers_its_loss_and_leaves_the_store_empty(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_trace_elbo_as_a_module_works_with_a_torch_optimizer(name):
-    pair, batch = build(name), select_fields(build(name), example(40, name))
-    loss = Trace_ELBO()(pair.model, pair.guide)
+    pair, batch = build(name), select_fields(build(name), example(name, 40))
+    loss = pyros_elbo(pair, batch)(pair.model, pair.guide)
     optimizer = torch.optim.Adam(pair.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
@@ -205,25 +205,25 @@ def test_trace_elbo_as_a_module_works_with_a_torch_optimizer(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_loaded_checkpoint_gives_identical_outputs(name, tmp_path):
-    pair, batch = build(name, seed=1).eval(), example(name=name)
+    pair, batch = build(name, seed=1).eval(), example(name)
     files.save(tmp_path / "best.pt", {"pair": pair.state_dict()})
     other = build(name, seed=2).eval()
     assert not same_state(pair, other)
     other.load_state_dict(files.load(tmp_path / "best.pt")["pair"])
-    for program in (lambda p: terms_of(p, batch, 2).log_weight, lambda p: generation.reconstruct(p, batch)["x"].fn):
+    for program in (lambda p: terms_of(p, batch, 2).log_weight, lambda p: means_of(p, batch)):
         outputs = []
         for each in (pair, other):
             torch.manual_seed(3)
-            output = program(each)
-            outputs.append(output if isinstance(output, torch.Tensor) else output.mean)
+            outputs.append(program(each))
         assert torch.equal(*outputs)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_trained_model_comes_back_from_its_run_folder(name, tmp_path):
-    data = own_data(name) or pv.load_data("digits", binarize="static")
+    own = default_of("data", name)
+    data = pv.load_data(own, binarize="static" if own == "digits" else "none")
     data = pv.Dataset("few", data.train.head(32), data.valid.head(8), data.test.head(8), undrawn=data.undrawn)
-    facts = {k: v for k, v in data.facts.items() if k != "data_mean"} | {"context_shape": IMAGE}
+    facts = {k: v for k, v in data.facts.items() if k != "data_mean"} | {"context_shape": (1, 8, 8)}
     try:
         pair = runs.build_model(name, facts, {})
         fields = select_fields(pair, data.test.take(slice(None)))
@@ -241,7 +241,7 @@ def test_a_trained_model_comes_back_from_its_run_folder(name, tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_our_functions_leave_the_global_settings_as_they_were(name, validation):
-    pair, batch = build(name), example(30, name)
+    pair, batch = build(name), example(name, 30)
     before = global_state()
     terms_of(pair, batch, 2)
     pv.train(pair, batch, epochs=1, batch_size=16, progress=False)

@@ -14,6 +14,7 @@ from pyro_vae.pair.pair import select_fields
 from pyro_vae.pair.particles import Values, run_guide, run_guide_at, run_model, run_program
 from pyro_vae.pair.posterior import guide_probabilities, hidden_sites, probabilities, together
 from pyro_vae.pair.sites import Site, Sites, is_improper, observed, side_by_side, values_of
+from pyro_vae.pair.slices import Slices, numbered, over_time
 
 CHUNK = 512
 
@@ -102,6 +103,8 @@ def encode(pair: nn.Module, split: Split) -> dict[str, Tensor]:
     For a site that is enumerated, `<site>_probabilities` [n, values]: q(y|x) where the guide enumerates it, else
     p(y|x, z), exact at the draw z. Sites that the model alone enumerates also have the values that are most probable
     together, `<site>_most_probable`, and one joint draw, `<site>_draw` [n, *event].
+    Sites NAME_0, NAME_1, ... of the time slices of x are one, NAME [n, time, ...], which beyond the length of a
+    sequence is NaN, or -1 where it is a whole number.
     """
     parts: list[dict[str, Tensor]] = []
     shared = None
@@ -110,38 +113,43 @@ def encode(pair: nn.Module, split: Split) -> dict[str, Tensor]:
             if not parts and (shared := checked_draw(pair, batch)):
                 pair = Held(pair, shared.values)
             guide = run_guide(pair, batch)
-            found = _named("probabilities", guide_probabilities(pair, batch)) | _moments(guide)
+            found = {"probabilities": guide_probabilities(pair, batch), **_moments(guide)}
             hidden = hidden_sites(pair, batch, values_of(guide))
             if hidden:
-                found |= _named("probabilities", probabilities(hidden))
+                found["probabilities"] |= probabilities(hidden)
                 for word, best in (("most_probable", True), ("draw", False)):
-                    found |= _named(word, {name: value[0] for name, value in together(hidden, best).items()})
-            parts.append({name: value.cpu() for name, value in found.items()})
-    of_all = {} if shared is None else {name: value.cpu() for name, value in _moments(shared.sites).items()}
-    return side_by_side(parts) | of_all
+                    found[word] = {name: value[0] for name, value in together(hidden, best).items()}
+            parts.append(_named({word: over_time(values, batch) for word, values in found.items()}))
+    return side_by_side(parts) | ({} if shared is None else _named(_moments(shared.sites)))
 
 
-def _moments(guide: Sites) -> dict[str, Tensor]:
+def _moments(guide: Sites) -> dict[str, dict[str, Tensor]]:
     """Mean and scale of the guide's sites that were drawn and not enumerated."""
     drawn = {name: site for name, site in guide.items() if not site.summed}
-    means = {name: center(site) for name, site in drawn.items()}
-    return _named("mean", means) | _named("scale", {name: site.deviation()[0] for name, site in drawn.items()})
+    scales = {name: site.deviation()[0] for name, site in drawn.items()}
+    return {"mean": {name: center(site) for name, site in drawn.items()}, "scale": scales}
 
 
-def _named(word: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{name}_{word}": value for name, value in values.items()}
+def _named(found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Values of sites by what they are, each by both names, on the CPU."""
+    return {f"{name}_{word}": value.cpu() for word, values in found.items() for name, value in values.items()}
 
 
-def center(site: Site) -> Tensor:
+def center(site: Site | Slices) -> Tensor:
     """The mean of a site's distribution at the first particle, [n, *event]; its value where the mean is no number."""
     return site.mean()[0]
 
 
-def picture_site(sites: Mapping[str, Site]) -> Site:
-    """The site to show as a picture: "x" where there is one, else the observed site with the most elements."""
+def picture_site(sites: Mapping[str, Site]) -> Site | Slices:
+    """The site to show as a picture: "x" where there is one, else the observed site with the most elements. The time
+    slices x_0, x_1, ... of a sequence are one."""
     if not sites:
         raise ContractError("the model observes no site, so there is nothing to show; give a site obs=")
-    return sites.get("x") or max(sites.values(), key=lambda site: site.fn.event_shape.numel())
+    shown: dict[str, Site | Slices] = dict(sites)
+    for name, slices in numbered(sites).items():
+        if len({sites[each].datum_shape for each in slices}) == 1:
+            shown.setdefault(name, Slices(tuple(sites[each] for each in slices)))
+    return shown.get("x") or max(shown.values(), key=lambda site: site.seen[0, 0].numel())
 
 
 def blank_fields(shapes: Mapping[str, tuple[list[int], str]], n: int) -> dict[str, Tensor]:

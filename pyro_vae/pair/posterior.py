@@ -60,12 +60,12 @@ def together(hidden: Enumeration, best: bool) -> dict[str, Tensor]:
     """Values [1, batch, *its plates, *event] of the hidden sites, given x and what is drawn.
 
     Args:
-        best: the values that are most probable together; else one joint draw.
+        best: the values that are most probable together, where what is masked has no say; else one joint draw.
     """
     tree: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
     asked: dict[str, Tensor] = {}
     for name, site in hidden.model.items():
-        factor = hidden.unscaled(site)
+        factor = hidden.factor(site, site.counting(scaled=False)) if best else hidden.unscaled(site)
         tensor = factor.tensor.detach().clone()
         tensor._pyro_dims = factor.dims
         if site.enumerated is not None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints, register_kl
+from torch.distributions.transforms import ReshapeTransform
 
 from pyro_vae.errors import ContractError
 
@@ -68,6 +69,31 @@ class Levels(dist.Categorical):
 
     def _levels(self) -> Tensor:
         return torch.arange(self._num_events, dtype=self.probs.dtype, device=self.probs.device)
+
+
+class ShapedNormal(dist.TransformedDistribution):
+    """A multivariate normal of vectors, in another shape."""
+
+    @property
+    def mean(self) -> Tensor:
+        return self._shaped(self.base_dist.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        return self._shaped(self.base_dist.variance)
+
+    def _shaped(self, vector: Tensor) -> Tensor:
+        return vector.reshape(*vector.shape[:-1], *self.event_shape)
+
+
+def shaped_normal(
+    loc: Float[Tensor, "... d"], scale_tril: Float[Tensor, "... d d"], shape: Sequence[int]
+) -> dist.Distribution:
+    """N(loc, L L') with a lower triangular L, of values of this shape of d elements."""
+    normal = dist.MultivariateNormal(loc, scale_tril=scale_tril)
+    if tuple(shape) == normal.event_shape:
+        return normal
+    return ShapedNormal(normal, [ReshapeTransform(normal.event_shape, torch.Size(shape))])
 
 
 class DiscretizedLogisticDistribution(dist.TorchDistribution):

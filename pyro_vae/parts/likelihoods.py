@@ -25,6 +25,7 @@ from pyro_vae.parts.distributions import (
     ContinuousBernoulliDistribution,
     DiscretizedLogisticDistribution,
     Levels,
+    shaped_normal,
 )
 from pyro_vae.parts.library import make_library
 
@@ -159,6 +160,23 @@ class GaussianNet(Likelihood):
     def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
         loc, log_sigma = self.split(features)
         return dist.Normal(loc, log_sigma.exp()).to_event(self.event_dims)
+
+
+class GaussianFull(Likelihood):
+    """Real x whose elements are correlated: means from the decoder, and the lower triangle of L, the logarithms of its
+    diagonal among it, for a covariance L L'. That is d + 1 numbers for each of d elements of x, so d should be small.
+    """
+
+    def __init__(self, data_shape: Sequence[int]):
+        super().__init__(data_shape)
+        self.data_shape = tuple(data_shape)
+        self.channels = 1 + math.prod(data_shape)
+
+    def forward(self, features: Float[Tensor, "..."]) -> dist.Distribution:
+        lead = features.shape[: features.dim() - self.event_dims]
+        loc, matrix = features.reshape(*lead, self.channels - 1).split([1, self.channels - 1], -2)
+        diagonal = torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1).exp())
+        return shaped_normal(loc.squeeze(-2), matrix.tril(-1) + diagonal, self.data_shape)
 
 
 class Categorical(Likelihood):

@@ -9,13 +9,21 @@ __all__ = [
     "image_grid",
     "loss_curves",
     "manifold",
+    "piano_rolls",
     "posterior_means",
     "reconstructions",
+    "rolls_and_paths",
     "samples",
     "save",
     "save_images",
+    "state_paths",
     "topics",
     "undisturbed",
 ]
-_BESIDE = {"confusion_matrix": "pyro_vae.plots.confusion", "topics": "pyro_vae.plots.words"}
+_BESIDE = {
+    "confusion_matrix": "pyro_vae.plots.confusion",
+    "piano_rolls": "pyro_vae.plots.rolls",
+    "rolls_and_paths": "pyro_vae.plots.rolls",
+    "topics": "pyro_vae.plots.words",
+}
 __getattr__, __dir__ = late(__name__, dict.fromkeys(__all__, "pyro_vae.plots.figures") | _BESIDE)

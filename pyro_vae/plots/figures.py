@@ -23,15 +23,19 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from pyro_vae.data import Dataset, Split
+from pyro_vae.data.sequences import are_sequences
 from pyro_vae.errors import ContractError, RunError
 from pyro_vae.files import write_whole
-from pyro_vae.pair.generation import center, decode, observed, picture_site, reconstruct, sample
+from pyro_vae.pair.generation import center, decode, encode, observed, picture_site, reconstruct, sample
 from pyro_vae.pair.labels import label_of, unlabelled
 from pyro_vae.pair.obs_mask import UNOBSERVED
 from pyro_vae.pair.pair import device_of, evaluating, select_fields
 from pyro_vae.pair.particles import Fields, run_guide
 from pyro_vae.pair.sites import Site
+from pyro_vae.pair.slices import numbered, without_padding
+from pyro_vae.pair.structure import structure_of
 from pyro_vae.plots.mosaic import BLUE, DPI, Limits, as_array, bar_outlines, is_image, limits_of, mosaic, value_range
+from pyro_vae.plots.rolls import piano_rolls, rolls_and_paths
 from pyro_vae.plots.words import topics
 
 History = Sequence[Mapping[str, Any]]
@@ -41,6 +45,9 @@ ORANGE, INK = "#d9772b", "#333333"
 
 CLASSES = 30
 """A grid of more classes than these shows nothing."""
+
+SEQUENCES = 12
+"""So many sequences are shown, at most."""
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -79,6 +86,7 @@ def drawings(pair: nn.Module, data: Dataset, history: History) -> dict[str, Call
         "reconstructions": partial(reconstructions, pair, data.test),
         "samples": partial(samples, pair, fields),
         "class_conditional": partial(class_conditional, pair, fields),
+        "state_paths": partial(state_paths, pair, data.test),
         "manifold": partial(manifold, pair, fields),
         "posterior_means": partial(posterior_means, pair, data.test),
         "topics": partial(topics, pair),
@@ -119,13 +127,16 @@ def loss_curves(history: History) -> Figure:
 def reconstructions(pair: nn.Module, split: Split, n: int = 10, seed: int = 0) -> Figure:
     """`n` data, spread over the split, above the means of p(x|z) at the guide's means, in rows of at most 12.
 
-    On a reconstruction that is no image the outline of its datum is drawn. The seed fixes the draws of sites that have
-    no mean.
+    On a reconstruction that is no image the outline of its datum is drawn. Sequences are beside their reconstructions.
+    The seed fixes the draws of sites that have no mean.
     """
     with undisturbed(pair, seed) as device:
         batch = split.to(device).take(_spread(split.placed, n).to(device))
         site = picture_site(reconstruct(pair, batch))
-        data, means = site.seen.squeeze(0), center(site)
+        data, means = (without_padding(part, batch) for part in (site.seen.squeeze(0), center(site)))
+    if are_sequences(select_fields(pair, batch)):
+        values = torch.stack([data.to(means), means], 1).flatten(0, 1)
+        return piano_rolls(values, 2, ("data", "reconstruction"), limits_of(site, values))
     rows = -(-len(data) // 12)
     columns = -(-len(data) // rows)
     values = _interleave(data, means, columns)
@@ -149,7 +160,7 @@ def _interleave(
 
 
 def samples(pair: nn.Module, fields: Fields, n: int = 64) -> Figure:
-    """Means of p(x|z) at `n` draws z ~ p(z), in a square grid.
+    """Means of p(x|z) at `n` draws z ~ p(z), in a square grid; of sequences the first twelve, in two columns.
 
     Args:
         fields: what the pair's signature names, as a split presents it, [rows, ...]. Fields that are observed give
@@ -159,8 +170,10 @@ def samples(pair: nn.Module, fields: Fields, n: int = 64) -> Figure:
     with undisturbed(pair) as device:
         fields = _rows(pair, fields, torch.arange(n), device)
         site = picture_site(observed(sample(pair, fields)))
-        means = center(site)
+        means = without_padding(center(site), fields)
     limits, columns = limits_of(site, means), _square(n)
+    if are_sequences(fields):
+        return piano_rolls(means[:SEQUENCES], limits=limits)
     figure, axes = mosaic(means, columns, limits, top=0.375, note=True)
     axes.set_title("means of p(x|z), z ~ p(z)")
     return figure
@@ -253,6 +266,21 @@ def posterior_means(pair: nn.Module, split: Split, limit: int = 5000) -> Figure 
     axes.set(xlabel=f"{latent.name}₁", ylabel=f"{latent.name}₂")
     axes.set_title(f"posterior means of {len(points):,} data")
     return figure
+
+
+def state_paths(pair: nn.Module, split: Split, n: int = 4, seed: int = 0) -> Figure | None:
+    """`n` sequences, spread over the split, and below each the states of its time slices that are most probable
+    together, and one joint draw of them. None unless the model alone enumerates a site in every time slice; of several,
+    they are those of the first."""
+    with undisturbed(pair, seed) as device:
+        batch = split.to(device).take(_spread(split.placed, n).to(device))
+        names = numbered(sorted(structure_of(pair, select_fields(pair, batch)).enumerated["model"]))
+        codes = encode(pair, Split(batch)) if names else {}
+    name = next((name for name in names if f"{name}_most_probable" in codes), None)
+    if name is None:
+        return None
+    paths = {"most probable": codes[f"{name}_most_probable"], "a draw": codes[f"{name}_draw"]}
+    return rolls_and_paths(without_padding(batch["x"], batch), paths)
 
 
 def planar_site(pair: nn.Module, fields: Fields) -> Site | None:

@@ -34,7 +34,8 @@ NAMES = {"jackknife": "jackknife (an estimate of log p(x), no bound)"}
 
 SHOWN = {
     "loss": "Training and validation loss of each epoch ({bound}), and the rate (KL) and distortion of the latter.",
-    "reconstructions": "Test data, and below each the mean of p(x|z) at its posterior mean.",
+    "state_paths": "Test data, and below each the states that are most probable together, and one joint draw.",
+    "reconstructions": "Test data, and below each (beside it, for sequences) the mean of p(x|z) at its posterior mean.",
     "samples": "Means of p(x|z) at draws of z from the prior.",
     "class_conditional": "Means of p(x|z, y): a column for each label or cluster y, a row for each draw of the rest.",
     "manifold": "Means of p(x|z) over the plane of z, at standard-normal quantiles from 0.025 to 0.975.",

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from pyro_vae import files, plots
 from pyro_vae.data import Dataset, Split, choose_split
+from pyro_vae.data.sequences import are_sequences
 from pyro_vae.errors import Doubt, RunError, check_positive
 from pyro_vae.pair import generation
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import OBSERVED, device_of, evaluating, select_fields
+from pyro_vae.pair.slices import over_time, without_padding
 from pyro_vae.reporting.ex_post import draw_codes
 from pyro_vae.reporting.report import write_report
 from pyro_vae.runs.run import Run, as_run
@@ -41,7 +43,9 @@ def sample(
 ) -> dict[str, Tensor]:
     """Draw data from the model: every site's values [n, *event], by name.
 
-    A latent outside the plate of the data has [*event]: one draw of the guide for all of them.
+    A latent outside the plate of the data has [*event]: one draw of the guide for all of them. Sites NAME_0, NAME_1,
+    ... of the time slices of x are one, NAME [n, time, ...]. A sequence has the length of one of the data, and is NaN
+    beyond it, or -1 where it is of whole numbers.
 
     Args:
         n: how many.
@@ -65,9 +69,10 @@ def sample(
         torch.manual_seed(seed)
         latents = None if ex_post is None else draw_codes(run, ex_post, n)
         sites = generation.sample(run.pair, fields, latents)
-    values = {name: site.raw.cpu() for name, site in sites.items()}
+    values = over_time({name: site.raw.cpu() for name, site in sites.items()}, fields)
     if path is not None and path.suffix == ".png":
-        plots.save_images(generation.center(generation.picture_site(generation.observed(sites))), path)
+        means = without_padding(generation.center(generation.picture_site(generation.observed(sites))), fields)
+        plots.save((plots.piano_rolls if are_sequences(fields) else plots.image_grid)(means), path)
     elif path is not None:
         save_arrays(values, path)
     return values
@@ -114,7 +119,9 @@ def encode(
     device: str = "auto",
 ) -> dict[str, Tensor]:
     """Mean and scale of q(z|x) of every datum: `SITE_mean`, `SITE_scale` [n, *event], and `label` where there is one;
-    of a latent outside the plate of the data [*event], once for all.
+    of a latent outside the plate of the data [*event], once for all. Of an enumerated site `SITE_probabilities`, and
+    where the model alone enumerates it `SITE_most_probable` and `SITE_draw`. Sites NAME_0, NAME_1, ... of the time
+    slices of x are one, NAME [n, time, ...].
 
     Args:
         data: other data than the run's: a name or a file.

@@ -1,8 +1,10 @@
 """Training: what is asked for is checked, then the loop runs."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from dataclasses import fields as dataclass_fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from pyro_vae.data.partition import partition, tenth
 from pyro_vae.data.stream import Stream
 from pyro_vae.engine.denormals import flushed
 from pyro_vae.engine.devices import cuda_devices, launch, matrix_products
-from pyro_vae.errors import DataError, RunError
+from pyro_vae.errors import DataError, RunError, check_positive
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import Pair
 from pyro_vae.pair.ready import ready_data
@@ -42,6 +44,7 @@ from pyro_vae.training.by_name import (
 from pyro_vae.training.loop import Chosen, Settings, Trainer
 from pyro_vae.training.missing import missing_values
 from pyro_vae.training.optimizers import MakeOptimizer
+from pyro_vae.training.restarts import SHARE, best_of
 from pyro_vae.training.trackers import tracking
 
 
@@ -79,6 +82,7 @@ def train(
     monitor: str = "valid_loss",
     patience: int | None = None,
     ema: float = 0.0,
+    restarts: int = 1,
     precision: str = "32-true",
     relaxed: bool = False,
     on_epoch: Callable[[dict[str, float]], Any] | None = None,
@@ -135,6 +139,8 @@ def train(
         monitor: the column of metrics.csv whose best epoch is kept; NAME:max where more is better.
         patience: stop after this many epochs without a better value of it.
         ema: decay a step of a moving average of the weights, which is then what is validated and kept.
+        restarts: how many starts of a named model are each trained for a tenth of the epochs; the one of the smallest
+            validation loss then goes on.
         precision: "32-true" (weights and data as they are), "bf16-mixed" (Fabric's mixed precision), or "tf32" (matrix
             products of NVIDIA's GPUs).
         relaxed: allow grey values under a Bernoulli; the numbers are then a loss, not a likelihood.
@@ -167,8 +173,13 @@ def train(
     epochs = asked["epochs"] = epochs_of(data) if epochs is None else epochs
     optimizer_options = asked["optimizer_options"] = with_defaults(options_of_optimizer(optimizer), optimizer_options)
     schedule_options = asked["schedule_options"] = with_defaults(options_of_schedule(schedule), schedule_options)
+    check_positive(RunError, restarts=restarts)
+    if restarts > 1 and start is not None:
+        raise RunError(
+            "start says where training starts from, so there is nothing to choose by restarts; give one of them"
+        )
     folder = RunFolder(out, resume, overwrite)
-    named = isinstance(pair, str)
+    named, told = isinstance(pair, str), []
     config = config_of(asked) if named else {}
     if isinstance(data, str | Path):
         data = load_data(data, seed=seed, **data_settings(data, data_options))
@@ -176,7 +187,14 @@ def train(
         raise RunError(f"data_options go with the name of a data set; {', '.join(data_options)} changes no other data")
     dataset = as_dataset(data, seed, valid, fields)
     if isinstance(pair, str):
-        pair, record = built(pair, dataset, config, seed, folder.stored)
+        name = pair
+        pair, record = built(name, dataset, config, seed, folder.stored)
+        if restarts > 1 and folder.stored is None:
+            others = [built(name, dataset, config, seed + more, None)[0] for more in range(1, restarts)]
+            pair, line = best_of([pair, *others], partial(_tried, asked, dataset))
+            told.append(line)
+    elif restarts > 1:
+        raise RunError("restarts go with the name of a model, which can be built anew; train a pair from each start")
     elif model_options:
         raise RunError(f"model_options go with the name of a model; give {', '.join(model_options)} to the pair itself")
     if isinstance(dataset.train, Stream):
@@ -185,8 +203,8 @@ def train(
         held_out = not isinstance(data, Dataset) and pair.remembers
         whole = _training_split(data, fields) if held_out else dataset.train
         dataset = ready_data(pair, dataset, whole, batch_size, seed)
-    told = {"batch_size": batch_size, "optimizer": _name_of(optimizer), "schedule": _name_of(schedule)}
-    settings = Settings(**{setting.name: asked[setting.name] for setting in dataclass_fields(Settings)} | told)
+    as_used = {"batch_size": batch_size, "optimizer": _name_of(optimizer), "schedule": _name_of(schedule)}
+    settings = Settings(**{setting.name: asked[setting.name] for setting in dataclass_fields(Settings)} | as_used)
     dataset, means, absent = missing_values(pair.cpu(), dataset)
     if batch_size > dataset.train.size:
         raise DataError(
@@ -220,7 +238,7 @@ def train(
         callbacks = [on_epoch]
         chosen = Chosen(optimizer, optimizer_options, schedule, schedule_options, callbacks)
         trainer = Trainer(fabric, pair, dataset, objective, settings, chosen=chosen, folder=folder, record=kept)
-        trainer.notes += absent
+        trainer.notes += [*told, *absent]
         with tracking(track, out, asdict(settings)) as trackers:
             callbacks.append(trackers.epoch)
             run = trainer.fit(progress)
@@ -228,6 +246,22 @@ def train(
     if named and out is not None:
         finish(run)
     return run
+
+
+APART = dict.fromkeys("out model_options data_options valid fields patience on_epoch record".split()) | {
+    "restarts": 1,
+    "progress": False,
+    "track": (),
+    "resume": False,
+    "overwrite": False,
+}
+"""The settings of a start that is tried, where they are not those of the training."""
+
+
+def _tried(asked: Mapping[str, Any], data: Dataset, pair: nn.Module) -> Run:
+    """A start of a named model, trained in place for a share of the epochs; nothing is written."""
+    objective, epochs = copy.deepcopy(asked["objective"]), max(1, asked["epochs"] // SHARE)
+    return train(**{**asked, **APART, "pair": pair, "data": data, "objective": objective, "epochs": epochs})
 
 
 def _refuse_a_lone_datum(pair: nn.Module, size: int, batch_size: int) -> None:

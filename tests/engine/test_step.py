@@ -7,12 +7,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch._dynamo.utils as dynamo
+from model_examples import build, example
 from pairs import SHAPE, Clusters, bits, counts, small_vae
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_vae as pv
-from pyro_vae import plugins, runs
+from pyro_vae import plugins
 from pyro_vae.engine import policy, tracing
 from pyro_vae.engine.step import REPAYING_STEPS, EagerStep, Loss, SharedStep, choose_step
 from pyro_vae.errors import ContractError, UnknownName
@@ -94,16 +95,7 @@ def test_no_step_traces_anew(objective, graphs):
 
 @pytest.mark.parametrize("name", plugins.names("model"))
 def test_every_registered_model_can_be_traced(name, graphs):
-    shape, n = (1, 8, 8), 12
-    batch = {"x": bits(n, shape), "context": bits(n, shape, seed=1), "label": torch.arange(n) % 10}
-    facts = {
-        "data_shape": shape,
-        "data_mean": batch["x"].mean(0),
-        "context_shape": shape,
-        "num_labels": 10,
-        "log_library": (3.0, 0.5),
-    }
-    pair = runs.build_model(name, facts, {})
+    pair, batch = build(name), example(name)
     objective = plugins.load("objective", "trace_elbo")()
     loss, batch = loss_of(pair, objective), select_fields(pair, batch)
     engine = choose_step("compiled", loss, batch, 1)

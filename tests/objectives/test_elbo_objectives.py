@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from model_examples import build, example
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from references import (
     Clusters,
@@ -20,7 +21,7 @@ from references import (
 )
 from torch import Tensor, nn
 
-from pyro_vae import plugins, runs
+from pyro_vae import plugins
 from pyro_vae.errors import ContractError
 from pyro_vae.objectives.elbo import TraceELBO, TraceMeanFieldELBO
 from pyro_vae.objectives.trace_graph import TraceGraphELBO
@@ -45,18 +46,12 @@ def counts(n: int = 6) -> dict[str, Tensor]:
 
 
 def registered(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A registered model on small images, in float64, and a batch for it."""
-    shape, n = (1, 8, 8), 5
-    x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(0)).double().round()
-    facts = {
-        "data_shape": shape,
-        "data_mean": x.mean(0),
-        "context_shape": shape,
-        "num_labels": 10,
-        "log_library": (3.0, 0.5),
-    }
-    pair = runs.build_model(name, facts, {}).double().eval()
-    return pair, select_fields(pair, {"x": x, "context": 1 - x, "label": torch.arange(n) - 1})  # one is hidden
+    """A registered model, in float64, and a batch for it, in which one label is hidden."""
+    pair = build(name).double().eval()
+    batch = {field: v.double() if v.is_floating_point() else v for field, v in example(name, 5).items()}
+    if "label" in batch:
+        batch["label"] = torch.arange(5) - 1
+    return pair, select_fields(pair, batch)
 
 
 def loss_and_gradients(objective, pair: nn.Module, batch: dict[str, Tensor], particles: int, **options) -> list[Tensor]:

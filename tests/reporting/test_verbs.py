@@ -125,7 +125,10 @@ def test_check_has_the_defaults_of_its_command(capsys):
         cli.main(["check", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     defaults = {name: p.default for name, p in inspect.signature(pv.check).parameters.items()}
-    assert f"(default: {defaults['pair']})" in shown and defaults["data"] is None
+    assert (
+        f"(default: {defaults['pair']})" in shown
+        and defaults["data"] is inspect.signature(pv.train).parameters["data"].default
+    )
     assert re.search(r"--seed SEED [^-]*\(default: 0\)", shown) and defaults["seed"] == 0
 
 
