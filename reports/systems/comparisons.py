@@ -25,9 +25,9 @@ PAIRED = {
     "VampPrior": {"prior": "vamp", "prior_components": 500},
 }
 BASELINE = next(iter(PAIRED))
-SEEDS, PAIRED_EPOCHS, DRAWS, IMAGES = (0, 1, 2), 100, 5000, 500
+SEEDS, PAIRED_EPOCHS, DRAWS, IMAGES = (0, 1, 2), 30, 5000, 500
 NET = {"hidden": (300, 300), "latent_dim": 40}
-SETTINGS = {"objective": "trace_elbo", "batch_size": 100, "lr": 2e-3, "schedule": "cosine", "progress": False}
+SETTINGS = {"objective": "trace_elbo", "batch_size": 100, "lr": 2e-3, "schedule": "cosine", "kl_warmup": 10}
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:
@@ -155,7 +155,7 @@ def paired(folder: Path, data: pv.Dataset) -> dict[str, dict[str, Tensor]]:
 
 def contender(place: Path, data: pv.Dataset, options: Mapping[str, Any], seed: int) -> pv.Run:
     """A training that goes on where it was stopped."""
-    settings = SETTINGS | {"out": place, "seed": seed, "resume": (place / "last.pt").exists()}
+    settings = SETTINGS | {"progress": False, "out": place, "seed": seed, "resume": (place / "last.pt").exists()}
     return pv.train("vae", data, PAIRED_EPOCHS, model_options=NET | options, **settings)
 
 

@@ -39,6 +39,7 @@ class Digits:
         forms: a function that loads each form.
         epochs: passes over the training data.
         batch_size: data a step.
+        kl_warmup: epochs over which the weight of the KL rises from 0.
         limit: how many test data the importance-weighted bound is taken of.
         neighbours: how many training data the nearest neighbour is looked for among.
     """
@@ -46,6 +47,7 @@ class Digits:
     forms: Mapping[str, Callable[[], pv.Dataset]]
     epochs: int
     batch_size: int
+    kl_warmup: int
     limit: int | None
     neighbours: int
 
@@ -74,7 +76,7 @@ def sets(root: str | None) -> dict[str, Digits]:
                 WHOLE: lambda: digits("static"),
                 GAPS: lambda: with_gaps(digits("static")),
             },
-            300, 128, None, 1000,
+            300, 128, 0, None, 1000,
         )
     }  # fmt: skip
     if root and (file := Path(root) / "mnist_static_binarized.npz").exists():
@@ -86,14 +88,15 @@ def sets(root: str | None) -> dict[str, Digits]:
             return pv.load_data("mnist", root=root, binarize="none")
 
         found["MNIST"] = Digits(
-            {GREY: grey, BITS: static, WHOLE: static, GAPS: lambda: with_gaps(static())}, 10, 200, 500, 1000
+            {GREY: grey, BITS: static, WHOLE: static, GAPS: lambda: with_gaps(static())}, 10, 200, 5, 500, 1000
         )  # fmt: skip
     return found
 
 
 def trained(system: System, digits: Digits, data: pv.Dataset, folder: Path) -> pv.Run:
     """The run of a system, trained to its end."""
-    settings = {"batch_size": digits.batch_size, "progress": False} | dict(system.training)
+    settings = {"batch_size": digits.batch_size, "kl_warmup": digits.kl_warmup, "progress": False}
+    settings |= dict(system.training)
     resume = (folder / "last.pt").exists()
     options = dict(system.options)
     return pv.train(system.model, data, digits.epochs, model_options=options, out=folder, resume=resume, **settings)
@@ -160,7 +163,8 @@ def page_of(name: str, digits: Digits, runs: Path, only: str) -> str:
         "samples",
     ]
     tables = [f"### {name}, {form}\n\n{table(head, lines)}" for form, lines in rows.items()]
-    return f"## {name[0].upper()}{name[1:]}, {digits.epochs} epochs\n\n" + "\n".join(tables)
+    warm = f", the weight of the KL rising in the first {digits.kl_warmup}" if digits.kl_warmup else ""
+    return f"## {name[0].upper()}{name[1:]}, {digits.epochs} epochs{warm}\n\n" + "\n".join(tables)
 
 
 def missing_table(name: str, digits: Digits, runs: Path) -> list[str]:
@@ -243,10 +247,11 @@ nearest neighbour is looked for among 1,000 training data.
         found = comparisons.paired(options.runs / "paired", at_hand["MNIST"].forms[BITS]())
         text += f"""## Which posterior, which prior
 
-Static MNIST, 784-300-300-40, {comparisons.PAIRED_EPOCHS} epochs, batches of 100, the objective `trace_elbo` for all,
-{len(comparisons.SEEDS)} seeds. "Better by" is the mean over the same images of the difference from the first rows of
-the same seed, with its standard error; the ELBO of all 10,000 test images, L_{comparisons.DRAWS} of the first
-{comparisons.IMAGES:,}. The VampPrior has 500 pseudo-inputs.
+Static MNIST, 784-300-300-40, {comparisons.PAIRED_EPOCHS} epochs, of which the KL's weight rises in the first
+{comparisons.SETTINGS["kl_warmup"]}, batches of 100, the objective `trace_elbo` for all, {len(comparisons.SEEDS)} seeds.
+"Better by" is the mean over the same images of the difference from the first rows of the same seed, with its standard
+error; the ELBO of all 10,000 test images, L_{comparisons.DRAWS} of the first {comparisons.IMAGES:,}. The VampPrior has
+500 pseudo-inputs.
 
 {comparisons.paired_table(found)}"""
     (HERE / "README.md").write_text(text)
