@@ -24,7 +24,7 @@ def sequences(n: int) -> dict[str, Tensor]:
     return {"x": bits(n, SEQUENCE).masked_fill(beyond.unsqueeze(2), 0.0), "length": length}
 
 
-EXAMPLES = {"digits": images, "planted_chains": sequences}
+EXAMPLES = {"digits": images, "partly_labelled": images, "planted_chains": sequences}
 """Of these data sets, batches of another shape; of any other the first of its training data."""
 
 own_data = cache(load_data)

@@ -221,9 +221,9 @@ def test_a_loaded_checkpoint_gives_identical_outputs(name, tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_trained_model_comes_back_from_its_run_folder(name, tmp_path):
     own = default_of("data", name)
-    data = pv.load_data(own, binarize="static" if own == "digits" else "none")
+    data = pv.load_data(own, binarize=getattr(plugins.load("dataset", own), "binarize", "static"))
     data = pv.Dataset("few", data.train.head(32), data.valid.head(8), data.test.head(8), undrawn=data.undrawn)
-    facts = {k: v for k, v in data.facts.items() if k != "data_mean"} | {"context_shape": (1, 8, 8)}
+    facts = {"context_shape": (1, 8, 8)} | {k: v for k, v in data.facts.items() if k != "data_mean"}
     try:
         pair = runs.build_model(name, facts, {})
         fields = select_fields(pair, data.test.take(slice(None)))

@@ -29,7 +29,7 @@ def kl_parts(model: Sites, guide: Sites, by_dimension: bool = False) -> dict[str
     parts: dict[str, Tensor] = {}
     for name, prior in latent(model).items():
         if prior.in_plate and name in guide:
-            part = (_by_dimension if by_dimension else _whole)(guide[name], prior, name in closed_form)
+            part = (_by_dimension if by_dimension else kl_of)(guide[name], prior, name in closed_form)
             _add(parts, TOGETHER if name in shared else name, part)
     for name, site in latent(guide).items():
         if name not in model and site.in_plate:
@@ -54,7 +54,8 @@ def _add(parts: dict[str, Tensor], name: str, part: Tensor) -> None:
     parts[name] = parts[name] + part if name in parts else part
 
 
-def _whole(guide: Site, prior: Site, closed_form: bool) -> Float[Tensor, "particles batch"]:
+def kl_of(guide: Site, prior: Site, closed_form: bool) -> Float[Tensor, "particles batch"]:
+    """The KL of one latent, in closed form where that is wanted and known, else log q - log p at the draws."""
     guide.check_shape()
     if closed_form:
         try:

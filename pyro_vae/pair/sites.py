@@ -16,6 +16,7 @@ from torch.distributions import Independent, constraints, kl_divergence
 
 from pyro_vae.errors import ContractError, ProgramError
 from pyro_vae.pair.layout import Layout
+from pyro_vae.pair.pair import validation_off
 
 
 @dataclass
@@ -91,7 +92,8 @@ class Site:
     def density(self) -> Tensor:
         """log p(value) as the distribution gives it, with no scale and no mask."""
         try:
-            return self.fn.log_prob(self.raw)
+            with validation_off():
+                return self.fn.log_prob(self.raw)
         except Exception as problem:
             what = f"(log_prob raised {type(problem).__name__}: {shortened(problem, 300)})"
             raise ProgramError(f"{self._misfit()} {what}") from problem

@@ -5,7 +5,7 @@ here reads a tensor's value on the host, so a whole training step can be capture
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import ContractError
 from pyro_vae.pair.checks import check_auxiliary, check_density, check_per_datum, check_sites
 from pyro_vae.pair.enumeration import Enumeration, enumerates
-from pyro_vae.pair.kl import closed_forms, kl_parts, summed
+from pyro_vae.pair.kl import closed_forms, kl_of, kl_parts, summed
 from pyro_vae.pair.pair import batch_size, select_fields
 from pyro_vae.pair.particles import FOLDED, Fields, Values, run_guide, run_guide_at, run_model, run_program, ways
 from pyro_vae.pair.sites import Site, Sites, latent, observed, point_masses, side_by_side, values_of
@@ -239,20 +239,18 @@ def reduce_to_elbo(
 ) -> ElboTerms:
     """Sum the sites of a model and a guide that ran on the same draws into `ElboTerms`."""
     sums = _checked_sums(model, guide, particles, size, as_loss, allow_shared)
+    sums.add_shared(model, guide, closed_forms(model, guide))
     if enumerates(model, guide):
         if by_dimension:
             raise ContractError("where sites are enumerated, free bits are counted by site: free_bits_per='site'")
         found = Enumeration(model, guide, particles, size)
-        sums.add_shared(model, guide)
         parts, score = found.kl_parts(closed_forms(model, guide)), sums.totals.get("score")
         kl = sum(parts.values(), found.zero)
         return ElboTerms(found.model_terms()[0], kl, score, sums.shared, found.extra(), parts)
-    for site in model.values():
-        if site.observed or not site.in_plate:
-            sums.add("log_likelihood" if site.observed else "kl", site)
-    for site in guide.values():
-        if site.observed or not site.in_plate:
-            sums.add("extra" if site.observed else "kl", site, shared_sign=-1.0)
+    for name, sites in (("log_likelihood", model), ("extra", guide)):
+        for site in sites.values():
+            if site.observed and site.in_plate:
+                sums.add(name, site)
     parts = kl_parts(model, guide, by_dimension)
     for part in parts.values():
         sums.add_term("kl", summed(part))
@@ -301,14 +299,22 @@ class _Sums:
             site.check_shape()
             self.add_term(name, site.log_prob())
         else:
-            term = shared_sign * site.log_prob().reshape(self.particles)
-            self.shared = term if self.shared is None else self.shared + term
+            self._add_outside(shared_sign * site.log_prob())
 
-    def add_shared(self, model: Sites, guide: Sites) -> None:
-        """What stands outside the plate."""
-        for site in [*model.values(), *guide.values()]:
+    def add_shared(self, model: Sites, guide: Sites, closed_form: Container[str] = ()) -> None:
+        """What stands outside the plate: log p - log q at the draws, or the KL of the latents that have it in closed
+        form."""
+        for name, site in model.items():
             if not site.in_plate:
-                self.add("shared", site, shared_sign=1.0 if site is model.get(site.name) else -1.0)
+                closed = name in closed_form
+                self._add_outside(-kl_of(guide[name], site, closed_form=True) if closed else site.log_prob())
+        for name, site in guide.items():
+            if not site.in_plate and name not in closed_form:
+                self._add_outside(-site.log_prob())
+
+    def _add_outside(self, term: Tensor) -> None:
+        term = term.reshape(self.particles)
+        self.shared = term if self.shared is None else self.shared + term
 
     def add_model(self, sites: Sites) -> None:
         for site in sites.values():

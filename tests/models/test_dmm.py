@@ -161,6 +161,7 @@ def test_the_covariance_is_that_of_the_filter():
     assert kalman(x).tolist() == pytest.approx([filtered(row) for row in x], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_linear_dynamics_are_learned_as_far_as_the_kalman_filter_knows_them():
     """On new data, minus the ELBO is within 0.05 nats a time slice of the true entropy rate."""
     torch.manual_seed(0)

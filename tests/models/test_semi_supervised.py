@@ -159,6 +159,7 @@ def test_m1_and_m2_leave_m1_as_it_is_and_learn_its_classes():
     assert pv.evaluate(pair, data, "classify", particles=10, progress=False).mean < 0.04
 
 
+@pytest.mark.slow
 def test_scanvi_tells_types_apart_across_batches():
     data = pv.load_data("planted_cells", labels=25)
     facts = data.facts

@@ -150,6 +150,7 @@ def test_iaf_and_spline_fit_a_banana(name, layers):
     assert -0.01 < banana_gap(name, layers=layers) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["planar", "radial"])
 def test_the_gap_of_simple_maps_falls_with_their_number(name):
     gaps = [banana_gap(name, layers=layers) for layers in (1, 4, 12)]

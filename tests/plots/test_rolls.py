@@ -68,6 +68,7 @@ def test_only_states_that_are_summed_out_have_paths():
     assert plots.state_paths(pv.VAE((2,), hidden=(3,)), pv.Split({"x": torch.ones(4, 2)})) is None
 
 
+@pytest.mark.slow
 def test_a_report_shows_rolls_and_paths(tmp_path):
     how = {"engine": "eager", "device": "cpu", "progress": False}
     run = pv.train("hmm", epochs=1, batch_size=400, out=tmp_path / "run", data_options={"steps": 6}, **how)
