@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+import torch.distributions as td
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -54,6 +55,42 @@ class ContinuousBernoulliDistribution(dist.ContinuousBernoulli):
         level = torch.where(self.logits > 0, value, 1 - value)
         inverse = (1 + torch.log(level + (1 - level) * torch.exp(-size)) / size).clamp(0, 1)
         return torch.where(is_near, value, torch.where(self.logits > 0, inverse, 1 - inverse))
+
+
+def mixture(logits: Float[Tensor, " components"], components: dist.Distribution) -> dist.MixtureSameFamily:
+    """The mixture of a batch of distributions [components], by matrix products where they are diagonal normals."""
+    normal = isinstance(components, td.Independent) and isinstance(components.base_dist, td.Normal)
+    kind = NormalMixture if normal and components.batch_shape == logits.shape else dist.MixtureSameFamily
+    return kind(dist.Categorical(logits=logits), components)
+
+
+class NormalMixture(dist.MixtureSameFamily):
+    """A mixture of diagonal normals, event [dim], whose log-density takes matrix products in place of an array
+    [..., components, dim].
+
+    The squares are multiplied out, in double precision, so that nothing is lost by that.
+    """
+
+    whole: "NormalMixture | None" = None
+    """The mixture that this one is an expansion of."""
+
+    def expand(self, batch_shape: torch.Size, _instance: dist.Distribution | None = None) -> "NormalMixture":
+        new = super().expand(batch_shape, _instance)
+        new.whole = self.whole or self
+        return new
+
+    def log_prob(self, value: Float[Tensor, "... dim"]) -> Float[Tensor, "..."]:
+        if self._validate_args:
+            self._validate_sample(value)
+        own = self.whole or self
+        normals = own.component_distribution.base_dist
+        loc, scale, z = normals.loc.double(), normals.scale.double(), value.double()
+        weight = scale.square().reciprocal()
+        squares = z.square() @ weight.mT - 2 * z @ (loc * weight).mT + (loc.square() * weight).sum(-1)
+        constant = own.mixture_distribution.logits.double().log_softmax(-1) - scale.log().sum(-1)
+        found = torch.logsumexp(constant - squares / 2, -1) - loc.shape[-1] * math.log(2 * math.pi) / 2
+        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        return found.to(value.dtype).expand(shape)
 
 
 class Levels(dist.Categorical):

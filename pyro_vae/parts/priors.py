@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_vae.errors import ContractError
 from pyro_vae.parts import flows
 from pyro_vae.parts.build import check_scales, check_sizes
-from pyro_vae.parts.distributions import FlatDistribution
+from pyro_vae.parts.distributions import FlatDistribution, mixture
 from pyro_vae.parts.posteriors import Unscored
 
 SPREAD = 0.1
@@ -52,7 +52,7 @@ class MixtureOfNormals(nn.Module):
 
     def forward(self) -> dist.Distribution:
         normals = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), normals)
+        return mixture(self.logits, normals)
 
 
 class VampPrior(nn.Module):
@@ -94,7 +94,7 @@ class VampPrior(nn.Module):
 
     def forward(self) -> dist.Distribution:
         encoder, posterior = self.encode
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), posterior(encoder(self.inputs)))
+        return mixture(self.logits, posterior(encoder(self.inputs)))
 
 
 class Laplace(nn.Module):
