@@ -16,7 +16,7 @@ def test_a_mixture_of_normals_has_torchs_log_density_and_gradients(batch, dtype,
     value = loc[torch.tensor([0, 1, 2, 3, 0, 1])] + 0.05 * torch.randn(6, 5)
     leaves = [x.to(dtype).requires_grad_() for x in (logits, loc, log_scale, value)]
     found = []
-    for kind in (lambda l, c: dist.MixtureSameFamily(dist.Categorical(logits=l), c), mixture):
+    for kind in (lambda first, fn: dist.MixtureSameFamily(dist.Categorical(logits=first), fn), mixture):
         fn = kind(leaves[0], dist.Normal(leaves[1], leaves[2].exp()).to_event(1)).expand(batch)
         log_prob = fn.log_prob(leaves[3])
         found.append([log_prob, *torch.autograd.grad(log_prob.sum(), leaves)])
