@@ -92,8 +92,8 @@ def planted_section(rows: Rows) -> str:
     return f"""## Documents
 
 Planted topics, the rows and columns of a square of {SIDE} by {SIDE} words: the cosine of each and the topic of LDA that
-it is matched with. The seed draws the documents and the start; the best of {PLANTED["restarts"]} starts by the validation
-loss goes on.
+it is matched with. The seed draws the documents and the start; the best of {PLANTED["restarts"]} starts by the
+validation loss goes on.
 
 {table(["seed", "least cosine", "mean cosine", "minutes"], lines)}
 Of the worst topic of all seeds, {verdict(worst, WANTED, at_least=True)}.

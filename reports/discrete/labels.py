@@ -34,8 +34,8 @@ SHARE = 0.1
 SETTINGS_IN_WORDS = f"""Sizes are those of Kingma et al. (2014) but for M1, whose layers have 500 units. A known label
 weighs, as there, {SHARE} times the number of training data by that of labels, and stands in the training data several
 times ({", ".join(f"{copies} times of {labels:,}" for labels, copies in COPIES.items())}), among which this weight is
-divided. The epoch that is kept is that of the best ELBO on validation data whose labels are hidden; no label beyond those
-of the row decided anything."""
+divided. The epoch that is kept is that of the best ELBO on validation data whose labels are hidden; no label beyond
+those of the row decided anything."""
 
 STYLES, PARTICLES = 8, 10
 WANTED = {("M2", 100): 7.0, ("M2", 3000): 4.2, ("M1+M2", 100): 5.0, ("M1+M2", 3000): 3.0}

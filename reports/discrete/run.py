@@ -2,8 +2,8 @@
 
 OMP_NUM_THREADS=1 python reports/discrete/run.py [--runs DIR] [--only WORDS]
 
-trains (or continues, or reads) each row in DIR, and writes README.md with its pictures. What was stopped goes on, row by
-row; with --only, rows whose names lack one of the words are shown if they are there, and are not made. Sections on
+trains (or continues, or reads) each row in DIR, and writes README.md with its pictures. What was stopped goes on, row
+by row; with --only, rows whose names lack one of the words are shown if they are there, and are not made. Sections on
 MNIST, the chorales and the news need PYRO_VAE_DATA, a folder that holds them.
 """
 
