@@ -108,9 +108,9 @@ def planted_table(rows: Rows) -> str:
         [str(seed), cell(each, "truth", ".4f"), cell(each, "found", ".4f"), cell(each, "right", ".1f"), minutes(each)]
         for seed, each in zip(SEEDS, found, strict=True)
     ]
-    return f"""Chains of a hidden Markov model that is known: minus log p of new chains, nats per time slice, exact, under
-what drew them and under what is learned from the best of {PLANTED["restarts"]} starts; and how many of the states behind
-them Viterbi's path has right, once the states are matched.
+    return f"""Chains of a known hidden Markov model: minus log p of new chains, nats per time slice, exact, under
+what drew them and under what is learned from the best of {PLANTED["restarts"]} starts; and how many of the states
+behind them Viterbi's path has right, once the states are matched.
 
 {table(["seed", "the truth", "learned", "states, %", "minutes"], lines)}"""
 
@@ -154,8 +154,8 @@ are exact, that of the deep one is minus the ELBO ({DRAWS} draws), and beside it
 hidden Markov model is trained {HMM["epochs"]} epochs, from the best of {HMM["restarts"]} starts, without priors on its
 tables; Pyro's example (hmm.py, model 1) has priors on them and point estimates, here {PYRO["steps"]} steps of Adam on
 {PYRO["batch_size"]} sequences each, of which the best on validation data is kept. The deep Markov model is trained
-{DMM["epochs"]} epochs with latents of {DMM_SIZES["latent_dim"]} and a weight decay of {DMM_DECAY}. Pyro's tutorial reports
-6.87 by minus the ELBO, with latents of 100 and thousands of epochs, and the paper 6.93.
+{DMM["epochs"]} epochs with latents of {DMM_SIZES["latent_dim"]} and a weight decay of {DMM_DECAY}. Pyro's tutorial
+reports 6.87 by minus the ELBO, with latents of 100 and thousands of epochs, and the paper 6.93.
 
 {table(head, lines)}
 Of the deep Markov model's minus ELBO in test data, {verdict(deep and deep["test"], DMM_WANTED, ".3f")}.

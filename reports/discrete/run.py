@@ -64,8 +64,9 @@ def main() -> None:
     command = f"OMP_NUM_THREADS={torch.get_num_threads()} {COMMAND}"
     data = "with the data of `PYRO_VAE_DATA`" if root else "without `PYRO_VAE_DATA`"
     text = f"""{header("Models with discrete latents", command, data)}
-Minutes are those of training, validation included, where a row is one training, else of all of the row, on a machine
-that did other work beside. Bounds are nats per datum unless said otherwise. "Not run" is a row that has not been made.
+Minutes are those of training, validation included but starts that were tried and dropped left out, or, of a row that
+trains nothing of ours or compares several fits, of the whole row; the machine may have done other work beside. Bounds
+are nats per datum unless said otherwise. "Not run" is a row that has not been made.
 
 {chr(10).join(told)}"""
     (HERE / "README.md").write_text(text)
