@@ -168,9 +168,9 @@ def section(rows: Rows, root: Path | None, copy: Callable[[Path, str], str]) -> 
     lines = [line(model, labels, each) for (model, labels), each in found.items()]
     return f"""## Few labels
 
-MNIST, 50,000 images for training, all of them seen, so many with their label, as many of each class; mean and standard
-deviation over {len(DRAWS)} draws of the labels, which are all that differs but for the start. Pixels are drawn anew as
-bits at each presentation. {SETTINGS_IN_WORDS}
+MNIST, 50,000 images for training, which are all seen; as many of each class keep their label. Mean and standard
+deviation are over {len(DRAWS)} draws of the labels, of which each has a start of its own. Pixels are drawn anew as bits
+at each presentation. {SETTINGS_IN_WORDS}
 
 {table(head, lines)}
 M1 was trained once, {EPOCHS["M1"]} epochs ({minutes(m1)} minutes); M2 {EPOCHS["M2"]} epochs, M1+M2 {EPOCHS["M1+M2"]}.
