@@ -87,7 +87,8 @@ def relative(found: Tensor, expected: np.ndarray) -> float:
 def fitted_from(pair: Mixture, x: Tensor, folder: Path) -> float:
     """Nats per datum after training on all of x at once."""
     how = {"batch_size": len(x), "lr": LR, "schedule": "cosine", "valid": x, "out": folder / "run"}
-    run = pv.train(pair, x, EPOCHS, resume=(folder / "run" / "last.pt").exists(), **how, **QUIET)
+    resume = (folder / "run" / "last.pt").exists()
+    run = pv.train(pair, x, EPOCHS, resume=resume, overwrite=not resume, **how, **QUIET)
     return log_p(run.pair, x).mean().item()
 
 

@@ -49,7 +49,7 @@ class Rows:
 def trained(model: str, data: pv.Dataset, epochs: int, folder: Path, **settings: Any) -> pv.Run:
     """A run of a named model, trained to its end; a training that was stopped goes on."""
     resume = (folder / "last.pt").exists()
-    return pv.train(model, data, epochs, out=folder, resume=resume, progress=False, **settings)
+    return pv.train(model, data, epochs, out=folder, resume=resume, overwrite=not resume, progress=False, **settings)
 
 
 def seconds(*runs: pv.Run) -> float:
