@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 GREY, BITS, GAPS = "grey levels", "black and white", "black and white, half of it gone"
+LABELLED, COUNTED = "black and white, some of it labelled", "counts from 0 to 16"
+CHAINS, TOPICS, CELLS = "made-up sequences", "made-up documents", "made-up counts of cells"
 WHOLE = "black and white, nothing gone"
 """What the data with gaps were made of; no system is trained on it."""
 
@@ -90,4 +92,14 @@ SYSTEMS = [
         "Helmholtz machine", "sigmoid_belief_net", "All pixels again; layers of bits; the guide learns at dreams.",
         training={"objective": "wake_sleep"},
     ),
+    System("mixture of Bernoullis", "mixture", "No net: ten pictures, of which each datum is one, and noise."),
+    System("Gaussian-mixture VAE", "gmvae", "Nets again; the ten values say which normal the code is of."),
+    System("M2", "m2", "They are labels, some of them known; the code is the style.", LABELLED),
+    System("M1+M2", "m1_m2", "The label and the style stand above a code.", LABELLED),
+    System("sparse gamma DEF", "sparse_gamma_def", "No label: layers of gammas, mostly near 0.", COUNTED),
+    System("hidden Markov model", "hmm", "Of sequences: each time slice has a state, which moves.", CHAINS),
+    System("deep Markov model", "dmm", "A vector moves, by nets.", CHAINS),
+    System("LDA", "lda", "Of bags of words: each word has a topic.", TOPICS, training={"lr": 0.1}),
+    System("ProdLDA", "prodlda", "A net says the topics of a document, whose words they multiply.", TOPICS),
+    System("SCANVI", "scanvi", "Of counts of genes: M1+M2 with library sizes, beside the batch.", CELLS),
 ]  # fmt: skip
