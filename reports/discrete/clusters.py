@@ -98,7 +98,8 @@ Percent of the test data whose cluster, matched to a label by the Hungarian meth
 starts at groups of the codes of a VAE ({epochs_in_words()}); no label is seen in training. It sees the pixels as bits.
 Beside it stands scikit-learn's `GaussianMixture` with full covariances on ten principal components, of bits and of the
 grey digits, which tell more. The epochs on digits, and the column of bits, were chosen after test figures of 60 epochs
-had been seen, so that row is no fair test. The seed draws the planted clusters, the division of the digits, and the start.
+had been seen, so that row is no fair test. The seed draws the planted clusters, the division of the digits, and the
+start.
 
 {table(head, lines)}
 On planted clusters, of the worst seed, {verdict(worst, WANTED, ".1f", at_least=True)}. {compared(every["digits"])}

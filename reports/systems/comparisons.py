@@ -26,6 +26,7 @@ PAIRED = {
 }
 BASELINE = next(iter(PAIRED))
 SEEDS, PAIRED_EPOCHS, DRAWS, IMAGES = (0, 1, 2), 30, 5000, 500
+FIGURES = "figures.pt"
 NET = {"hidden": (300, 300), "latent_dim": 40}
 SETTINGS = {"objective": "trace_elbo", "batch_size": 100, "lr": 2e-3, "schedule": "cosine", "kl_warmup": 10}
 
@@ -137,20 +138,39 @@ def of_missing(run: pv.Run, gaps: pv.Dataset, whole: Tensor, neighbours: int) ->
     return {"errors": errors, "bound": bound.mean, "standard_error": bound.standard_error}
 
 
-def paired(folder: Path, data: pv.Dataset) -> dict[str, dict[str, Tensor]]:
-    """ELBO [n] of the test images and L_5000 of the first of them, of every seed of every contender."""
-    found: dict[str, dict[str, Tensor]] = {}
+def place_of(folder: Path, name: str, seed: int) -> Path:
+    """Where a contender's run and figures are kept."""
+    return folder / f"{name}_{seed}".replace(" ", "_").replace("/", "_")
+
+
+def pair_up(folder: Path, data: pv.Dataset) -> None:
+    """Make the figures of every seed of every contender: the ELBO of the test images, L_5000 of the first of them."""
     for seed in SEEDS:
         for name, options in PAIRED.items():
-            place = folder / f"{name}_{seed}".replace(" ", "_").replace("/", "_")
-            arrays = place / "figures.pt"
-            if not arrays.exists():
+            place = place_of(folder, name, seed)
+            if not (place / FIGURES).exists():
                 run = contender(place, data, options, seed)
                 elbo = pv.evaluate(run, data, "elbo", 10, progress=False).elbo
                 bound = pv.evaluate(run, data, "importance", DRAWS, IMAGES, progress=False).log_likelihood
-                torch.save({"elbo": elbo, "L_5000": bound}, arrays)
-            found[f"{name}, {seed}"] = torch.load(arrays)
-    return found
+                torch.save({"elbo": elbo, f"L_{DRAWS}": bound}, place / FIGURES)
+
+
+def paired_section(folder: Path) -> str:
+    """What is known of the contenders, of the seeds of which all are made; nothing where there is none."""
+    places = {seed: {name: place_of(folder, name, seed) / FIGURES for name in PAIRED} for seed in SEEDS}
+    made = [seed for seed, files in places.items() if all(file.exists() for file in files.values())]
+    if not made:
+        return ""
+    found = {f"{name}, {seed}": torch.load(file) for seed in made for name, file in places[seed].items()}
+    return f"""## Which posterior, which prior
+
+Static MNIST, 784-300-300-40, {PAIRED_EPOCHS} epochs, of which the KL's weight rises in the first
+{SETTINGS["kl_warmup"]}, batches of 100, the objective `trace_elbo` for all; {len(made)} of {len(SEEDS)} seeds are made.
+"Better by" is the mean over the same images of the difference from the first rows of the same seed, with its standard
+error; the ELBO of all 10,000 test images, L_{DRAWS} of the first {IMAGES:,}. The VampPrior has
+{PAIRED["VampPrior"]["prior_components"]} pseudo-inputs.
+
+{paired_table(found, made)}"""
 
 
 def contender(place: Path, data: pv.Dataset, options: Mapping[str, Any], seed: int) -> pv.Run:
@@ -159,11 +179,11 @@ def contender(place: Path, data: pv.Dataset, options: Mapping[str, Any], seed: i
     return pv.train("vae", data, PAIRED_EPOCHS, model_options=NET | options, **settings)
 
 
-def paired_table(found: Mapping[str, Mapping[str, Tensor]]) -> str:
+def paired_table(found: Mapping[str, Mapping[str, Tensor]], seeds: Sequence[int]) -> str:
     """Means, and the differences from the first contender of the same seed, image by image."""
     rows = []
     for name in PAIRED:
-        for seed in SEEDS:
+        for seed in seeds:
             figures, beside = found[f"{name}, {seed}"], found[f"{BASELINE}, {seed}"]
             cells = []
             for figure, values in figures.items():
@@ -172,10 +192,10 @@ def paired_table(found: Mapping[str, Mapping[str, Tensor]]) -> str:
                 cells += [f"{values.double().mean():.2f}", f"{difference.mean():+.2f} ± {error:.2f}"]
             rows.append([name, str(seed), *(cells if name != BASELINE else [cells[0], "", cells[2], ""])])
     head = ["", "seed", "ELBO", "better by", f"L_{DRAWS}", "better by"]
-    return table(head, rows) + "\n" + spread_of_seeds(found)
+    return table(head, rows) + "\n" + spread_of_seeds(found, seeds)
 
 
-def spread_of_seeds(found: Mapping[str, Mapping[str, Tensor]]) -> str:
+def spread_of_seeds(found: Mapping[str, Mapping[str, Tensor]], seeds: Sequence[int]) -> str:
     """How much better each contender is, over all seeds, in a sentence."""
     lines = []
     for name in PAIRED:
@@ -184,7 +204,7 @@ def spread_of_seeds(found: Mapping[str, Mapping[str, Tensor]]) -> str:
         parts = []
         for figure in ("elbo", f"L_{DRAWS}"):
             means = torch.tensor(
-                [(found[f"{name}, {s}"][figure] - found[f"{BASELINE}, {s}"][figure]).double().mean() for s in SEEDS]
+                [(found[f"{name}, {s}"][figure] - found[f"{BASELINE}, {s}"][figure]).double().mean() for s in seeds]
             )
             what = "ELBO" if figure == "elbo" else figure
             parts.append(f"{means.mean():.2f} nats by {what} (seeds: {means.min():.2f} to {means.max():.2f})")

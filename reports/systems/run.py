@@ -217,7 +217,7 @@ def main() -> None:
     root = os.environ.get("PYRO_VAE_DATA")
     at_hand = sets(root)
     if options.paired:
-        comparisons.paired(options.runs / "paired", at_hand["MNIST"].forms[BITS]())
+        comparisons.pair_up(options.runs / "paired", at_hand["MNIST"].forms[BITS]())
         return
     pages = [page_of(name, digits, options.runs, options.only) for name, digits in at_hand.items()]
     if options.only:
@@ -254,16 +254,8 @@ nearest neighbour is looked for among 1,000 training data.
 {missing}
 """
     if "MNIST" in at_hand:
-        found = comparisons.paired(options.runs / "paired", at_hand["MNIST"].forms[BITS]())
-        text += f"""## Which posterior, which prior
-
-Static MNIST, 784-300-300-40, {comparisons.PAIRED_EPOCHS} epochs, of which the KL's weight rises in the first
-{comparisons.SETTINGS["kl_warmup"]}, batches of 100, the objective `trace_elbo` for all, {len(comparisons.SEEDS)} seeds.
-"Better by" is the mean over the same images of the difference from the first rows of the same seed, with its standard
-error; the ELBO of all 10,000 test images, L_{comparisons.DRAWS} of the first {comparisons.IMAGES:,}. The VampPrior has
-500 pseudo-inputs.
-
-{comparisons.paired_table(found)}"""
+        comparisons.pair_up(options.runs / "paired", at_hand["MNIST"].forms[BITS]())
+    text += comparisons.paired_section(options.runs / "paired")
     (HERE / "README.md").write_text(text)
 
 
