@@ -3,7 +3,8 @@
 OMP_NUM_THREADS=2 python reports/systems/run.py [--runs DIR] [--only WORDS]
 
 trains (or continues, or reads) each system in DIR on the bundled digits and, where PYRO_VAE_DATA names a folder that
-holds them, on the MNIST digits, and writes README.md and its pictures. What was stopped goes on, row by row.
+holds them, on the MNIST digits, and writes README.md and its pictures. What was stopped goes on, row by row;
+`--only` trains a part, and what is not made is then shown as not run.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from machine import header, table  # noqa: E402
 from systems import BITS, CELLS, CHAINS, COUNTED, GAPS, GREY, LABELLED, SYSTEMS, TOPICS, WHOLE, System  # noqa: E402
 
 SHOWN, SAMPLES, PARTICLES = 10, 16, 1000
+ROW = "row.json"
 QUANTITIES = {"elbo": "ELBO", "elbo_given_globals": "ELBO, given draws of what all data share,"}
 
 
@@ -128,8 +130,11 @@ def row_of(system: System, digits: Digits, folder: Path) -> dict[str, Any]:
     return found
 
 
-def cells(system: System, found: Mapping[str, Any], place: str) -> list[str]:
-    """A line of the table."""
+def cells(system: System, file: Path, place: str) -> list[str]:
+    """A line of the table, from the figures in a file; a row that is not made says so."""
+    if not file.exists():
+        return [system.name, system.differs, f"`{system.objective}`", "not run", "", "", "", "", ""]
+    found = json.loads(file.read_text())
     figure = f"{QUANTITIES.get(found['quantity'], found['quantity'])} {found['mean']:.2f} ± {found['error']:.2f}"
     weighted = f"{found['weighted']:.2f} ± {found['weighted_error']:.2f}" if "weighted" in found else ""
     error, seconds = f"{found['squared error']:.4f}", f"{found['seconds']:.2f}"
@@ -146,20 +151,32 @@ def cells(system: System, found: Mapping[str, Any], place: str) -> list[str]:
     ]
 
 
-def page_of(name: str, digits: Digits, runs: Path, only: str) -> str:
-    """The rows of one set of digits, as a table for each form of the data."""
+def make_rows(name: str, digits: Digits, runs: Path, only: str) -> None:
+    """Train the systems of one set whose names have these words, where their rows are not kept."""
+    for system in systems_of(digits):
+        if only in system.name:
+            folder = runs / name / system.stem
+            found = kept(folder / ROW, lambda s=system, f=folder: row_of(s, digits, f))
+            print(f"{name}, {system.name}: {json.dumps(found)}", flush=True)
+
+
+def systems_of(digits: Digits) -> list[System]:
+    """Those that have a form of the data here."""
+    return [system for system in SYSTEMS if system.data in digits.forms]
+
+
+def page_of(name: str, digits: Digits, runs: Path) -> str:
+    """The rows of one set, as a table for each form of the data; nothing where none is made."""
     rows: dict[str, list[list[str]]] = {}
-    for system in SYSTEMS:
-        if only not in system.name or system.data not in digits.forms:
-            continue
-        folder = runs / name / system.stem
-        found = kept(folder / "row.json", lambda s=system, f=folder: row_of(s, digits, f))
-        print(f"{name}, {system.name}: {json.dumps(found)}", flush=True)
-        place = HERE / name / system.stem
-        place.mkdir(parents=True, exist_ok=True)
+    for system in systems_of(digits):
+        folder, place = runs / name / system.stem, HERE / name.replace(" ", "_") / system.stem
         for picture in folder.glob("*.png"):
+            place.mkdir(parents=True, exist_ok=True)
             (place / picture.name).write_bytes(picture.read_bytes())
-        rows.setdefault(system.data, []).append(cells(system, found, f"{name}/{system.stem}"))
+        line = cells(system, folder / ROW, place.relative_to(HERE).as_posix())
+        rows.setdefault(system.data, []).append(line)
+    if not any((runs / name / system.stem / ROW).exists() for system in systems_of(digits)):
+        return ""
     weighted = f"L_{PARTICLES}" + (f" of {digits.limit}" if digits.limit else "")
     head = [
         "",
@@ -177,10 +194,15 @@ def page_of(name: str, digits: Digits, runs: Path, only: str) -> str:
     return f"## {name[0].upper()}{name[1:]}, {digits.epochs} epochs{warm}\n\n" + "\n".join(tables)
 
 
+def missing_file(name: str, runs: Path) -> Path:
+    """Where the figures of the missing pixels are kept."""
+    return runs / name / "missing" / "found.json"
+
+
 def missing_table(name: str, digits: Digits, runs: Path) -> list[str]:
     """How well the missing pixels are found, beside the usual ways."""
     system = next(system for system in SYSTEMS if system.data == GAPS)
-    folder = runs / name / "missing"
+    file = missing_file(name, runs)
 
     def make() -> dict[str, Any]:
         gaps, whole = digits.forms[GAPS](), digits.forms[WHOLE]().test["x"]
@@ -188,7 +210,7 @@ def missing_table(name: str, digits: Digits, runs: Path) -> list[str]:
         limit = pv.Dataset(gaps.name, gaps.train, gaps.valid, gaps.test.head(digits.limit))
         return comparisons.of_missing(run, limit, whole[: limit.test.size], digits.neighbours)
 
-    found = kept(folder / "found.json", make)
+    found = kept(file, make)
     errors = [f"{found['errors'][way]:.4f}" for way in ("VAE", "mean of the pixel", "nearest neighbour")]
     return [name, *errors, f"{found['bound']:.2f} ± {found['standard_error']:.2f}"]
 
@@ -207,8 +229,8 @@ def curves(runs: Path, digits: Digits) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/systems"))
-    parser.add_argument("--only", default="", help="prepare the systems whose names have these words; write nothing")
-    parser.add_argument("--paired", action="store_true", help="prepare the paired comparison; write nothing else")
+    parser.add_argument("--only", default="", help="train only systems whose names have these words")
+    parser.add_argument("--paired", action="store_true", help="train only the contenders of the paired comparison")
     return parser.parse_args()
 
 
@@ -218,24 +240,38 @@ def main() -> None:
     at_hand = sets(root)
     if options.paired:
         comparisons.pair_up(options.runs / "paired", at_hand["MNIST"].forms[BITS]())
-        return
-    pages = [page_of(name, digits, options.runs, options.only) for name, digits in at_hand.items()]
-    if options.only:
-        return
-    curves(options.runs, at_hand["digits"])
+    else:
+        for name, digits in at_hand.items():
+            make_rows(name, digits, options.runs, options.only)
+    whole = not options.paired and not options.only
+    if whole:
+        curves(options.runs, at_hand["digits"])
+    with_missing = {name: digits for name, digits in at_hand.items() if GAPS in digits.forms}
     missing = table(
         ["", "VAE", "mean of the pixel", "nearest neighbour", f"L_{PARTICLES} of what is left, nats per datum"],
-        [missing_table(name, digits, options.runs) for name, digits in at_hand.items() if GAPS in digits.forms],
+        [
+            missing_table(name, digits, options.runs)
+            for name, digits in with_missing.items()
+            if whole or missing_file(name, options.runs).exists()
+        ],
     )
+    if whole and "MNIST" in at_hand:
+        comparisons.pair_up(options.runs / "paired", at_hand["MNIST"].forms[BITS]())
+    pages = [page for name, digits in at_hand.items() if (page := page_of(name, digits, options.runs))]
+    write(options.runs, pages, missing, "MNIST" in at_hand)
+
+
+def write(runs: Path, pages: Sequence[str], missing: str, with_data: bool) -> None:
+    """The README of all that is made."""
     command = f"OMP_NUM_THREADS={torch.get_num_threads()} python reports/systems/run.py"
-    data = "with the data of `PYRO_VAE_DATA`" if "MNIST" in at_hand else "without `PYRO_VAE_DATA`"
+    data = "with the data of `PYRO_VAE_DATA`" if with_data else "without `PYRO_VAE_DATA`"
     text = f"""{header("Systems", command, data)}
 Each row is a pair, trained by the same loop, with the model's defaults but for what its words say. Where a pair has a
 density, its figure is the ELBO on the test data (10 draws), and beside it the importance-weighted bound; where it has
 none, the figure is its loss, which is comparable with no other row's. The squared error is that of a pixel
 reconstructed from the code. Samples are drawn from the prior, or, for the pairs without a density, from a mixture of
 normals fitted to the codes (`sample --ex_post gmm`). "What differs" is said of the row above. Seconds are the median
-over epochs, validation included.
+over epochs, validation included. "Not run" is a row that has not been made.
 
 {chr(10).join(pages)}
 ## What sigma, lambda and beta do
@@ -253,9 +289,7 @@ nearest neighbour is looked for among 1,000 training data.
 
 {missing}
 """
-    if "MNIST" in at_hand:
-        comparisons.pair_up(options.runs / "paired", at_hand["MNIST"].forms[BITS]())
-    text += comparisons.paired_section(options.runs / "paired")
+    text += comparisons.paired_section(runs / "paired")
     (HERE / "README.md").write_text(text)
 
 
