@@ -13,6 +13,17 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path for folder in ("examples", "reports") for path in (ROOT / folder).rglob("*.py"))
 
 INNER = {
+    "reports/discrete/chains.py": {
+        "data.sets.planted_chains": "the law that the made-up chains follow",
+        "evaluation.classify": "states are matched as clusters are",
+    },
+    "reports/discrete/clusters.py": {"evaluation.classify": "scikit-learn's clusters are matched as ours are"},
+    "reports/discrete/documents.py": {"data.sets.planted_topics": "the topics that were planted"},
+    "reports/discrete/labels.py": {
+        "data.labels": "other labels are hidden in images that stay the same",
+        "plots.mosaic": "a picture of its own",
+    },
+    "reports/discrete/rows.py": {"files": "a row is kept whole or not at all"},
     "reports/sampling.py": {
         "evaluation.blocks": "the size of the blocks, so that the matrix products alone are timed in the same shape",
         "evaluation.chunks": "how many rows are computed at a time, for the same reason",

@@ -14,7 +14,6 @@ from rows import Found, Rows, cell, minutes, seconds, trained, verdict
 import pyro_vae as pv
 from pyro_vae.data.sets.planted_chains import law
 from pyro_vae.evaluation.classify import confusion_counts, matching
-from pyro_vae.models.hmm import HiddenMarkovModel
 
 SEEDS = (0, 1, 2)
 PLANTED = {"epochs": 40, "batch_size": 200, "lr": 1e-2, "restarts": 5, "engine": "eager"}
@@ -30,10 +29,10 @@ DMM_DECAY = 0.1
 DMM_WANTED, PARTICLES, DRAWS = 6.9, 100, 10
 
 
-def planted_law() -> HiddenMarkovModel:
+def planted_law() -> pv.models.HiddenMarkovModel:
     """The model that the planted chains follow."""
     first, moves, keys = law()
-    pair = HiddenMarkovModel((1, keys.shape[1]), len(first))
+    pair = pv.models.HiddenMarkovModel((1, keys.shape[1]), len(first))
     pair.moves.set(torch.cat([moves, first[None]]).log())
     pair.emission.table.set(torch.logit(keys).unsqueeze(1))
     return pair

@@ -16,7 +16,6 @@ from sklearn.naive_bayes import BernoulliNB
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.models.mixture import Mixture
 
 EPOCHS, LR, POINTS = 1000, 5e-3, 600
 COVARIANCES = {"full": "gaussian_full", "diag": "gaussian_net"}
@@ -49,10 +48,10 @@ def bits() -> tuple[Tensor, Tensor]:
 NORMALS: Mapping[str, tuple[Callable[[], np.ndarray], int]] = {"made-up points": (planted, 3), "digits": (codes, 10)}
 
 
-def at(fitted: GaussianMixture) -> Mixture:
+def at(fitted: GaussianMixture) -> pv.models.Mixture:
     """Our mixture, in float64, at the parameters of scikit-learn's."""
     components, size = fitted.means_.shape
-    pair = Mixture((size,), components, COVARIANCES[fitted.covariance_type]).double()
+    pair = pv.models.Mixture((size,), components, COVARIANCES[fitted.covariance_type]).double()
     loc = torch.from_numpy(fitted.means_).unsqueeze(1)
     if fitted.covariance_type == "full":
         tril = torch.linalg.cholesky(torch.from_numpy(fitted.covariances_))
@@ -64,15 +63,15 @@ def at(fitted: GaussianMixture) -> Mixture:
     return pair
 
 
-def of_bits(weights: Tensor, logits: Tensor) -> Mixture:
+def of_bits(weights: Tensor, logits: Tensor) -> pv.models.Mixture:
     """Our mixture of bits, in float64, at these log-weights [components] and logits [components, bits]."""
-    pair = Mixture((logits.shape[1],), len(weights)).double()
+    pair = pv.models.Mixture((logits.shape[1],), len(weights)).double()
     pair.weights.set(weights)
     pair.emission.table.set(logits.unsqueeze(1))
     return pair
 
 
-def log_p(pair: Mixture, x: Tensor) -> Tensor:
+def log_p(pair: pv.models.Mixture, x: Tensor) -> Tensor:
     """log p(x) [n], which is exact."""
     result = pv.evaluate(pair, x, "importance", progress=False)
     assert result.kind == "exact"
@@ -84,7 +83,7 @@ def relative(found: Tensor, expected: np.ndarray) -> float:
     return np.abs((found.numpy() - expected) / expected).max().item()
 
 
-def fitted_from(pair: Mixture, x: Tensor, folder: Path) -> float:
+def fitted_from(pair: pv.models.Mixture, x: Tensor, folder: Path) -> float:
     """Nats per datum after training on all of x at once."""
     how = {"batch_size": len(x), "lr": LR, "schedule": "cosine", "valid": x, "out": folder / "run"}
     resume = (folder / "run" / "last.pt").exists()
@@ -110,7 +109,7 @@ def of_normals(data: Callable[[], np.ndarray], components: int, kind: str, folde
     }
 
 
-def em_of_bits(pair: Mixture, x: Tensor) -> float:
+def em_of_bits(pair: pv.models.Mixture, x: Tensor) -> float:
     """The mean log p(x) that EM ends with, from where the mixture is."""
     with torch.no_grad():
         log_weights, rates = pair.weights().log_softmax(0), pair.emission.table().sigmoid().squeeze(1)
@@ -130,7 +129,7 @@ def of_digits_as_bits(folder: Path) -> dict[str, Any]:
     rates = torch.from_numpy(bayes.feature_log_prob_).exp()
     exact = of_bits(torch.from_numpy(bayes.class_log_prior_), rates.logit())
     torch.manual_seed(0)
-    start = Mixture(x.shape[1:], len(rates), data_mean=x.mean(0).float()).double()
+    start = pv.models.Mixture(x.shape[1:], len(rates), data_mean=x.mean(0).float()).double()
     begun, em = log_p(start, x).mean().item(), em_of_bits(start, x)
     return {
         "relative": relative(log_p(exact, x), theirs),
