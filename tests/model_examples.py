@@ -33,7 +33,10 @@ own_data = cache(load_data)
 def example(name: str, n: int = 12) -> dict[str, Tensor]:
     """A batch with every field that a registered model may ask for."""
     own = default_of("data", name)
-    return EXAMPLES[own](n) if own in EXAMPLES else own_data(own).train.take(torch.arange(n))
+    if own in EXAMPLES:
+        return EXAMPLES[own](n)
+    batch = own_data(own).train.take(torch.arange(n))
+    return batch | {"label": batch["truth"]} if "truth" in batch else batch
 
 
 def build(name: str, seed: int = 0) -> nn.Module:

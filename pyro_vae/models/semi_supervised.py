@@ -66,6 +66,14 @@ class SemiSupervised(Pair):
                 "where one is hidden"
             )
 
+    def check_training(self, data: Mapping[str, Tensor]) -> None:
+        """Raise `DataError` where all labels are hidden."""
+        if "label" in data and (data["label"] == HIDDEN).all():
+            raise DataError(
+                f"all labels of the training data are {HIDDEN}, which is hidden, so nothing tells which class is "
+                "which; give some of them, or train gmvae"
+            )
+
     def label_in_model(self, label: Labels) -> Int[Tensor, "... batch"]:
         """The labels, each value of a hidden one where it is enumerated: what Pyro's `obs_mask` makes, without the
         deterministic site, which Pyro's own ELBOs cannot take in double precision."""

@@ -72,6 +72,9 @@ class Pair(nn.Module):
     def prepare(self, batch: Mapping[str, Tensor]) -> None:
         """Make ready for data like these before the first use; nothing is to be done where all parameters are there."""
 
+    def check_training(self, data: Mapping[str, Tensor]) -> None:
+        """Raise `DataError` where it could learn nothing from these training data; by default any will do."""
+
     @contextmanager
     def plate(self, size: int) -> Iterator[None]:
         """The plate of the data, `pyro.plate("data", size, dim=-1)`.

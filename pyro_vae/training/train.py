@@ -200,6 +200,8 @@ def train(
     if isinstance(dataset.train, Stream):
         batch_size = dataset.train.batch_size
     if isinstance(pair, Pair):
+        if isinstance(dataset.train, Split):
+            pair.check_training(dataset.train)
         held_out = not isinstance(data, Dataset) and pair.remembers
         whole = _training_split(data, fields) if held_out else dataset.train
         dataset = ready_data(pair, dataset, whole, batch_size, seed)

@@ -232,6 +232,8 @@ def test_labels_that_are_all_hidden_or_are_not_there_are_refused():
         pv.train(m2(), bits(), progress=False)
     with pytest.raises(DataError, match="model 'm2' needs num_labels, so data with a field label"):
         pv.check("m2", bits())
+    with pytest.raises(DataError, match="all labels of the training data are -1, .* train gmvae"):
+        pv.train(m2(), hidden, epochs=1, batch_size=20, progress=False)
 
 
 def test_counts_that_are_not_whole_are_refused():
