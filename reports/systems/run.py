@@ -264,7 +264,9 @@ def main() -> None:
 def write(runs: Path, pages: Sequence[str], missing: str, with_data: bool) -> None:
     """The README of all that is made."""
     command = f"OMP_NUM_THREADS={torch.get_num_threads()} python reports/systems/run.py"
-    data = "with the data of `PYRO_VAE_DATA`" if with_data else "without `PYRO_VAE_DATA`"
+    paired = comparisons.paired_section(runs / "paired")
+    without = "without `PYRO_VAE_DATA`, but for the paired comparison" if paired else "without `PYRO_VAE_DATA`"
+    data = "with the data of `PYRO_VAE_DATA`" if with_data else without
     text = f"""{header("Systems", command, data)}
 Each row is a pair, trained by the same loop, with the model's defaults but for what its words say. Where a pair has a
 density, its figure is the ELBO on the test data (10 draws), and beside it the importance-weighted bound; where it has
@@ -289,7 +291,7 @@ nearest neighbour is looked for among 1,000 training data.
 
 {missing}
 """
-    text += comparisons.paired_section(runs / "paired")
+    text += paired
     (HERE / "README.md").write_text(text)
 
 
