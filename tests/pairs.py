@@ -6,10 +6,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from enumerated import sums_by_hand
 from torch import Tensor, nn
 
 from pyro_vae import VAE
 from pyro_vae.data import Dataset, Split
+from pyro_vae.pair.particles import run_guide
+from pyro_vae.pair.terms import log_terms
 
 SHAPE = (1, 4, 4)
 
@@ -115,3 +118,13 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     """Whether two modules hold the same numbers, bit for bit."""
     first, second = one.state_dict(), other.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def assert_terms_are_their_sums(pair: nn.Module, fields: dict[str, Tensor]) -> None:
+    """Each of `log_terms`, at one draw in float64, is its sum written out."""
+    torch.manual_seed(1)
+    drawn = run_guide(pair, fields, summing=True)
+    torch.manual_seed(1)
+    terms = log_terms(pair, fields)
+    for name, value in sums_by_hand(pair, fields, drawn)._asdict().items():
+        assert torch.allclose(getattr(terms, name)[0], value, rtol=1e-9, atol=1e-9), name

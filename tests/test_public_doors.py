@@ -23,7 +23,7 @@ INNER = {
         "data.labels": "other labels are hidden in images that stay the same",
         "plots.mosaic": "a picture of its own",
     },
-    "reports/discrete/rows.py": {"files": "a row is kept whole or not at all"},
+    "reports/kept.py": {"files": "what is made is kept whole or not at all"},
     "reports/sampling.py": {
         "evaluation.blocks": "the size of the blocks, so that the matrix products alone are timed in the same shape",
         "evaluation.chunks": "how many rows are computed at a time, for the same reason",

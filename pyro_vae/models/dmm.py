@@ -75,8 +75,7 @@ class DeepMarkovModel(Pair):
         self.decoder = MLPDecoder(latent_dim, hidden, activation, of_slice, self.likelihood.channels)
         self.rnn = nn.GRU(torch.Size(of_slice).numel(), rnn_dim, batch_first=True)
         self.combine = nn.Linear(latent_dim, rnn_dim)
-        if data_mean is not None:
-            self.decoder.set_output(self.likelihood.start(data_mean.mean(0)))
+        build.start_at(None if data_mean is None else data_mean.mean(0), self.decoder, self.likelihood)
 
     def model(self, x: Sequences, length: Int[Tensor, " batch"] | None = None) -> None:
         with self.plate(x.shape[0]):

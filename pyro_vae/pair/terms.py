@@ -217,9 +217,9 @@ def reduce_sites(
 ) -> LogTerms:
     """Sum the sites of a model and a guide that ran on the same draws into `LogTerms`."""
     sums = _checked_sums(model, guide, particles, size, as_loss, allow_shared)
+    sums.add_shared(model, guide)
     if enumerates(model, guide):
         found = Enumeration(model, guide, particles, size)
-        sums.add_shared(model, guide)
         of_model, score = found.model_terms(), sums.totals.get("score")
         return LogTerms(*of_model, found.log_guide(), score, sums.shared, found.extra(), found.log_weight())
     sums.add_model(model)
@@ -247,10 +247,8 @@ def reduce_to_elbo(
         parts, score = found.kl_parts(closed_forms(model, guide)), sums.totals.get("score")
         kl = sum(parts.values(), found.zero)
         return ElboTerms(found.model_terms()[0], kl, score, sums.shared, found.extra(), parts)
-    for name, sites in (("log_likelihood", model), ("extra", guide)):
-        for site in sites.values():
-            if site.observed and site.in_plate:
-                sums.add(name, site)
+    sums.add_model(observed(model))
+    sums.add_guide(observed(guide))
     parts = kl_parts(model, guide, by_dimension)
     for part in parts.values():
         sums.add_term("kl", summed(part))
@@ -294,12 +292,11 @@ class _Sums:
         self.totals: dict[str, Tensor] = {}
         self.shared: Tensor | None = None
 
-    def add(self, name: str, site: Site, shared_sign: float = 1.0) -> None:
+    def add(self, name: str, site: Site) -> None:
+        """What stands inside the plate."""
         if site.in_plate:
             site.check_shape()
             self.add_term(name, site.log_prob())
-        else:
-            self._add_outside(shared_sign * site.log_prob())
 
     def add_shared(self, model: Sites, guide: Sites, closed_form: Container[str] = ()) -> None:
         """What stands outside the plate: log p - log q at the draws, or the KL of the latents that have it in closed
@@ -322,7 +319,7 @@ class _Sums:
 
     def add_guide(self, sites: Sites) -> None:
         for site in sites.values():
-            self.add("extra" if site.observed else "log_guide", site, shared_sign=-1.0)
+            self.add("extra" if site.observed else "log_guide", site)
 
     def add_score(self, site: Site) -> None:
         if not site.in_plate:

@@ -8,8 +8,9 @@ from typing import Any
 import linear_chains
 import pyro_hmm
 import torch
+from kept import continued
 from machine import table
-from rows import Found, Rows, cell, minutes, seconds, trained, verdict
+from rows import Found, Rows, cell, minutes, seconds, verdict
 
 import pyro_vae as pv
 from pyro_vae.data.sets.planted_chains import law
@@ -41,7 +42,7 @@ def planted_law() -> pv.models.HiddenMarkovModel:
 def of_planted(seed: int, folder: Path) -> dict[str, Any]:
     """Minus log p of new chains per time slice, which is exact, and the share of states that are found."""
     data = pv.load_data("planted_chains", seed=seed)
-    run = trained("hmm", data, folder=folder / "run", seed=seed, **PLANTED)
+    run = continued("hmm", data, folder=folder / "run", seed=seed, **PLANTED)
     truth, found = (pv.evaluate(pair, data, "elbo", progress=False) for pair in (planted_law(), run.pair))
     chord, state = data.test["chord"], pv.encode(run)["state_most_probable"]
     there = chord >= 0
@@ -60,7 +61,7 @@ def of_linear(seed: int, folder: Path) -> dict[str, Any]:
     x, new = linear_chains.draw(LINEAR_DATA, 2 * seed), linear_chains.draw(LINEAR_DATA, 2 * seed + 1)
     held_out = pv.Split({"x": linear_chains.draw(LINEAR_DATA // 5, 100 + seed)})
     data = pv.Dataset("linear dynamics", pv.Split({"x": x}), held_out, pv.Split({"x": new}))
-    run = trained("dmm", data, folder=folder / "run", seed=seed, model_options=LINEAR_SIZES, **LINEAR)
+    run = continued("dmm", data, folder=folder / "run", seed=seed, model_options=LINEAR_SIZES, **LINEAR)
     bound = pv.evaluate(run, data, "elbo", DRAWS, progress=False).mean / linear_chains.STEPS
     truth = linear_chains.kalman(new).mean().item() / linear_chains.STEPS
     return {"truth": -truth, "found": -bound, "gap": truth - bound, "seconds": seconds(run)}
@@ -73,7 +74,7 @@ def chorales(root: Path) -> pv.Dataset:
 def of_hmm(root: Path, folder: Path) -> dict[str, Any]:
     """Nats per time slice of our hidden Markov model."""
     data = chorales(root)
-    run = trained("hmm", data, folder=folder / "run", model_options={"states": STATES}, **HMM)
+    run = continued("hmm", data, folder=folder / "run", model_options={"states": STATES}, **HMM)
     found = {
         split: -pv.evaluate(run, data, "elbo", progress=False, split=split).per_time_slice
         for split in ("train", "valid", "test")
@@ -91,7 +92,7 @@ def of_pyro(root: Path, folder: Path) -> dict[str, Any]:
 def of_dmm(root: Path, folder: Path) -> dict[str, Any]:
     """Nats per time slice of the deep Markov model, by the ELBO and by the importance-weighted bound."""
     data, decay = chorales(root), {"optimizer_options": {"weight_decay": DMM_DECAY}}
-    run = trained("dmm", data, folder=folder / "run", model_options=DMM_SIZES, engine="eager", **DMM, **decay)
+    run = continued("dmm", data, folder=folder / "run", model_options=DMM_SIZES, engine="eager", **DMM, **decay)
     found = {
         split: -pv.evaluate(run, data, "elbo", DRAWS, progress=False, split=split).per_time_slice
         for split in ("train", "valid", "test")

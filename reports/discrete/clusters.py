@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import continued
 from machine import table
-from rows import NOT_RUN, Found, Rows, cell, minutes, seconds, trained, verdict
+from rows import NOT_RUN, Found, Rows, cell, minutes, seconds, verdict
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
@@ -38,9 +39,9 @@ def of_clusters(name: str, seed: int, folder: Path) -> dict[str, Any]:
     codes, neither shown a label."""
     data = pv.load_data(name, binarize="dynamic", seed=seed)
     grey, drawn = pv.load_data(name, seed=seed), pv.load_data(name, binarize="static", seed=seed)
-    vae = trained("vae", data, EPOCHS[name], folder / "vae", model_options=VAE, seed=seed)
+    vae = continued("vae", data, EPOCHS[name], folder / "vae", model_options=VAE, seed=seed)
     options = {"clusters": CLUSTERS[name], "vae": str(folder / "vae")}
-    run = trained("gmvae", data, EPOCHS[name], folder / "gmvae", model_options=options, batch_size=500, seed=seed)
+    run = continued("gmvae", data, EPOCHS[name], folder / "gmvae", model_options=options, batch_size=500, seed=seed)
     result = pv.evaluate(run, data, "classify", PARTICLES, progress=False)
     pv.plots.save(result.estimate.figures["confusion"], folder / "confusion.png")
     return {

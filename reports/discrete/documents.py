@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import continued
 from machine import table
-from rows import Found, Rows, cell, minutes, seconds, trained, verdict
+from rows import Found, Rows, cell, minutes, seconds, verdict
 from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import LatentDirichletAllocation
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def of_planted(seed: int, folder: Path) -> dict[str, Any]:
     """The least and the mean cosine of a planted topic and the found one that it is matched with."""
     data = pv.load_data("planted_topics", side=SIDE, seed=seed)
     options = {"model_options": {"topics": 2 * SIDE}, "seed": seed, "engine": "eager"}
-    run = trained("lda", data, folder=folder / "run", **PLANTED, **options)
+    run = continued("lda", data, folder=folder / "run", **PLANTED, **options)
     found = run.pair.topic_words().detach().unsqueeze(0)
     cosines = torch.nn.functional.cosine_similarity(bars(SIDE).unsqueeze(1), found, dim=-1)
     matched = cosines[linear_sum_assignment(-cosines.numpy())]
@@ -54,7 +55,7 @@ def figures(pair: nn.Module, data: pv.Dataset) -> dict[str, Any]:
 def of_run(model: str, settings: dict[str, Any], root: Path, folder: Path) -> dict[str, Any]:
     """The figures of one of our models on the news."""
     data, options = news(root), {"model_options": {"topics": TOPICS}}
-    run = trained(model, data, folder=folder / "run", engine="eager", **settings, **options)
+    run = continued(model, data, folder=folder / "run", engine="eager", **settings, **options)
     return {**figures(run.pair, data), "seconds": seconds(run)}
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import continued
 from machine import table
-from rows import Rows, cell, minutes, seconds, trained
+from rows import Rows, cell, minutes, seconds
 
 import pyro_vae as pv
 
@@ -22,7 +23,7 @@ def poisson_alone(data: pv.Dataset) -> float:
 def of_digits(folder: Path) -> dict[str, Any]:
     """The bounds on the test data, given draws of the weights, and that of all of them together."""
     data = pv.load_data("digits", scale="raw")
-    run = trained("sparse_gamma_def", data, EPOCHS, folder / "run", lr=LR, batch_size=BATCH, schedule="cosine")
+    run = continued("sparse_gamma_def", data, EPOCHS, folder / "run", lr=LR, batch_size=BATCH, schedule="cosine")
     elbo = pv.evaluate(run, data, "elbo", 10, progress=False, global_draws=DRAWS)
     bound = pv.evaluate(run, data, "importance", PARTICLES, progress=False, global_draws=DRAWS)
     return {

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from kept import continued
 from machine import table
-from rows import NOT_RUN, Found, Rows, minutes, seconds, trained, verdict
+from rows import NOT_RUN, Found, Rows, minutes, seconds, verdict
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -62,7 +63,7 @@ def m1_in(rows: Rows, root: Path) -> Found | None:
 
     def make(folder: Path) -> dict[str, Any]:
         how = {"model_options": SIZES["M1"], **HOW}
-        return {"seconds": seconds(trained("vae", images(root), EPOCHS["M1"], folder / "run", **how))}
+        return {"seconds": seconds(continued("vae", images(root), EPOCHS["M1"], folder / "run", **how))}
 
     return rows.get(M1, make)
 
@@ -74,7 +75,7 @@ def of_model(model: str, labels: int, *, draw: int, root: Path, m1: Path, folder
     options = {**SIZES[model], "classification": weight}
     if model == "M1+M2":
         options["m1"] = str(m1)
-    run = trained(NAMES[model], data, EPOCHS[model], folder / "run", model_options=options, seed=draw, **HOW)
+    run = continued(NAMES[model], data, EPOCHS[model], folder / "run", model_options=options, seed=draw, **HOW)
     result = pv.evaluate(run, data, "classify", PARTICLES if model == "M1+M2" else 1, progress=False)
     pv.plots.save(result.estimate.figures["confusion"], folder / "confusion.png")
     if model == "M2":

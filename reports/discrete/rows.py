@@ -3,11 +3,13 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kept import kept
+
 import pyro_vae as pv
-from pyro_vae import files
 
 NOT_RUN = "not run"
 
@@ -34,22 +36,19 @@ class Rows:
         to be made."""
         folder = self.place(name)
         file = folder / "row.json"
-        if not file.exists():
-            if not all(word in name for word in self.only):
-                return None
-            folder.mkdir(parents=True, exist_ok=True)
-            start = time.perf_counter()
-            found = dict(make(folder))
-            found.setdefault("seconds", time.perf_counter() - start)
-            files.write_text(file, json.dumps(found))
-            print(f"{name}: {json.dumps(found)}", flush=True)
-        return json.loads(file.read_text())
+        if not file.exists() and not all(word in name for word in self.only):
+            return None
+        return kept(file, partial(_made, name, make, folder))
 
 
-def trained(model: str, data: pv.Dataset, epochs: int, folder: Path, **settings: Any) -> pv.Run:
-    """A run of a named model, trained to its end; a training that was stopped goes on."""
-    resume = (folder / "last.pt").exists()
-    return pv.train(model, data, epochs, out=folder, resume=resume, overwrite=not resume, progress=False, **settings)
+def _made(name: str, make: Callable[[Path], Mapping[str, Any]], folder: Path) -> Found:
+    """What is made, and how long it took."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    found = dict(make(folder))
+    found.setdefault("seconds", time.perf_counter() - start)
+    print(f"{name}: {json.dumps(found)}", flush=True)
+    return found
 
 
 def seconds(*runs: pv.Run) -> float:

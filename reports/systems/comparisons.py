@@ -1,11 +1,11 @@
 """What one number of a system does, and which of two systems is the better one."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept import continued
 from machine import table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,15 +29,6 @@ SEEDS, PAIRED_EPOCHS, DRAWS, IMAGES = (0, 1, 2), 30, 5000, 500
 FIGURES = "figures.pt"
 NET = {"hidden": (300, 300), "latent_dim": 40}
 SETTINGS = {"objective": "trace_elbo", "batch_size": 100, "lr": 2e-3, "schedule": "cosine", "kl_warmup": 10}
-
-
-def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What a file holds, or else what is made, and then kept there."""
-    if not path.exists():
-        found = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found))
-    return json.loads(path.read_text())
 
 
 def trained(data: pv.Dataset, model: str, options: Mapping[str, Any], **settings: Any) -> pv.Run:
@@ -175,8 +166,7 @@ error; the ELBO of all 10,000 test images, L_{DRAWS} of the first {IMAGES:,}. Th
 
 def contender(place: Path, data: pv.Dataset, options: Mapping[str, Any], seed: int) -> pv.Run:
     """A training that goes on where it was stopped."""
-    settings = SETTINGS | {"progress": False, "out": place, "seed": seed, "resume": (place / "last.pt").exists()}
-    return pv.train("vae", data, PAIRED_EPOCHS, model_options=NET | options, **settings)
+    return continued("vae", data, PAIRED_EPOCHS, place, model_options=NET | options, seed=seed, **SETTINGS)
 
 
 def paired_table(found: Mapping[str, Mapping[str, Tensor]], seeds: Sequence[int]) -> str:

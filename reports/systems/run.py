@@ -24,7 +24,7 @@ import pyro_vae as pv
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import comparisons  # noqa: E402
-from comparisons import kept  # noqa: E402
+from kept import continued, kept  # noqa: E402
 from machine import header, table  # noqa: E402
 from systems import BITS, CELLS, CHAINS, COUNTED, GAPS, GREY, LABELLED, SYSTEMS, TOPICS, WHOLE, System  # noqa: E402
 
@@ -107,11 +107,8 @@ def sets(root: str | None) -> dict[str, Digits]:
 
 def trained(system: System, digits: Digits, data: pv.Dataset, folder: Path) -> pv.Run:
     """The run of a system, trained to its end."""
-    settings = {"batch_size": digits.batch_size, "kl_warmup": digits.kl_warmup, "progress": False}
-    settings |= dict(system.training)
-    resume = (folder / "last.pt").exists()
-    options = dict(system.options)
-    return pv.train(system.model, data, digits.epochs, model_options=options, out=folder, resume=resume, **settings)
+    settings = {"batch_size": digits.batch_size, "kl_warmup": digits.kl_warmup} | dict(system.training)
+    return continued(system.model, data, digits.epochs, folder, model_options=dict(system.options), **settings)
 
 
 def row_of(system: System, digits: Digits, folder: Path) -> dict[str, Any]:
