@@ -70,7 +70,7 @@ def run(arguments: list[str]) -> int:
             raise
         return _refused(problem)
     except KeyboardInterrupt:
-        told = "continue a training with --resume, and what was begun with --resume likewise"
+        told = "continue a training with --resume, or an evaluation that had --resume"
         print(f"pyro-vae: interrupted; {told}", file=sys.stderr)
         return 130
 

@@ -1,12 +1,13 @@
 """An evaluation that was interrupted, and goes on: its blocks that are done, each in a file of its own."""
 
 import hashlib
-import re
+import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from pyro_vae.evaluation.result import PerDatum
 PLAIN = (bool, int, float, str, Path, type(None))
 """What an option may be that is told as it is."""
 
-DIGESTS = ("weights", "settings of the pair", "data")
+DIGESTS = ("weights", "settings of the pair", "programs", "data")
 """What is told by a hash, which means nothing to a reader."""
 
 
@@ -118,7 +119,8 @@ def what_is_evaluated(pair: nn.Module, evaluator: Any, **settings: Any) -> dict[
     told = {
         "pair": type(pair).__name__,
         "weights": _digest_of([pair.state_dict()]),
-        "settings of the pair": hashlib.sha256("\n".join(_modules(pair)).encode()).hexdigest(),
+        "settings of the pair": _digest_of_words(_modules(pair)),
+        "programs": _digest_of_words(_sources(pair, evaluator)),
         "evaluator": _told(evaluator),
         "torch": str(torch.__version__),
     }
@@ -130,6 +132,20 @@ def _modules(pair: nn.Module) -> Iterator[str]:
     for name, module in pair.named_modules():
         plain = {key: value for key, value in vars(module).items() if isinstance(value, PLAIN) and key != "training"}
         yield f"{name}: {type(module).__qualname__} {module.extra_repr()} {plain}"
+
+
+def _sources(pair: nn.Module, evaluator: Any) -> Iterator[str]:
+    """The source of the classes of the pair's modules, of functions that they hold, and of the evaluator."""
+    modules = [module for module in pair.modules() if not type(module).__module__.startswith(("torch.", "pyro."))]
+    for value in (*modules, evaluator):
+        held = getattr(value, "__dict__", {})
+        inner = [each for part in held.values() if isinstance(part, Mapping) for each in part.values()]
+        programs = [each for each in (*held.values(), *inner) if inspect.isroutine(each)]
+        for program in (type(value), *programs):
+            try:
+                yield inspect.getsource(inspect.unwrap(program))
+            except (OSError, TypeError):  # made in a shell, or not in Python
+                yield program.__qualname__
 
 
 def _told(value: Any) -> str:
@@ -161,9 +177,13 @@ def _digest_of(parts: Sequence[Mapping[str, Any]]) -> str:
     return found.hexdigest()
 
 
+def _digest_of_words(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 def _difference(name: str, before: str | None, now: str) -> str:
     return f"the {name} differ" if name in DIGESTS else f"{name} was {before} and is {now}"
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.-]", "_", text).lstrip(".") or "_"
+    return quote(text, safe=" ").replace(".", "%2E")

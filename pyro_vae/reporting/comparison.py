@@ -74,7 +74,7 @@ class Difference:
         return entry | ({"per_datum": [_finite(value) for value in self.per_datum.tolist()]} if per_datum else {})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
     """Runs on the same data, the best first.
 
@@ -89,9 +89,8 @@ class Comparison:
     differences: tuple[Difference, ...] = field(init=False)
 
     def __post_init__(self):
-        ordered = dict(sorted(self.results.items(), key=lambda item: -_low_if_nan(item[1].mean)))
-        object.__setattr__(self, "results", ordered)
-        object.__setattr__(self, "differences", tuple(_differences(ordered)))
+        self.results = dict(sorted(self.results.items(), key=lambda item: -_low_if_nan(item[1].mean)))
+        self.differences = tuple(_differences(self.results))
 
     @property
     def best(self) -> str:

@@ -1,5 +1,6 @@
 """An evaluation that is interrupted and called again: the same figures, and nothing is done twice."""
 
+import linecache
 import os
 import signal
 import subprocess
@@ -176,6 +177,37 @@ def test_a_setting_of_the_pair_that_is_no_parameter_counts(stopping, tmp_path):
         pv.evaluate(Twice(), bits(230), progress=False, resume=tmp_path)
     with pytest.raises(RunError, match="the settings of the pair differ"):
         pv.evaluate(Twice(3.0), bits(230), progress=False, resume=tmp_path)
+
+
+def test_the_programs_count(stopping, tmp_path):
+    """Those of a script, where they were changed before the evaluation goes on."""
+    script, x = tmp_path / "script.py", bits(230, (4,))
+    source = """
+import pyro, pyro.distributions as dist, torch
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Bernoulli(logits=SLOPE * z.unsqueeze(-1).expand(x.shape)).to_event(1), obs=x)
+
+def guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+"""
+
+    def evaluated(slope: str, **how) -> pv.Result:
+        script.write_text(source.replace("SLOPE", slope))
+        namespace = {}
+        linecache.checkcache()
+        exec(compile(script.read_text(), script, "exec"), namespace)
+        return pv.evaluate(pv.as_pair(namespace["model"], namespace["guide"]), x, progress=False, **how)
+
+    stopping(1)
+    with pytest.raises(Stopped):
+        evaluated("1.0", resume=tmp_path / "kept")
+    with pytest.raises(RunError, match="the programs differ"):
+        evaluated("10.0", resume=tmp_path / "kept")
+    check_same(evaluated("1.0", resume=tmp_path / "kept"), evaluated("1.0"))
 
 
 def test_another_seed_uses_nothing_that_is_kept(stopping, tmp_path):

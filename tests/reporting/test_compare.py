@@ -223,7 +223,8 @@ def test_latents_that_all_data_share_leave_nothing_decided():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
-    """Runs `a`, `b` and `wide`; `seed`, of another seed; `static`, `raw`, `flat`, of other data; `loss`."""
+    """Runs `a` and `b`; `seed`, of another seed; `static` and `flat`, of other data; `loss`; and two of data
+    that are divided by the seed."""
     folder = tmp_path_factory.mktemp("runs")
     generator = np.random.default_rng(0)
     np.savez(
@@ -232,16 +233,16 @@ def folders(tmp_path_factory) -> Path:
     np.savez(
         folder / "flat.npz", **{f"x_{part}": generator.random((40, 9), "f4") for part in ("train", "valid", "test")}
     )
+    np.save(folder / "whole.npy", generator.random((200, 6), "f4"))
     runs = {
         "a": {},
         "b": {"model_options": {"hidden": (4,)}, "lr": 0.1},
-        "wide": {"model_options": {"hidden": (9,)}},
         "seed": {"seed": 1},
         "static": {"data_options": {"binarize": "static"}},
         "flat": {"data": folder / "flat.npz"},
         "loss": {"model_options": {"hidden": (4,), "posterior": "delta"}},
-        "digits": {"data": "digits"},
-        "digits_seed": {"data": "digits", "seed": 1},
+        "whole": {"data": folder / "whole.npy"},
+        "whole_seed": {"data": folder / "whole.npy", "seed": 1},
     }
     how = {
         "epochs": 1,
@@ -323,9 +324,9 @@ REFUSED = {
     "nix/best.pt does not exist; is .*nix a run folder": ["a", "nix"],
     "a was trained on x of shape \\[6\\] and flat on \\[9\\]": ["a", "flat"],
     "binarize is dynamic in a and static in static; --allow_unequal": ["a", "static"],
-    "the test data of digits are not those of digits_seed, which may have been trained on some of them": [
-        "digits",
-        "digits_seed",
+    "the test data of whole are not those of whole_seed, which may have been trained on some of them \\(seed 0 and 1": [
+        "whole",
+        "whole_seed",
     ],
     "loss has no likelihood to compare, only a loss \\(these figures are a loss, .*'z'.*\\); leave it out": [
         "a",
@@ -355,8 +356,8 @@ def test_what_is_unequal_may_be_allowed_and_is_said(folders):
     )
     assert [f"unequal: {line}" for line in found.unequal] == found.warnings[:2]
     assert {name: result.particles for name, result in found.results.items()} == {"a": 1, "static": 3}
-    digits = compare([folders / "digits", folders / "digits_seed"], allow_unequal=True, limit=20, progress=False)
-    assert "may have been trained on some of them" in digits.warnings[0] and digits.entry()["unequal"]
+    whole = compare([folders / "whole", folders / "whole_seed"], allow_unequal=True, progress=False)
+    assert "may have been trained on some of them" in whole.warnings[0] and whole.entry()["unequal"]
 
 
 def test_data_that_are_given_are_the_same_for_all(folders):
@@ -448,10 +449,10 @@ def test_an_evaluation_goes_on_by_the_command_line(folders, monkeypatch, capsys)
     monkeypatch.setattr(Importance, "narrow", stop_at_the_second(Importance.narrow))
     line = f"evaluate {folders / 'wide'} --with importance --particles 20 --resume --quiet".split()
     assert cli.main(line) == 130 and "interrupted" in capsys.readouterr().err
-    assert [path.name for path in (folders / "wide" / "unfinished" / "importance").iterdir()] == ["0-0.pt"]
+    assert [path.name for path in (folders / "b" / "unfinished" / "importance").iterdir()] == ["0-0.pt"]
     assert cli.main([*line, "--particles", "30"]) == 2
     assert "particles was 20 and is 30" in capsys.readouterr().err
-    assert cli.main(line) == 0 and not (folders / "wide" / "unfinished").exists()
+    assert cli.main(line) == 0 and not (folders / "b" / "unfinished").exists()
 
 
 def stop_at_the_second(of_block):
