@@ -97,6 +97,8 @@ def presented(runs: Mapping[str, Run], data: Data) -> Iterator[tuple[str, Any]]:
     reference = next(iter(runs.values()))
     if data is None and reference.trained_on is None and not _settings(reference):
         raise RunError("a pair has no data of its own; say which data to compare on, with data=...")
+    if isinstance(data, str | Path) and not _settings(reference):
+        raise RunError(f"how {data} is to be presented is not known of a run in memory; give data=pv.load_data(...)")
     own, made = _settings(reference), {}
     for name, run in runs.items():
         ways = {key: _settings(run).get(key, own[key]) for key in PRESENTATION} if own else {}

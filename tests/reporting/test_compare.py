@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
@@ -14,7 +15,7 @@ import pytest
 import torch
 from global_pairs import coins
 from matplotlib.image import imread
-from pairs import bits, small_vae
+from pairs import Clusters, bits, counts, small_vae
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -26,7 +27,9 @@ from pyro_vae.evaluation.importance import Importance
 from pyro_vae.evaluation.unfinished import Done
 from pyro_vae.training import by_name
 
-compare = pv.compare
+
+def compare(runs, evaluator: Any = "elbo", *arguments, **options) -> pv.Comparison:
+    return pv.compare(runs, evaluator, *arguments, **options)
 
 
 class Normal(nn.Module):
@@ -297,10 +300,10 @@ def test_the_command_has_the_options_of_the_function(capsys):
     with pytest.raises(SystemExit):
         cli.main("compare --with importance --help".split())
     shown = " ".join(capsys.readouterr().out.split())
-    parameters = inspect.signature(compare).parameters
-    for option in options_of(compare, ["runs", "evaluator", "progress"]):
+    parameters = inspect.signature(pv.compare).parameters
+    for option in options_of(pv.compare, ["runs", "evaluator", "progress"]):
         assert f"--{option.name}" in shown
-    assert parameters.keys() - {"runs", "evaluator", "progress", "options"} <= {o.name for o in options_of(compare)}
+    assert parameters.keys() - {"runs", "evaluator", "progress", "options"} <= {o.name for o in options_of(pv.compare)}
     assert (
         f"--with NAME the evaluator, one that gives bounds on log p(x) (default: {parameters['evaluator'].default})"
         in shown
@@ -381,6 +384,7 @@ def test_bad_options_are_one_line(folders, tmp_path):
     assert "no split 'tset'" in refused(two, split="tset")
     assert "unknown option 'engin'; known: engine" in refused(two, evaluator="importance", engin="eager")
     assert "say which data to compare on" in refused([small_vae(1), small_vae(2)])
+    assert "give data=pv.load_data" in refused([small_vae(1), small_vae(2)], data="digits")
     assert "compare takes two runs or more, not 1" in refused("runs/a")
 
 
@@ -447,7 +451,7 @@ def test_a_pair_in_a_file_is_asked_for_on_the_command_line(tmp_path, monkeypatch
 
 def test_an_evaluation_goes_on_by_the_command_line(folders, monkeypatch, capsys):
     monkeypatch.setattr(Importance, "narrow", stop_at_the_second(Importance.narrow))
-    line = f"evaluate {folders / 'wide'} --with importance --particles 20 --resume --quiet".split()
+    line = f"evaluate {folders / 'b'} --with importance --particles 20 --resume --quiet".split()
     assert cli.main(line) == 130 and "interrupted" in capsys.readouterr().err
     assert [path.name for path in (folders / "b" / "unfinished" / "importance").iterdir()] == ["0-0.pt"]
     assert cli.main([*line, "--particles", "30"]) == 2
@@ -482,6 +486,17 @@ def test_a_plain_function_is_an_evaluator_too():
     assert "found gives brightness, which is no likelihood" in refused(
         pairs, evaluator=figure("brightness"), data=bits(30)
     )
+
+
+def test_exact_figures_compare_with_bounds():
+    """Clusters that are summed out beside clusters that the guide draws, of one model."""
+    data = {"counts": counts(40)}
+    summed, drawn = Clusters(), Clusters()
+    summed.guide = lambda counts: None
+    summed.model = pyro.infer.config_enumerate(summed.model)
+    found = compare({"summed": summed, "drawn": drawn}, "importance", 20, data=data, progress=False)
+    assert found.best == "summed" and found.results["summed"].kind == "exact"
+    assert found.differences[0].stated_errors[0] == 0.0 and any("lower bounds" in warning for warning in found.warnings)
 
 
 def test_a_different_quantity_is_refused():
