@@ -70,8 +70,7 @@ def run(arguments: list[str]) -> int:
             raise
         return _refused(problem)
     except KeyboardInterrupt:
-        told = "continue a training with --resume, or an evaluation that had --resume"
-        print(f"pyro-vae: interrupted; {told}", file=sys.stderr)
+        print("pyro-vae: interrupted; continue a training with --resume", file=sys.stderr)
         return 130
 
 
