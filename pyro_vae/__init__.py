@@ -26,6 +26,8 @@ _HOMES = {
     "impute": "pyro_vae.reporting.verbs",
     "export": "pyro_vae.reporting.verbs",
     "report": "pyro_vae.reporting.verbs",
+    "compare": "pyro_vae.reporting.compare",
+    "Comparison": "pyro_vae.reporting.comparison",
     "inference_data": "pyro_vae.runs.inference_data",
     "as_pair": "pyro_vae.pair.adapted",
     "log_terms": "pyro_vae.pair.terms",

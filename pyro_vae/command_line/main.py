@@ -1,6 +1,7 @@
 """The command line: parsing and printing only. Nothing heavy is imported until a command needs it."""
 
 import argparse
+import inspect
 import json
 import os
 import re
@@ -22,6 +23,7 @@ Deep latent-variable models as Pyro programs.
 
   train [MODEL]      train a model on a data set and write a run folder with its report
   evaluate RUN       bounds on the log-likelihood, and other figures, of a trained run
+  compare RUN RUN... which of several runs is best: paired differences on the same data
   sample RUN         draw from the model
   reconstruct RUN    originals and reconstructions
   encode RUN         posterior mean and scale of every datum
@@ -143,26 +145,19 @@ def train_command(arguments: list[str]) -> None:
 
 def evaluate_command(arguments: list[str]) -> None:
     from pyro_vae import files
-    from pyro_vae.command_line.options import add_options, add_shared_options, options_of, own_values
+    from pyro_vae.command_line.options import own_values
     from pyro_vae.evaluation import evaluate, evaluate_each
 
     parser = _run_parser("evaluate", "Figures of a trained run, in nats per datum.")
-    peeked = Parser(prog="pyro-vae evaluate", add_help=False, allow_abbrev=False)
-    for each in (parser, peeked):
-        each.add_argument("--with", dest="evaluators", default="elbo", help="evaluators, comma-separated")
-    shared = options_of(evaluate, skip=["pair", "evaluator", "progress", "relaxed"])
-    add_options(parser, shared, "options")
-    parser.add_argument("--json", help="also write the figures, those of every datum too, to this file; - is stdout")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    names = peeked.parse_known_args(arguments)[0].evaluators.split(",")
-    own = {name: options_of(plugins.load("evaluator", name)) for name in names}
-    add_shared_options(parser, own)
-    given = parser.parse_args(arguments)
-
+    skip = ["pair", "evaluator", "progress", "relaxed", "resume"]
+    told = "evaluators, comma-separated", "also write"
+    shared, own, given = _parse_evaluation(parser, arguments, evaluate, skip, told)
     made = {name: plugins.build("evaluator", name, own_values(given, options)) for name, options in own.items()}
+    resume = given.run / UNFINISHED if given.resume is True else given.resume
     run = run_of(given)
     what = {option.name: getattr(given, option.name) for option in shared}
-    results = list(evaluate_each(run, what.pop("data"), made, progress=not given.quiet, **what))
+    how = {"progress": not given.quiet, "resume": resume}
+    results = list(evaluate_each(run, what.pop("data"), made, **how, **what))
     print_results(results)
     if given.json and _first_process():
         entries = json.dumps([result.entry(per_datum=True) for result in results], indent=2)
@@ -171,6 +166,82 @@ def evaluate_command(arguments: list[str]) -> None:
         else:
             files.write_text(Path(given.json), entries + "\n")
 
+
+def compare_command(arguments: list[str]) -> None:
+    from pyro_vae.command_line.options import own_values
+    from pyro_vae.reporting.compare import compare
+
+    parser = _parser("compare", compare.__doc__.split("\n")[0])
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="the folders of two runs or more")
+    in_file = "the pair of runs that were trained with one in a file; given again for each further pair"
+    parser.add_argument("--pair", metavar="FILE:NAME", action="append", default=[], help=in_file)
+    skip = ["runs", "evaluator", "progress", "json", "resume"]
+    told = "the evaluator, one that gives bounds on log p(x)", "write"
+    shared, own, given = _parse_evaluation(parser, arguments, compare, skip, told, out=COMPARISON)
+    if len(own) > 1:
+        raise UsageError(f"compare takes one evaluator, not {given.evaluators}")
+    ((evaluator, options),) = own.items()
+    what = {option.name: getattr(given, option.name) for option in shared} | own_values(given, options)
+    resume = Path(UNFINISHED) if given.resume is True else given.resume
+    runs = [_with_pair(folder, given.pair) for folder in given.runs]
+    found = compare(runs, evaluator, progress=not given.quiet, json=given.json, resume=resume, **what)
+    for line in (*found.lines, *(f"warning: {warning}" for warning in found.warnings), f"wrote {given.out}"):
+        say(line)
+
+
+def _parse_evaluation(
+    parser: argparse.ArgumentParser,
+    arguments: list[str],
+    function: Callable[..., Any],
+    skip: Sequence[str],
+    told: tuple[str, str],
+    **defaults: Any,
+) -> tuple[list[Any], dict[str, list[Any]], argparse.Namespace]:
+    """What stands on the command line of `evaluate` or `compare`: the options of the function that it calls, those of
+    each evaluator that is named, and the values.
+
+    Args:
+        skip: parameters of the function that are no options, or options that are added here.
+        told: what --with names, and what --json does with the figures, in words.
+        defaults: defaults of the command line's own.
+    """
+    from pyro_vae.command_line.options import add_options, add_shared_options, options_of
+
+    which, writes = told
+    peeked = Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    named = inspect.signature(function).parameters["evaluator"].default
+    for each in (parser, peeked):
+        each.add_argument(
+            "--with", dest="evaluators", metavar="NAME", default=named, help=f"{which} (default: {named})"
+        )
+    shared = options_of(function, skip=skip)
+    add_options(parser, shared, "options")
+    parser.add_argument("--json", help=f"{writes} the figures, those of every datum too, to this file; - is stdout")
+    keeps = f"keep each block of data that is done in this folder ({UNFINISHED}), and go on with what it keeps"
+    parser.add_argument("--resume", nargs="?", const=True, metavar="FOLDER", help=keeps)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    names = peeked.parse_known_args(arguments)[0].evaluators.split(",")
+    own = {name: options_of(plugins.load("evaluator", name)) for name in names}
+    add_shared_options(parser, own)
+    parser.set_defaults(**defaults)
+    return shared, own, parser.parse_args(arguments)
+
+
+def _with_pair(folder: Path, pairs: Sequence[str]) -> Any:
+    """The folder of a run; where its pair is in a file, and that is among those that are given, the run itself."""
+    from pyro_vae import scripts
+    from pyro_vae.runs.config import read_config
+    from pyro_vae.runs.run import load_run
+
+    stored = read_config(folder).get("model", {}).get("name", "")
+    if not pairs or (stored and not scripts.in_file(stored)):
+        return folder
+    same = [pair for pair in pairs if Path(pair).name == Path(stored).name]
+    return load_run(folder, (same or list(pairs))[0])
+
+
+UNFINISHED, COMPARISON = "unfinished", "comparison.png"
+"""Where an evaluation keeps what is done (in the folder of its run), and where a comparison is drawn."""
 
 OUTLETS = {
     "sample": "samples.png",
@@ -220,7 +291,14 @@ def list_command(arguments: list[str]) -> None:
 
 
 VERBS = {name: partial(verb_command, name) for name in (*OUTLETS, "report")}
-COMMANDS = {"train": train_command, "evaluate": evaluate_command, **VERBS, "check": check_command, "list": list_command}
+COMMANDS = {
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "compare": compare_command,
+    **VERBS,
+    "check": check_command,
+    "list": list_command,
+}
 
 
 class Parser(argparse.ArgumentParser):

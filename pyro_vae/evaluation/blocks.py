@@ -5,11 +5,12 @@ processes share the work.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from pyro_vae.data import Split
 from pyro_vae.data.sequences import are_sequences
 from pyro_vae.errors import ContractError
+from pyro_vae.evaluation.result import PerDatum
+from pyro_vae.evaluation.unfinished import Done
 from pyro_vae.pair.checks import (
     BOTH,
     Fault,
@@ -31,7 +34,7 @@ from pyro_vae.pair.checks import (
 from pyro_vae.pair.pair import select_fields
 from pyro_vae.pair.particles import OWN_DIM, Ways, run_guide, run_model, ways
 from pyro_vae.pair.sequences import cut_fields
-from pyro_vae.pair.sites import Sites, values_of
+from pyro_vae.pair.sites import Sites, side_by_side, values_of
 from pyro_vae.pair.structure import Structure, structure_of
 
 DATA_BLOCK, PARTICLE_BLOCK = 100, 250
@@ -49,6 +52,11 @@ class Block:
 
     def __init__(self, pair: nn.Module, split: Split, rows: slice, *key: int, whole: bool = False):
         self.pair, self.split, self.rows, self.key, self.whole = pair, split, rows, key, whole
+
+    @property
+    def name(self) -> str:
+        """A name that no other block of the same data has, with other random numbers either."""
+        return "-".join(map(str, self.key))
 
     @property
     def size(self) -> int:
@@ -150,9 +158,11 @@ class Blocks:
 
     Attributes:
         cut: whether the blocks of sequences are cut, each to a length of its own.
+        done: the figures of blocks that are done already, where these are kept.
     """
 
     cut = True
+    done: Done | None = None
 
     def __init__(
         self, pair: nn.Module, split: Split, seed: int = 0, rank: int = 0, processes: int = 1, keep: bool = False
@@ -172,6 +182,57 @@ class Blocks:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def together(self, count: int) -> Iterator[list[Block]]:
+        """The blocks, so many neighbours at a time."""
+        blocks = iter(self)
+        while some := list(islice(blocks, count)):
+            yield some
+
+    def figures(
+        self, of: Callable[..., PerDatum], particles: int, progress: Callable[[int], None], at_once: int = 1
+    ) -> PerDatum:
+        """The figures [size, ...] of all data, by name, from those of each block. Where blocks that are done are kept,
+        these are not done again, and the others are kept as soon as they are done.
+
+        Args:
+            of: gives the figures of so many neighbouring blocks as are `at_once`; it tells `progress` of their samples.
+            progress: is told of the samples, `particles` for each datum, of blocks that are done already.
+        """
+        kept, parts = self._recall(at_once), []
+        for blocks in self.together(at_once):
+            found = kept.get(blocks[0].name)
+            if found is None:
+                found = {name: value.cpu() for name, value in of(*blocks).items()}
+                if self.done is not None:
+                    self.done.keep(*_kept_as(blocks), found)
+            else:
+                progress(particles * sum(block.size for block in blocks))
+            parts.append(found)
+        return side_by_side(parts)
+
+    def _recall(self, at_once: int) -> dict[str, PerDatum]:
+        """The figures that are kept, by the name of the first block of each. Where only the last and smaller of several
+        blocks is left, the first is done again: it is the one that an engine is chosen for."""
+        if self.done is None:
+            return {}
+        found, sizes = {}, []
+        for blocks in self.together(at_once):
+            found[blocks[0].name] = self.done.recall(*_kept_as(blocks))
+            sizes.append(blocks[0].size)
+        names, left = list(found), [name for name, figures in found.items() if figures is None]
+        if at_once == 1 and left == names[-1:] and sizes[-1] < sizes[0]:
+            found[names[0]] = None
+        return {name: figures for name, figures in found.items() if figures is not None}
+
+    def going_on(self, done: Done | None) -> "Blocks":
+        """The same blocks, of which some are done."""
+        if done is None:
+            return self
+        blocks = copy(self)
+        blocks.done = done
+        blocks.__dict__.pop("of_one_shape", None)  # which would know of no block that is done
+        return blocks
 
     @cached_property
     def of_one_shape(self) -> "Blocks":
@@ -204,6 +265,12 @@ class Blocks:
     def size(self) -> int:
         """The number of data in these blocks."""
         return max(0, self.split.size)
+
+
+def _kept_as(blocks: Sequence[Block]) -> tuple[str, list[dict[str, Tensor]]]:
+    """What neighbouring blocks are kept under: their name, and their data."""
+    name = blocks[0].name if len(blocks) == 1 else f"{blocks[0].name}_{len(blocks)}"
+    return name, [block.batch() for block in blocks]
 
 
 def shapes_of(batch: Mapping[str, Tensor]) -> Shapes:

@@ -91,7 +91,7 @@ class Conditional(Importance):
         with torch.inference_mode(False):
             absent = check_missing(pair, split)
         hidden = Blocks(pair, split, seed_of(blocks.seed, purpose))
-        hidden.indices = blocks.indices
+        hidden.indices, hidden.done = blocks.indices, blocks.done
         blank = [row - hidden.first for row in absent.blank if 0 <= row - hidden.first < hidden.size]
         return settled(super().__call__(pair, hidden, particles, progress), replace(absent, blank=blank))
 

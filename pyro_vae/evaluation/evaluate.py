@@ -23,6 +23,7 @@ from pyro_vae.evaluation.given_globals import GivenGlobals, shared_draws
 from pyro_vae.evaluation.missing import described, settled, tolerant
 from pyro_vae.evaluation.refit import refitted
 from pyro_vae.evaluation.result import Estimate, Result
+from pyro_vae.evaluation.unfinished import Unfinished, what_is_evaluated
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.missing_checks import Absent
@@ -57,6 +58,7 @@ def evaluate(
     missing: str = "refuse",
     device: str = "auto",
     scales: str = "refuse",
+    resume: str | Path | Unfinished | None = None,
     **options: Any,
 ) -> Result:
     """Evaluate a pair on every datum. Processes that `torchrun` started share the data, and all must call it.
@@ -82,6 +84,9 @@ def evaluate(
         device: auto, cpu or cuda, for a run; a pair stays where it is.
         scales: "refuse" a pair that scales a site under eval() (poutine.scale), or "ignore" its scales: each site then
             counts once, subsampled plates aside.
+        resume: a folder that keeps each block of data as soon as it is done, until all are: called again after an
+            interruption, evaluation goes on with the others, to the same figures. Evaluators that look at all data
+            together (latent, usage, a plain function) keep nothing and begin anew.
         options: the evaluator's own.
 
     Returns:
@@ -89,7 +94,7 @@ def evaluate(
 
     Raises:
         UnknownName: no such evaluator, or it has no such option; `scales` is neither of the two.
-        RunError: fewer than one particle or datum.
+        RunError: fewer than one particle or datum; `resume` is no folder, or keeps blocks of another evaluation.
         DataError: the data do not fit the pair, or have no such split.
         ContractError: the pair breaks the contract, or evaluation changed one of its parameters.
     """
@@ -99,8 +104,9 @@ def evaluate(
     elif options:
         raise RunError(f"{name} is made already, so it takes no {', '.join(options)} here: make it with its options")
     settings = {"split": split, "seed": seed, "relaxed": relaxed, "device": device}
-    settings |= {"refit": refit, "global_draws": global_draws, "missing": missing, "scales": scales}
-    return next(evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings))
+    settings |= {"refit": refit, "global_draws": global_draws, "missing": missing, "scales": scales, "resume": resume}
+    (result,) = evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings)
+    return result
 
 
 def evaluate_each(
@@ -119,6 +125,7 @@ def evaluate_each(
     missing: str = "refuse",
     device: str = "auto",
     scales: str = "refuse",
+    resume: str | Path | Unfinished | None = None,
 ) -> Iterator[Result]:
     """The `Result` of each of several evaluators. Where they can, they share one pass of the data through the encoder.
 
@@ -156,11 +163,16 @@ def evaluate_each(
     keep = len(made) > 1
     mine = Blocks(pair, chosen, seed, processes.rank(), processes.world_size(), keep)
     whole = mine if processes.world_size() == 1 else Blocks(pair, chosen, seed, keep=keep)
+    figures_follow_from = {"particles": particles, "n": chosen.size, "missing": missing, "scales": scales}
+    figures_follow_from |= {"refit": refit, "global_draws": global_draws, "device": chosen.device.type}
+    unfinished = Unfinished.at(resume)
     for name, evaluator in made.items():
         began = time.perf_counter()
+        done = unfinished and unfinished.of(name, what_is_evaluated(pair, evaluator, **figures_follow_from))
         evaluator = evaluator if shared is None else GivenGlobals(evaluator, shared)
         with torch.random.fork_rng(), unchanged(pair), matrix_products("32-true"), as_asked():
-            estimate = _estimate(name, evaluator, whole, mine, particles, progress, absent)
+            blocks = (mine if evaluator.shareable else whole).going_on(done)
+            estimate = _estimate(name, evaluator, blocks, particles, progress, absent)
             estimate = described(estimate, absent, notes)
         result = Result(
             evaluator=name,
@@ -180,13 +192,14 @@ def evaluate_each(
         if run is not None and run.out is not None and processes.rank() == 0:
             keep_result(run.out, result.entry(), result.estimate.figures)
         yield result
+    if unfinished is not resume:
+        unfinished.clear()
 
 
 def _estimate(
-    name: str, evaluator: Evaluator, whole: Blocks, mine: Blocks, particles: int, progress: bool, absent: Absent
+    name: str, evaluator: Evaluator, blocks: Blocks, particles: int, progress: bool, absent: Absent
 ) -> Estimate:
-    """What an evaluator finds on all blocks, which the processes share where it lets them."""
-    blocks = mine if evaluator.shareable else whole
+    """What an evaluator finds on all data, of which each process has its share of the blocks where it lets them."""
     show = progress and processes.rank() == 0
     with (
         torch.inference_mode(not evaluator.needs_gradients),

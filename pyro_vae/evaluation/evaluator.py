@@ -6,7 +6,6 @@ from torch import nn
 
 from pyro_vae.evaluation.blocks import Block, Blocks
 from pyro_vae.evaluation.result import Estimate, PerDatum
-from pyro_vae.pair.sites import side_by_side
 
 Progress = Callable[[int], None]
 """Is told how many more data x particles are done."""
@@ -16,6 +15,7 @@ class Evaluator:
     """Finds figures of each datum under a trained pair. Its constructor takes its options.
 
     A subclass defines `of_block`; where it must see the data of several blocks together, it defines `__call__` instead.
+    What `blocks.figures` runs there is kept, block by block, for an evaluation that is to go on after an interruption.
 
     Attributes:
         needs_gradients: whether it takes gradients; else it runs in inference mode.
@@ -31,7 +31,7 @@ class Evaluator:
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
         """The figures of all data of the blocks, from `particles` draws for each; raises `ContractError` where the pair
         has none."""
-        return Estimate(side_by_side([self.of_block(block, particles, progress) for block in blocks]))
+        return Estimate(blocks.figures(lambda block: self.of_block(block, particles, progress), particles, progress))
 
     def of_block(self, block: Block, particles: int, progress: Progress) -> PerDatum:
         """The figures [batch, ...] of the data of one block, by name; errors as for `__call__`."""

@@ -190,7 +190,7 @@ class _GivenBlocks(Blocks):
 
     def __init__(self, held: Held, blocks: Blocks, draw: int):
         super().__init__(held, blocks.whole, blocks.seed)
-        self.indices, self.cut, self.draw = blocks.indices, blocks.cut, draw
+        self.indices, self.cut, self.done, self.draw = blocks.indices, blocks.cut, blocks.done, draw
 
     def __iter__(self) -> Iterator[Block]:
         for block in super().__iter__():

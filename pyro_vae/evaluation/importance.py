@@ -22,7 +22,7 @@ from pyro_vae.evaluation.weights import (
     unreliable_share,
     warn_of_k,
 )
-from pyro_vae.pair.sites import is_point_mass, side_by_side
+from pyro_vae.pair.sites import is_point_mass
 
 NARROW, DRAWN = 7, 3
 """What random numbers are for, as the last part of their seeds, and how many draws tell whether they are one point."""
@@ -53,14 +53,14 @@ class Importance(Evaluator):
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
         if next(iter(blocks)).draws_nothing:
-            return Estimate(side_by_side([self.exactly(block) for block in blocks]), exact=True)
+            return Estimate(blocks.figures(self.exactly, particles, progress), exact=True)
         samples = {shapes: particles * data for shapes, data in blocks.data_of_each_shape.items()}
         engine = ChunkEngine(self.engine, samples)
-        parts = []
-        for block in blocks:
+
+        def of_block(block: Block) -> PerDatum:
             stream = self.weigh(block, particles, progress, engine)
             check_weights(stream.bound(), block.rows.start, "guide draws")
-            found = {
+            return {
                 "log_likelihood": stream.bound(),
                 "half": stream.bound_of_half(),
                 "jackknife": stream.jackknife(),
@@ -70,8 +70,8 @@ class Importance(Evaluator):
                 "exact": stream.exact(),
                 "narrow": self.narrow(block),
             }
-            parts.append(found)
-        return Estimate(side_by_side(parts), engine.summary)
+
+        return Estimate(blocks.figures(of_block, particles, progress), engine.summary)
 
     def exactly(self, block: Block) -> PerDatum:
         """The figures of a block where nothing is drawn: a single weight is p(x)."""

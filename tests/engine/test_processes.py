@@ -89,6 +89,30 @@ for size in (50, 230):
 """
 
 
+INTERRUPTED = """
+from pyro_vae.evaluation.unfinished import Done
+
+keep, kept = Done.keep, []
+
+
+def stopped(self, name, *arguments):
+    keep(self, name, *arguments)
+    kept.append(name)
+    if len(kept) == 1:
+        raise KeyboardInterrupt
+
+
+Done.keep = stopped
+how = {"evaluator": "importance", "particles": 30, "progress": False, "resume": "kept"}
+try:
+    pv.evaluate(small_vae(), bits(430), **how)
+except KeyboardInterrupt:
+    pass
+result = pv.evaluate(small_vae(), bits(430), **how)
+torch.save((result.log_likelihood, kept), f"interrupted_{rank}.pt")
+"""
+
+
 def two_processes(arguments, folder):
     """What each of two processes printed."""
     with socket.socket() as free:
@@ -122,9 +146,9 @@ def two_processes(arguments, folder):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """The folder and the output of two processes that run all three programs, for they take seconds to start."""
+    """The folder and the output of two processes that run all programs, for they take seconds to start."""
     folder = tmp_path_factory.mktemp("together")
-    return folder, two_processes(["-c", TRAIN + EVALUATE + REMAINDERS + FREE_BITS, "two_"], folder)
+    return folder, two_processes(["-c", TRAIN + EVALUATE + INTERRUPTED + REMAINDERS + FREE_BITS, "two_"], folder)
 
 
 def test_two_processes_end_with_the_same_weights(together):
@@ -171,6 +195,15 @@ def test_two_processes_find_the_figures_of_one(together):
                 assert entry["nats"]["mean"] == pytest.approx(alone.mean, abs=1e-6)
                 assert entry["warnings"] == alone.warnings
                 assert entry.keys() == alone.entry().keys()
+
+
+def test_two_processes_go_on_where_they_were_interrupted(together):
+    """Each keeps the blocks of its own share; the figures are those of one process that nothing interrupts."""
+    alone = pv.evaluate(small_vae(), bits(430), "importance", 30, progress=False)
+    for rank, names in enumerate((["0-0", "0-1"], ["0-2", "0-3", "0-4"])):
+        found, kept = torch.load(together[0] / f"interrupted_{rank}.pt")
+        assert torch.allclose(found, alone.log_likelihood, atol=1e-6) and kept[: len(names)] == names
+    assert not (together[0] / "kept").exists()
 
 
 def test_the_command_line_in_two_processes_writes_once(tmp_path, monkeypatch, capsys):

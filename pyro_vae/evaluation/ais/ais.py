@@ -82,13 +82,14 @@ class AIS(Evaluator):
         moves = moves_of(self.distributions, chains, PILOTS)
         if self.bidirectional:
             moves += moves_of(self.distributions, 2 * chains, PILOTS)
-        parts, all_blocks = [], list(blocks)
-        at_once = max(1, rows_that_fit(all_blocks[0].batch()) // (DATA_BLOCK * chains))
-        for first in range(0, len(all_blocks), at_once):
-            chunk = all_blocks[first : first + at_once]
+        at_once = max(1, rows_that_fit(next(iter(blocks)).batch()) // (DATA_BLOCK * chains))
+
+        def of_blocks(*chunk: Block) -> PerDatum:
             samples = sum(block.size for block in chunk) * particles
-            parts.append(self._evaluate(chunk, chains, ticker(progress, samples, moves)))
-        per_datum = {name: value.double().cpu() for name, value in side_by_side(parts).items()}
+            return self._evaluate(chunk, chains, ticker(progress, samples, moves))
+
+        figures = blocks.figures(of_blocks, particles, progress, at_once)
+        per_datum = {name: value.double() for name, value in figures.items()}
         check_weights(per_datum["log_likelihood"], blocks.first, "chains start")
         return Estimate(per_datum)
 
