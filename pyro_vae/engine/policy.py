@@ -35,6 +35,7 @@ class Work:
     amount: int  # how many units of work are to come
     repaying: int  # the amount from which compilation is repaid
     unit: str  # what is counted, in words
+    kept: Function | None = None  # the graph of earlier work of the same kind, used if it still gives the eager results
     obstacle: str = ""  # why the work cannot be compiled
     way: Ways | None = None  # how the pair holds several particles; None where there is one
     tolerance: float = 1e-5  # relative difference of two ways to compute that the precision explains
@@ -77,7 +78,7 @@ def choose_engine(name: str, work: Work) -> Engine:
         reason = "asked for"
     elif work.obstacle:
         reason = work.obstacle
-    elif name == "auto" and work.amount < work.repaying:
+    elif name == "auto" and work.amount < work.repaying and work.kept is None:
         reason = f"{work.amount} {work.unit} do not repay compilation"
     else:
         began = time.perf_counter()
@@ -85,9 +86,13 @@ def choose_engine(name: str, work: Work) -> Engine:
             first = _results(
                 work, work.eager, 0
             )  # sees what is looked at once, before the trace, which reads no values
-            compiled = work.compile()
-            check_parity(work, compiled, first)
+            compiled = work.kept
+            if compiled is None or not reproduces(work, compiled, first):
+                compiled = work.compile()
+                if not reproduces(work, compiled, first):
+                    raise ArithmeticError("the compiled results differ from the eager ones")
             reason = "asked for" if name == "compiled" else f"{work.amount} {work.unit} repay it"
+            reason = "compiled before" if name == "auto" and compiled is work.kept else reason
             return Engine("compiled", reason, compiled, work.way, time.perf_counter() - began)
         except Exception as problem:
             reason = failure(problem)
@@ -104,8 +109,8 @@ def failure(problem: Exception) -> str:
     return f"compilation failed: {type(problem).__name__}: {cause}"
 
 
-def check_parity(work: Work, compiled: Function, first: Tensors) -> None:
-    """Raise `ArithmeticError` unless the compiled function gives what the eager one does for the same seed.
+def reproduces(work: Work, compiled: Function, first: Tensors) -> bool:
+    """Whether the compiled function gives what the eager one does for the same seed.
 
     They may differ by the tolerance, or by what rounding does to the eager results, where that is more: importance
     weights amplify it. One seed of a few has to agree, because a rectifier whose input is zero up to rounding may fall
@@ -118,10 +123,10 @@ def check_parity(work: Work, compiled: Function, first: Tensors) -> None:
         expected = _results(work, work.eager, seed) if seed else first
         found = _results(work, compiled, seed)
         if agree(found, expected, work.tolerance):
-            return
+            return True
         if agree(found, expected, work.tolerance, _results(work, work.eager, seed, rounded=True)):
-            return
-    raise ArithmeticError("the compiled results differ from the eager ones")
+            return True
+    return False
 
 
 def agree(found: Tensors, expected: Tensors, tolerance: float, near: Tensors | None = None) -> bool:
