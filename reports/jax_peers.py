@@ -29,6 +29,9 @@ if HAS_JAX:
 Net = Callable[[Any, Any], Any]
 """(its weights, a batch) -> a batch."""
 
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+"""(state, binary batch, key) -> (state, loss)."""
+
 CONV_LAYOUT = ("NCHW", "OIHW", "NCHW")
 
 
@@ -47,14 +50,10 @@ def layer_in_jax(layer: nn.Module) -> tuple[Any, Net]:
         padding = [(size - 1 - pad, size - 1 - pad + more)] * 2
         weights["weight"] = jnp.flip(weights["weight"].transpose(1, 0, 2, 3), (2, 3))
         run = partial(lax.conv_general_dilated, window_strides=(1, 1), padding=padding, lhs_dilation=layer.stride)
-        return weights, lambda w, x: (
-            run(x, w["weight"], dimension_numbers=CONV_LAYOUT) + w["bias"][:, None, None]
-        )
+        return weights, lambda w, x: run(x, w["weight"], dimension_numbers=CONV_LAYOUT) + w["bias"][:, None, None]
     if isinstance(layer, nn.Conv2d):
         run = partial(lax.conv_general_dilated, window_strides=layer.stride, padding=[(p, p) for p in layer.padding])
-        return weights, lambda w, x: (
-            run(x, w["weight"], dimension_numbers=CONV_LAYOUT) + w["bias"][:, None, None]
-        )
+        return weights, lambda w, x: run(x, w["weight"], dimension_numbers=CONV_LAYOUT) + w["bias"][:, None, None]
     function = {nn.ReLU: jax.nn.relu, nn.Tanh: jnp.tanh}[type(layer)]
     return {}, lambda w, x: function(x)
 
@@ -114,8 +113,8 @@ def loss_by_hand(encode: Net, decode: Net, particles: int) -> Callable[[Any, Any
     return elbo if particles == 1 else iwae
 
 
-def epochs_of(step: Callable[[Any, Any, Any], tuple[Any, Any]], images: Tensor, batch: int, state: Any) -> Callable[[], float]:
-    """Runs an epoch of (state, binary batch, key) -> (state, loss) as one program, and gives the mean loss."""
+def epochs_of(step: Step, images: Tensor, batch: int, state: Any) -> Callable[[], float]:
+    """Runs an epoch of steps as one program, and gives the mean loss."""
     grey = array(images.float().flatten(1) / 255)
     steps = len(grey) // batch
 

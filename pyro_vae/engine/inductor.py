@@ -1,8 +1,8 @@
 """Compiles a graph, on a CPU with faster forms of what models are made of.
 
 Matrix products go to oneDNN, which is twice as fast as MKL on processors that are not Intel's. tanh and softplus, whose
-own forms are accurate in the last bit and take four times as long, are equal to the last bits of float32. All loops of a
-graph are compiled as one C++ source, because reading torch's headers takes longer than compiling the loops.
+own forms are accurate in the last bit and take four times as long, are equal to the last bits of float32. All loops of
+a graph are compiled as one C++ source, because reading torch's headers takes longer than compiling the loops.
 """
 
 import importlib.util
@@ -21,8 +21,8 @@ TERMS = 7
 
 
 def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
-    """A flat graph of tensor operations, traced with `FORMS`, compiled for inputs of these shapes and called without a
-    gradient; its random numbers are those of eager torch.
+    """A flat graph of tensor operations, traced with `FORMS`, compiled for inputs of these shapes and called without
+    a gradient; its random numbers are those of eager torch.
 
     What was compiled is kept on disk by inductor, so that another process finds it.
     """
@@ -34,7 +34,7 @@ def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Call
 
 
 def _shapes(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors without values; inductor keeps on disk only what was compiled of tensors that know their shapes' symbols."""
+    """Tensors without values, in a mode with symbols of shapes: without one, inductor keeps nothing on disk."""
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -44,9 +44,9 @@ def _shapes(inputs: Sequence[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def one_source() -> Iterator[None]:
-    """Inductor compiles the C++ loops of a graph together, and takes the processor's instructions from the system's word.
+    """Inductor compiles the C++ loops of a graph together, and believes the system about the processor's instructions.
 
-    Inductor would compile a program for each loop, and one more to see whether the compiler knows the instructions.
+    By itself it compiles a program for each loop, and one more to see whether the compiler knows the instructions.
     """
     from torch._inductor import async_compile, config
 

@@ -1,5 +1,6 @@
 """Log terms in chunks that fit into memory, each as one fused graph: Pyro's handlers ran once, while it was traced."""
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,10 +21,6 @@ CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**31}
 
 TENSORS_PER_ROW = 4
 """About as many tensors of the size of one datum does a model hold for each particle."""
-
-REPAYING_SAMPLES = {"cpu": 5_000_000, "cuda": 1_000_000_000}
-"""Compiling takes a quarter of a minute, and saves microseconds a sample on a CPU, tens of nanoseconds on a GPU."""
-
 
 GRAPHS: WeakKeyDictionary[nn.Module, dict[tuple, Callable[..., Sequence[Tensor]]]] = WeakKeyDictionary()
 """The graphs that were compiled for a pair, by what they were traced on; they live as long as the pair."""
@@ -108,7 +105,7 @@ class ChunkEngine:
             kept=kept_chunk(chunk, batch, values),
             results=lambda run: run(batch, values),
             amount=self.samples.get(shapes_of(batch), 0),
-            repaying=REPAYING_SAMPLES[device.type],
+            shown=math.prod(chunk.shape),
             unit="samples",
             way=ways(chunk.pair, batch),
         )
@@ -123,7 +120,7 @@ def compile_chunk(chunk: Chunk, batch: Named, values: Named) -> Callable[[Named,
 
 
 def kept_chunk(chunk: Chunk, batch: Named, values: Named) -> Callable[[Named, Named], Sequence[Tensor]] | None:
-    """The graph that an earlier evaluation compiled for the same pair and shapes, with the parameters as they are now."""
+    """The graph of an earlier evaluation of the same pair and shapes, with the parameters as they are now."""
     tensors = named_tensors(chunk)
     graph = GRAPHS.get(chunk.pair, {}).get(_key(chunk, tensors, batch, values))
     return None if graph is None else partial(graph, tensors)

@@ -92,7 +92,9 @@ def test_the_loops_of_a_graph_are_one_library_and_are_found_again_on_disk(empty_
 
     loaded, load = [], CppCodeCache.load_async.__func__
     monkeypatch.setattr(
-        CppCodeCache, "load_async", classmethod(lambda cls, *args, **named: loaded.append(cls) or load(cls, *args, **named))
+        CppCodeCache,
+        "load_async",
+        classmethod(lambda cls, *args, **named: loaded.append(cls) or load(cls, *args, **named)),
     )
     compiled_loops()
     assert len(loaded) == 1

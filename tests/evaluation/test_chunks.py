@@ -8,7 +8,7 @@ import torch
 from pairs import SHAPE, Clusters, bits, counts, small_vae
 
 import pyro_vae as pv
-from pyro_vae.engine import tracing
+from pyro_vae.engine import policy, tracing
 from pyro_vae.errors import UnknownName
 from pyro_vae.evaluation import chunks
 from pyro_vae.evaluation.blocks import PARTICLE_BLOCK
@@ -102,7 +102,7 @@ def test_a_small_difference_is_seen(monkeypatch):
 def test_auto_compiles_where_enough_samples_follow(graphs, monkeypatch):
     few = importance(small_vae(), bits(30), 10, "auto").estimate.summary["engine"]
     assert few == "eager (300 samples do not repay compilation)"
-    monkeypatch.setitem(chunks.REPAYING_SAMPLES, "cpu", 300)
+    monkeypatch.setattr(policy, "repaying_amount", lambda work: 300)
     assert importance(small_vae(), bits(30), 10, "auto").estimate.summary["engine"] == "compiled (300 samples repay it)"
 
 
