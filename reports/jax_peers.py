@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from measure import seconds_of
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -31,6 +32,9 @@ Net = Callable[[Any, Any], Any]
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 """(state, binary batch, key) -> (state, loss)."""
+
+CHUNKS = (5, 10, 25)
+"""Particles that the program of a bound holds at a time; each is tried, the fastest is taken."""
 
 CONV_LAYOUT = ("NCHW", "OIHW", "NCHW")
 
@@ -200,3 +204,14 @@ def jax_samples(vae: pv.VAE, images: Tensor, particles: int, chunk: int, block: 
         return torch.from_numpy(jax.device_get(jnp.concatenate(parts)).copy())
 
     return run
+
+
+def jax_rate(particles: int, images: Tensor, vae: pv.VAE) -> Callable[[], float]:
+    """Samples per second of L_K; what is compiled was compiled before."""
+
+    def rate_of(chunk: int) -> Callable[[], float]:
+        run = jax_samples(vae, images, particles, chunk)
+        run()
+        return lambda: len(images) * particles / seconds_of(run)
+
+    return max(map(rate_of, CHUNKS), key=lambda rate: rate())

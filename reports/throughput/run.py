@@ -39,7 +39,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import growth  # noqa: E402
 import tables  # noqa: E402
 from contenders import CASES, Case, contenders  # noqa: E402
-from jax_peers import HAS_JAX, jax_samples  # noqa: E402
+from jax_peers import HAS_JAX, jax_rate  # noqa: E402
 from measure import answer_of, interleaved, peak_bytes, seconds_of  # noqa: E402
 from peers import HAS_PYTHAE, SHAPE  # noqa: E402
 from sampling import net_and_images, our_rate, products_rate, pythae_rate  # noqa: E402
@@ -48,9 +48,6 @@ from tables import COMPILED, EAGER, FIRST, LIMIT, PRODUCTS, Rates  # noqa: E402
 
 FASTEST = (LIMIT, COMPILED, "JAX, by hand", "NumPyro")
 SPLIT = (LIMIT, EAGER, COMPILED)
-
-JAX_CHUNKS = (5, 10, 25)
-"""Particles that a program holds at a time; each is tried, the fastest is taken."""
 
 
 def train_rates(case: Case, rounds: int, device: str, of: Sequence[str] = ()) -> Rates:
@@ -100,8 +97,7 @@ def evaluation_rates(rounds: int, particles: int) -> Rates:
         best = max((batch for batch in (100, 500, 1000) if particles % batch == 0), key=lambda b: _pythae(b, particles))
         ways["pythae"] = lambda: pythae_rate(best, particles, images[:10], vae)
     if HAS_JAX:
-        tried = [jax_rate(chunk, particles, images, vae) for chunk in JAX_CHUNKS]
-        ways["JAX, by hand"] = max(tried, key=lambda run: max(run(), run()))
+        ways["JAX, by hand"] = jax_rate(particles, images, vae)
     ways[PRODUCTS] = lambda: products_rate(vae, images, len(images) * particles)
     return interleaved(ways, rounds)
 
@@ -109,12 +105,6 @@ def evaluation_rates(rounds: int, particles: int) -> Rates:
 def _pythae(batch: int, particles: int) -> float:
     vae, images = net_and_images(3)
     return pythae_rate(batch, particles, images, vae)
-
-
-def jax_rate(chunk: int, particles: int, images: Tensor, vae: pv.VAE) -> Callable[[], float]:
-    """Samples per second of L_K by hand in JAX; it is compiled once, in the first call."""
-    run = jax_samples(vae, images, particles, chunk)
-    return lambda: len(images) * particles / seconds_of(run)
 
 
 def child(name: str, case: Case, device: str) -> None:
