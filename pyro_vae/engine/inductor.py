@@ -1,11 +1,15 @@
 """Compiles a graph, on a CPU with faster forms of what models are made of.
 
 Matrix products go to oneDNN, which is twice as fast as MKL on processors that are not Intel's. tanh and softplus, whose
-own forms are accurate in the last bit and take four times as long, are equal to the last bits of float32.
+own forms are accurate in the last bit and take four times as long, are equal to the last bits of float32. All loops of
+a graph are compiled as one C++ source, because reading torch's headers takes longer than compiling the loops.
 """
 
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -17,30 +21,88 @@ TERMS = 7
 
 
 def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
-    """A flat graph of tensor operations, compiled for inputs of these shapes and called without a gradient; its random
-    numbers are those of eager torch.
+    """A flat graph of tensor operations, traced with `FORMS`, compiled for inputs of these shapes and called without
+    a gradient; its random numbers are those of eager torch.
 
-    It passes torch's cache of graphs, which knows of no forms but torch's own.
+    What was compiled is kept on disk by inductor, so that another process finds it.
     """
-    from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.decomposition import select_decomp_table
 
-    forms = dict(select_decomp_table())
-    forms |= {op: _first(form, forms.get(op)) for op, form in FORMS.items()}
-    with config.patch(enable_autograd_cache=False), torch.no_grad():
-        detached = [tensor.detach() for tensor in inputs]
-        return compile_fx(graph, detached, config_patches={"fallback_random": True}, decompositions=forms)
+    settings = {"fallback_random": True, "pattern_matcher": False}  # its patterns are of attention, and slow to load
+    with one_source(), torch.no_grad():
+        return compile_fx(graph, _shapes(inputs), config_patches=settings)
 
 
-def _first(form: Callable[..., Tensor], otherwise: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
-    """Our form, and torch's where ours is for other devices or numbers."""
+def _shapes(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors without values, in a mode with symbols of shapes: without one, inductor keeps nothing on disk."""
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    def chosen(*args: Any, **kwargs: Any) -> Tensor:
-        result = form(*args, **kwargs)
-        return otherwise(*args, **kwargs) if result is NotImplemented and otherwise is not None else result
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
+    return [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in inputs]
 
-    return chosen
+
+@contextmanager
+def one_source() -> Iterator[None]:
+    """Inductor compiles the C++ loops of a graph together, and believes the system about the processor's instructions.
+
+    By itself it compiles a program for each loop, and one more to see whether the compiler knows the instructions.
+    """
+    from torch._inductor import async_compile, config
+
+    class Together(async_compile.AsyncCompile):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loops: list[tuple[list[str], str]] = []
+
+        def cpp_pybinding(self, argtypes: list[str], source_code: str) -> int:
+            self.loops.append((argtypes, source_code))
+            return len(self.loops) - 1
+
+        def wait(self, scope: dict[str, Any]) -> None:
+            try:
+                functions = load_loops(self.loops)
+            except Exception:  # another release of torch may bind loops otherwise: each by itself, as it does
+                functions = [super(Together, self).cpp_pybinding(*loop) for loop in self.loops]
+            waiting = [name for name, value in scope.items() if name.startswith("cpp_") and isinstance(value, int)]
+            scope.update({name: functions[scope[name]] for name in waiting})
+            super().wait(scope)
+
+    with mock.patch.object(async_compile, "AsyncCompile", Together), config.patch({"cpp.vec_isa_ok": True}):
+        yield
+
+
+def load_loops(loops: Sequence[tuple[list[str], str]]) -> list[Callable[..., None]]:
+    """Compile loops, each given by its arguments' C types and its source, as one library: a function for each."""
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    class Library(CppPythonBindingsCodeCache):
+        cache = {}
+        entry_function = "loop_0"
+
+    if not loops:
+        return []
+    source = "#include <torch/csrc/inductor/cpp_prefix.h>\n#include <Python.h>\n#include <sstream>\n#include <cerrno>\n"
+    for number, (types, loop) in enumerate(loops):
+        arguments = [f"parse_arg<{kind.replace('const ', '')}>(args, {place})" for place, kind in enumerate(types)]
+        binding = Library.suffix_template.format(
+            arg_len=len(types),
+            call_entry_func=f"loop_{number}({', '.join(arguments)}); Py_RETURN_NONE;",
+            entry_func=f"loop_{number}",
+            extra_parse_arg="",
+        )
+        source += f"#define kernel loop_{number}\n{loop}\n#undef kernel\nnamespace binding_{number} {{\n{binding}\n}}\n"
+    first = Library.load_async(source)()
+    modules = [first, *(_module_in(first.__file__, f"loop_{number}") for number in range(1, len(loops)))]
+    return [getattr(module, f"loop_{number}") for number, module in enumerate(modules)]
+
+
+def _module_in(library: str, name: str) -> Any:
+    """A further Python module of a library that holds several."""
+    spec = importlib.util.spec_from_file_location(name, library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:

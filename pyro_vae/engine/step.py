@@ -18,9 +18,6 @@ from pyro_vae.engine.tracing import call_with, compile_function, named_tensors
 from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.particles import ways
 
-REPAYING_STEPS = 10_000
-"""Compiling takes a quarter of a minute on a CPU and saves a millisecond or two a step."""
-
 Batch = dict[str, Tensor]
 
 
@@ -151,7 +148,6 @@ def choose_step(
         compile=lambda: CompiledStep(loss, example),
         results=lambda step: _loss_and_gradients(step, eager.parameters, example),
         amount=steps,
-        repaying=REPAYING_STEPS if device.type == "cpu" else 0,
         unit="steps",
         obstacle="several processes" if shared else untraceable,
         way=ways(loss.pair, example, loss.particles) if loss.particles > 1 else None,

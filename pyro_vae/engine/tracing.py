@@ -8,7 +8,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_vae.engine.inductor import compile_graph
+from pyro_vae.engine.inductor import FORMS, compile_graph
 from pyro_vae.pair.parameters import LocalParameters
 
 Named = Mapping[str, Tensor]
@@ -33,7 +33,7 @@ def compile_function(function: Function, *arguments: Named) -> Function:
         return [argument[name] for group, argument in zip(names, given, strict=True) for name in group]
 
     tensors = as_a_list(arguments)
-    graph = make_fx(of_a_list, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
+    graph = make_fx(of_a_list, decomposition_table=FORMS, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
     compiled = compile_graph(graph, tensors)
     return lambda *given: compiled(*as_a_list(given))
 

@@ -1,8 +1,10 @@
 """Log terms in chunks that fit into memory, each as one fused graph: Pyro's handlers ran once, while it was traced."""
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,8 @@ CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**31}
 TENSORS_PER_ROW = 4
 """About as many tensors of the size of one datum does a model hold for each particle."""
 
-REPAYING_SAMPLES = {"cpu": 5_000_000, "cuda": 1_000_000_000}
-"""Compiling takes a quarter of a minute, and saves microseconds a sample on a CPU, tens of nanoseconds on a GPU."""
+GRAPHS: WeakKeyDictionary[nn.Module, dict[tuple, Callable[..., Sequence[Tensor]]]] = WeakKeyDictionary()
+"""The graphs that were compiled for a pair, by what they were traced on; they live as long as the pair."""
 
 
 class ModelTerms(nn.Module):
@@ -100,18 +102,36 @@ class ChunkEngine:
             device=device,
             eager=chunk,
             compile=lambda: compile_chunk(chunk, batch, values),
+            kept=kept_chunk(chunk, batch, values),
             results=lambda run: run(batch, values),
             amount=self.samples.get(shapes_of(batch), 0),
-            repaying=REPAYING_SAMPLES[device.type],
+            shown=math.prod(chunk.shape),
             unit="samples",
             way=ways(chunk.pair, batch),
         )
 
 
 def compile_chunk(chunk: Chunk, batch: Named, values: Named) -> Callable[[Named, Named], Sequence[Tensor]]:
-    """Trace the chunk once on these tensors and compile the graph for their shapes."""
+    """Trace the chunk once on these tensors, compile the graph for their shapes, and keep it with the pair."""
     tensors = named_tensors(chunk)
-    return partial(compile_function(partial(call_with, chunk), tensors, batch, values), tensors)
+    graph = compile_function(partial(call_with, chunk), tensors, batch, values)
+    GRAPHS.setdefault(chunk.pair, {})[_key(chunk, tensors, batch, values)] = graph
+    return partial(graph, tensors)
+
+
+def kept_chunk(chunk: Chunk, batch: Named, values: Named) -> Callable[[Named, Named], Sequence[Tensor]] | None:
+    """The graph of an earlier evaluation of the same pair and shapes, with the parameters as they are now."""
+    tensors = named_tensors(chunk)
+    graph = GRAPHS.get(chunk.pair, {}).get(_key(chunk, tensors, batch, values))
+    return None if graph is None else partial(graph, tensors)
+
+
+def _key(chunk: Chunk, *arguments: Named) -> tuple:
+    return type(chunk), chunk.shape, chunk.pair.training, *map(_layout, arguments)
+
+
+def _layout(named: Named) -> tuple:
+    return tuple((name, value.shape, value.stride(), value.dtype, value.device) for name, value in named.items())
 
 
 def stream_terms(

@@ -22,6 +22,7 @@ from pyro_vae.evaluation.blocks import DATA_BLOCK, PARTICLE_BLOCK
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
+from jax_peers import HAS_JAX, jax_rate  # noqa: E402
 from machine import header, table  # noqa: E402
 from measure import answer_of, interleaved, log_log, median_ratio, peak_bytes, seconds_of, spread  # noqa: E402
 from peers import HAS_PYTHAE, LATENT, SHAPE, pythae_vae  # noqa: E402
@@ -29,6 +30,7 @@ from sampling import by_hand_rate, net_and_images, our_rate, products_rate, pyth
 
 BY_HAND_CHUNKS = (5, 10, 25)
 PYTHAE_BATCHES = (100, 500, 1000, 5000)
+JAX = "JAX, by hand"
 OURS = {"ours, compiled": "compiled", "ours, eager": "eager"}
 
 
@@ -49,6 +51,8 @@ def measure_speed(options: argparse.Namespace) -> tuple[dict[str, list[float]], 
         settings["pythae"] = {f"batch_size {b}": pythae_rate(b, particles, few, vae) for b in batches}
         size = max(zip(settings["pythae"].values(), batches, strict=True))[1]
         contenders["pythae"] = lambda: pythae_rate(size, particles, few, vae)
+    if HAS_JAX:
+        contenders[JAX] = jax_rate(particles, images, vae)
     contenders["matrix products alone"] = lambda: products_rate(vae, images, len(images) * particles)
     return interleaved(contenders, options.rounds), firsts, settings
 
@@ -83,7 +87,8 @@ def speed_section(rates: dict, firsts: dict, settings: dict, options: argparse.N
     rows = []
     for name, values in rates.items():
         peer = f"{median_ratio(values, rates['pythae']):.2f}" if HAS_PYTHAE else "no pythae"
-        rows.append([name, spread(values), peer, f"{median_ratio(values, products):.2f}"])
+        in_jax = f"{median_ratio(values, rates[JAX]):.2f}" if JAX in rates else "no JAX"
+        rows.append([name, spread(values), peer, in_jax, f"{median_ratio(values, products):.2f}"])
     tried = "\n".join(
         f"- {name}: " + ", ".join(f"{key} {value:,.0f}" for key, value in found.items())
         for name, found in settings.items()
@@ -95,9 +100,9 @@ K = {options.particles:,} particles for each of {options.data_limit} images (pyt
 it takes one by one), {options.rounds} interleaved rounds after a warm-up; median (smallest to largest), and medians of
 the ratios within a round.
 
-{table(["", "samples per second", "over pythae", "over the matrix products alone"], rows)}
-Bars: 5 times pythae, half of the matrix products alone. Ours is `pv.evaluate(..., "importance")` with everything that
-it reports (k-hat, jackknife, Monte Carlo error, L of K/2), from the first block of samples on; the first
+{table(["", "samples per second", "over pythae", "over JAX", "over the matrix products alone"], rows)}
+Bars: 5 times pythae, 1.5 times JAX by hand, half of the matrix products alone. Ours is
+`pv.evaluate(..., "importance")` with everything that it reports (k-hat, jackknife, Monte Carlo error, L of K/2), from the first block of samples on; the first
 {PARTICLE_BLOCK * DATA_BLOCK:,} samples, compilation included, took (median): {first}. The loop by hand and pythae give
 the bound alone. The products are those of the decoder on chunks of the same shape, into memory that is there already.
 

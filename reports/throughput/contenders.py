@@ -1,13 +1,15 @@
 """The ways to train one net that are held against each other: each is built once, and then runs epochs."""
 
+import os
 import tempfile
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
+from jax_peers import HAS_JAX, jax_epochs, numpyro_epochs
 from measure import seconds_of
 from peers import HAS_PYTHAE, LATENT, SHAPE, PlainVAE, pythae_vae
 from PIL import Image
@@ -25,26 +27,38 @@ torch.backends.cudnn.allow_tf32 = False  # all compute in float32
 
 RATE = 1e-3
 
+TRAINING_IMAGES = 40_000
+
 Epoch = Callable[[], float]
 """Trains on all images once, and gives images per second."""
 
 
 class Case(NamedTuple):
-    """A net, a batch size, an objective (several particles: the importance-weighted bound), and steps an epoch."""
+    """A net, a batch size, an objective (several particles: the importance-weighted bound), and steps an epoch.
+
+    With `trained` its weights were trained on MNIST, and its images are of MNIST; else both are random.
+    """
 
     net: dict
     batch: int
     particles: int
     steps: int
+    trained: bool = False
 
     def build(self) -> pv.VAE:
         torch.manual_seed(0)
-        return pv.VAE(SHAPE, **{"latent_dim": LATENT, **self.net})
+        vae = pv.VAE(SHAPE, **{"latent_dim": LATENT, **self.net})
+        if self.trained:
+            vae.load_state_dict(trained_weights(tuple(self.net.items()), self.batch, self.particles))
+        return vae
 
     def images(self, batches: int | None = None) -> Tensor:
-        """Random grey levels, uint8 [images, 28, 28]: speed does not depend on what they show."""
+        """Grey levels, uint8 [images, 28, 28]."""
         generator = torch.Generator().manual_seed(0)
         count = self.batch * (batches or self.steps)
+        if self.trained:
+            grey = pv.load_data("mnist", root=os.environ["PYRO_VAE_DATA"]).train["x"]
+            return (255 * grey[torch.randperm(len(grey), generator=generator)[:count]]).round().byte().flatten(0, 1)
         return torch.randint(0, 256, (count, *SHAPE[1:]), dtype=torch.uint8, generator=generator)
 
 
@@ -56,6 +70,19 @@ CASES = {
     "conv net, batch 128": Case({"hidden": (128,), "net": "conv"}, 128, 1, 6),
     "burda net, K = 50, batch 20": Case(BURDA_NET, 20, 50, 20),
 }
+
+
+@cache
+def trained_weights(net: tuple, batch: int, particles: int) -> dict[str, Any]:
+    """Weights of a net after some thousands of images of MNIST."""
+    torch.manual_seed(0)
+    vae = pv.VAE(SHAPE, **{"latent_dim": LATENT, **dict(net)})
+    data = pv.load_data("mnist", binarize="dynamic", root=os.environ["PYRO_VAE_DATA"])
+    few = TRAINING_IMAGES if particles == 1 and "conv" not in dict(net).values() else TRAINING_IMAGES // 10
+    objective = "trace_mean_field_elbo" if particles == 1 else "iwae"
+    options = {"objective": objective, "particles": particles, "epochs": 1, "batch_size": batch, "progress": False}
+    pv.train(vae, data.train.head(few), **options)
+    return vae.state_dict()
 
 
 def timed(images: Tensor, epoch: Callable[[], object]) -> Epoch:
@@ -245,6 +272,10 @@ def ours(case: Case, images: Tensor, device: str, engine: str) -> Epoch:
     return timed(images, lambda: torch.stack(list(trainer.steps())).mean().item())
 
 
+def in_jax(case: Case, images: Tensor, device: str, build: Callable[..., Callable[[], float]]) -> Epoch:
+    return timed(images, build(case.build(), images, case.batch, case.particles, RATE))
+
+
 Build = Callable[[Case, Tensor, str], Epoch]
 
 CONTENDERS: dict[str, Build] = {
@@ -258,10 +289,14 @@ CONTENDERS: dict[str, Build] = {
     "ours, eager": partial(ours, engine="eager"),
     "ours, compiled": partial(ours, engine="compiled"),
 }
+IN_JAX: dict[str, Build] = {
+    "JAX, by hand": partial(in_jax, build=jax_epochs),
+    "NumPyro": partial(in_jax, build=numpyro_epochs),
+}
 ON_A_GPU: dict[str, Build] = {"by hand, CUDA graph": by_hand_captured}
 
 
 def contenders(device: str) -> dict[str, Build]:
     """Those that can be had here."""
-    found = CONTENDERS | (ON_A_GPU if device == "cuda" else {})
+    found = CONTENDERS | (ON_A_GPU if device == "cuda" else IN_JAX if HAS_JAX else {})
     return found if HAS_PYTHAE else {name: build for name, build in found.items() if name != "pythae"}

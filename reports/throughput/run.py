@@ -1,6 +1,6 @@
 """What a pair costs, beside whatever a user might pick instead: training, evaluation, memory, growth.
 
-OMP_NUM_THREADS=2 python reports/throughput/run.py [--quick] [--parts FILE ...] [--only WORDS ...]
+python reports/throughput/run.py [--quick] [--parts FILE ...] [--only WORDS ...]
 
 It takes half an hour or more. With --parts it keeps what has been measured in a file, and goes on from there when it is
 called again. With --only it measures the parts whose names contain one of the words, and writes no report. So several
@@ -11,8 +11,9 @@ processes can share the work, each on cores of its own (`taskset`) and with its 
     taskset -c 2,3 python reports/throughput/run.py --parts two.json --only evaluation help
     python reports/throughput/run.py --parts all.json one.json two.json --only nothing --write
 
-pythae comes with `pip install '.[bench]'`; without it its rows are left out by name. With PYRO_VAE_DATA, the folder of
-MNIST, the effect of mixed precision on L_5000 is measured as well. A GPU, where there is one, has its own tables.
+pythae, JAX and NumPyro come with `pip install '.[bench]'`; without them their rows are left out. With PYRO_VAE_DATA,
+the folder of MNIST, training is measured on it as well, from weights that were trained on it, and the effect of mixed
+precision on L_5000. A GPU, where there is one, has its own tables.
 """
 
 import argparse
@@ -38,17 +39,24 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import growth  # noqa: E402
 import tables  # noqa: E402
 from contenders import CASES, Case, contenders  # noqa: E402
+from jax_peers import HAS_JAX, jax_rate  # noqa: E402
 from measure import answer_of, interleaved, peak_bytes, seconds_of  # noqa: E402
 from peers import HAS_PYTHAE, SHAPE  # noqa: E402
 from sampling import net_and_images, our_rate, products_rate, pythae_rate  # noqa: E402
 from shares import milliseconds_by_kind  # noqa: E402
 from tables import COMPILED, EAGER, FIRST, LIMIT, PRODUCTS, Rates  # noqa: E402
 
+FASTEST = (LIMIT, COMPILED, "JAX, by hand", "NumPyro")
+SPLIT = (LIMIT, EAGER, COMPILED)
 
-def train_rates(case: Case, rounds: int, device: str) -> Rates:
-    """Images per second of every contender, interleaved."""
+
+def train_rates(case: Case, rounds: int, device: str, of: Sequence[str] = ()) -> Rates:
+    """Images per second of every contender, or of those that are named, interleaved."""
     images = case.images()
-    epochs = {name: build(case, images, device) for name, build in contenders(device).items()}
+    chosen = {name: build for name, build in contenders(device).items() if name in of or not of}
+    epochs = {name: build(case, images, device) for name, build in chosen.items()}
+    if of:
+        return interleaved(epochs, rounds)
     if "conv" not in case.net.values():
         epochs[PRODUCTS] = products_epoch(case, images, device)
     return interleaved(epochs, rounds)
@@ -88,6 +96,8 @@ def evaluation_rates(rounds: int, particles: int) -> Rates:
     if HAS_PYTHAE:
         best = max((batch for batch in (100, 500, 1000) if particles % batch == 0), key=lambda b: _pythae(b, particles))
         ways["pythae"] = lambda: pythae_rate(best, particles, images[:10], vae)
+    if HAS_JAX:
+        ways["JAX, by hand"] = jax_rate(particles, images, vae)
     ways[PRODUCTS] = lambda: products_rate(vae, images, len(images) * particles)
     return interleaved(ways, rounds)
 
@@ -149,7 +159,14 @@ def starts(
             with tempfile.TemporaryDirectory() as cache:
                 environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
                 command = [__file__, "--child", name, case, device]
-                answer = parts(f"start of {name}, {case}, {device}", lambda: answer_of(command, environment))  # noqa: B023
+
+                def measure() -> dict[str, float]:
+                    answer = answer_of(command, environment)  # noqa: B023
+                    if name == COMPILED:  # noqa: B023
+                        answer["again"] = answer_of(command, environment)["first"]  # noqa: B023
+                    return answer
+
+                answer = parts(f"start of {name}, {case}, {device}", measure)
             if answer is not None:
                 found.setdefault(case, {})[name] = answer
     return found
@@ -233,6 +250,13 @@ def main() -> None:
         }
         return {name: rates for name, rates in found.items() if rates is not None}
 
+    def trained_of() -> dict[str, Rates]:
+        found = {}
+        for name, case in cases.items():
+            real = case._replace(trained=True)
+            found[name] = part(f"training, {name}, trained", lambda: train_rates(real, rounds, "cpu", FASTEST))  # noqa: B023
+        return {name: rates for name, rates in found.items() if rates is not None}
+
     def growth_of(device: str) -> dict[str, list[dict[str, Any]]]:
         engine, found = "eager" if quick else "compiled", {}
         for axis, values in points.items():
@@ -246,7 +270,10 @@ def main() -> None:
     found: dict[str, Any] = {
         "train": {device: train_of(device) for device in devices},
         "evaluation": part("evaluation", lambda: evaluation_rates(1 if quick else 3, 500 if quick else 5000)),
-        "shares": part("shares", lambda: {name: shares(CASES[FIRST], name) for name in (LIMIT, EAGER, COMPILED)}),
+        "trained": trained_of() if os.environ.get("PYRO_VAE_DATA") and not quick else {},
+        "shares": part(
+            "shares", lambda: {f"{way}, {name}": shares(case, way) for name, case in cases.items() for way in SPLIT}
+        ),
         "help": part("help", lambda: seconds_of_help(3 if quick else 9)),
         "precision": part("precision", lambda: None if quick else precisions(options.epochs)),
         "starts": {device: starts(part, list(cases), names[device], device) for device in devices},

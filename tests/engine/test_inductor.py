@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.engine import inductor
 from pyro_vae.engine.tracing import call_with, compile_function, named_tensors
@@ -63,3 +64,49 @@ def test_values_and_gradients_of_a_compiled_net_are_those_of_the_net(dtype, erro
     compiled = compile_function(value_and_gradients, *arguments)
     for ours, reference in zip(compiled(*arguments), value_and_gradients(*arguments), strict=True):
         assert (ours - reference).abs().max() <= error * reference.abs().max()
+
+
+def two_loops(x):
+    """Two reductions with a product between them, so that inductor cannot fuse them."""
+    return [(x.sin() @ x.cos().t()).square().sum(1), x.exp().sum()]
+
+
+@pytest.fixture
+def empty_cache():
+    from torch._inductor.utils import fresh_cache
+
+    with fresh_cache():
+        yield
+
+
+def compiled_loops():
+    x = torch.randn(40, 40)
+    graph = make_fx(two_loops, decomposition_table=inductor.FORMS, tracing_mode="fake")(x)
+    for ours, exact in zip(inductor.compile_graph(graph, [x])(x), two_loops(x), strict=True):
+        assert torch.allclose(ours, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loops_of_a_graph_are_one_library_and_are_found_again_on_disk(empty_cache, monkeypatch):
+    from torch._dynamo.utils import counters
+    from torch._inductor.codecache import CppCodeCache
+
+    loaded, load = [], CppCodeCache.load_async.__func__
+    monkeypatch.setattr(
+        CppCodeCache,
+        "load_async",
+        classmethod(lambda cls, *args, **named: loaded.append(cls) or load(cls, *args, **named)),
+    )
+    compiled_loops()
+    assert len(loaded) == 1
+    torch._dynamo.reset()
+    before = counters["aot_autograd"]["autograd_cache_hit"]
+    compiled_loops()
+    assert counters["aot_autograd"]["autograd_cache_hit"] == before + 1
+
+
+def test_loops_that_cannot_be_bound_together_are_compiled_one_by_one(empty_cache, monkeypatch):
+    def fails(loops):
+        raise RuntimeError("another torch")
+
+    monkeypatch.setattr(inductor, "load_loops", fails)
+    compiled_loops()

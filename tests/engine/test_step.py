@@ -1,5 +1,6 @@
 """The engines: a traced loss is the eager one, for every batch size and beta, or it is not used and says why."""
 
+import math
 import random
 
 import pyro
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pyro_vae as pv
 from pyro_vae import plugins
 from pyro_vae.engine import policy, tracing
-from pyro_vae.engine.step import REPAYING_STEPS, EagerStep, Loss, SharedStep, choose_step
+from pyro_vae.engine.step import EagerStep, Loss, SharedStep, choose_step
 from pyro_vae.errors import ContractError, UnknownName
 from pyro_vae.objectives.elbo import TraceMeanFieldELBO
 from pyro_vae.objectives.trace_graph import TraceGraphELBO
@@ -180,11 +181,30 @@ def test_choosing_leaves_generator_gradients_and_store_alone(graphs):
 # --- which engine, and why ----------------------------------------------------------------------------------
 
 
+def elements_repay(loss, batch):
+    """Steps from which compiling repays, by the elements that torch counts as the outputs of what it computes."""
+    computed = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **kwargs or {})
+            outputs = result if isinstance(result, tuple | list) else [result]
+            computed.extend(0 if function.is_view else value.numel() for value in outputs if torch.is_tensor(value))
+            return result
+
+    with Seen():
+        EagerStep(loss)(batch, torch.ones(()))
+    for parameter in loss.parameters():
+        parameter.grad = None
+    return math.ceil(policy.REPAYING_ELEMENTS["cpu"] / (sum(computed) + policy.HANDLERS))
+
+
 def test_auto_compiles_on_a_cpu_where_enough_steps_follow(graphs):
     loss, batch = loss_of(small_vae()), {"x": bits(12)}
-    few = choose_step("auto", loss, batch, REPAYING_STEPS - 1)
+    repaying = elements_repay(loss, batch)
+    few = choose_step("auto", loss, batch, repaying - 1)
     assert few.name == "eager" and isinstance(few.run, EagerStep) and "do not repay" in few.reason
-    many = choose_step("auto", loss, batch, REPAYING_STEPS)
+    many = choose_step("auto", loss, batch, repaying)
     assert many.name == "compiled" and "repay" in many.reason
 
 

@@ -1,11 +1,14 @@
 """The compiled chunk of the importance evaluator: the eager figures, or eager with a reason."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from pairs import SHAPE, Clusters, bits, counts, small_vae
 
 import pyro_vae as pv
-from pyro_vae.engine import tracing
+from pyro_vae.engine import policy, tracing
 from pyro_vae.errors import UnknownName
 from pyro_vae.evaluation import chunks
 from pyro_vae.evaluation.blocks import PARTICLE_BLOCK
@@ -99,8 +102,43 @@ def test_a_small_difference_is_seen(monkeypatch):
 def test_auto_compiles_where_enough_samples_follow(graphs, monkeypatch):
     few = importance(small_vae(), bits(30), 10, "auto").estimate.summary["engine"]
     assert few == "eager (300 samples do not repay compilation)"
-    monkeypatch.setitem(chunks.REPAYING_SAMPLES, "cpu", 300)
+    monkeypatch.setattr(policy, "repaying_amount", lambda work: 300)
     assert importance(small_vae(), bits(30), 10, "auto").estimate.summary["engine"] == "compiled (300 samples repay it)"
+
+
+class Scaled(pv.VAE):
+    """A pair with a number that a graph holds as a constant."""
+
+    height = 1.0
+
+    def model(self, x):
+        return super().model(x * self.height)
+
+
+def test_a_pair_is_compiled_once_and_again_only_where_it_changed(monkeypatch):
+    compiled, compile_graph = [], lambda graph, _: compiled.append(1) or graph
+    monkeypatch.setattr(tracing, "compile_graph", compile_graph)
+    pair, x = Scaled(SHAPE, hidden=(8,)), bits(30)
+    first = importance(pair, x, 10, "compiled").log_likelihood
+    assert torch.equal(importance(pair, x, 10, "auto").log_likelihood, first) and len(compiled) == 1
+    with torch.no_grad():
+        pair.decoder.out.bias += 1
+    assert not torch.allclose(importance(pair, x, 10, "compiled").log_likelihood, first) and len(compiled) == 1
+    pair.height = 0.0
+    eager = importance(pair, x, 10, "eager").log_likelihood
+    assert torch.allclose(importance(pair, x, 10, "compiled").log_likelihood, eager) and len(compiled) == 2
+    importance(pair, x, 20, "compiled")
+    assert len(compiled) == 3
+
+
+def test_graphs_die_with_their_pair():
+    pair = small_vae()
+    importance(pair, bits(30), 10, "compiled")
+    known = weakref.ref(pair)
+    assert pair in chunks.GRAPHS
+    del pair
+    gc.collect()
+    assert known() is None
 
 
 def test_an_unknown_engine_lists_those_there_are():

@@ -8,7 +8,8 @@ from sequence_pairs import Chain, Deep, sequences
 
 import pyro_vae as pv
 from pyro_vae.command_line.main import print_results
-from pyro_vae.evaluation import blocks, chunks
+from pyro_vae.engine import policy
+from pyro_vae.evaluation import blocks
 from pyro_vae.reporting.report import write_report
 from pyro_vae.runs.folder import keep_result
 
@@ -63,7 +64,7 @@ def test_each_length_has_a_graph_of_its_own(short_blocks, graphs, monkeypatch):
     said = compiled.estimate.summary["engine"]
     assert all(f"{length} time slices: compiled (asked for), " in said for length in (1, 2, 4)), said
     assert torch.allclose(compiled.log_likelihood, eager.log_likelihood, rtol=1e-5)
-    monkeypatch.setitem(chunks.REPAYING_SAMPLES, "cpu", 16)
+    monkeypatch.setattr(policy, "repaying_amount", lambda work: 16)
     said = evaluate(Deep(), particles=4, engine="auto").estimate.summary["engine"]
     assert "2 time slices: compiled (16 samples repay it)" in said
     assert "4 time slices: eager (8 samples do not repay compilation)" in said

@@ -7,7 +7,7 @@ from sequence_pairs import STEPS, Chain, Deep, sequences
 
 import pyro_vae as pv
 from pyro_vae.data.sequences import cuts
-from pyro_vae.engine import step
+from pyro_vae.engine import policy
 from pyro_vae.errors import ContractError, DataError
 
 OPTIONS = {"epochs": 2, "batch_size": 2, "lr": 1e-2, "progress": False, "device": "cpu"}
@@ -59,7 +59,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(engine, graphs, tmp_path):
 
 def test_auto_counts_the_steps_of_each_length(graphs, monkeypatch):
     """Of batches of one as many are to be expected at each length as there are such sequences."""
-    monkeypatch.setattr(step, "REPAYING_STEPS", 30)
+    monkeypatch.setattr(policy, "repaying_amount", lambda work: 30)
     lengths = [4, 1, 2, 2, 4, 4, 4, 4, 4, 4]
     run = pv.train(Deep(), sequences(lengths), valid=data(), engine="auto", **{**OPTIONS, "batch_size": 1, "epochs": 5})
     assert len(graphs) == 1 and run.engine == "compiled and eager"
