@@ -102,9 +102,10 @@ the ratios within a round.
 
 {table(["", "samples per second", "over pythae", "over JAX", "over the matrix products alone"], rows)}
 Bars: 5 times pythae, 1.5 times JAX by hand, half of the matrix products alone. Ours is
-`pv.evaluate(..., "importance")` with everything that it reports (k-hat, jackknife, Monte Carlo error, L of K/2), from the first block of samples on; the first
-{PARTICLE_BLOCK * DATA_BLOCK:,} samples, compilation included, took (median): {first}. The loop by hand and pythae give
-the bound alone. The products are those of the decoder on chunks of the same shape, into memory that is there already.
+`pv.evaluate(..., "importance")` with everything that it reports (k-hat, jackknife, Monte Carlo error, L of K/2), from
+the first block of samples on; the first {PARTICLE_BLOCK * DATA_BLOCK:,} samples, compilation included, took (median):
+{first}. The loop by hand, JAX and pythae give the bound alone. The products are those of the decoder on chunks of the
+same shape, into memory that is there already.
 
 Settings tried once each for the peers, samples per second; the best was taken:
 
