@@ -1,0 +1,181 @@
+"""How the log-likelihood of each datum of a block is found: by the first of several ways that reaches the tolerance."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pyro_vae.evaluation.blocks import Block
+from pyro_vae.evaluation.log_likelihood.adapt import adapted, component_masses
+from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, LEFT, SPENT, Figures, figures_of
+from pyro_vae.evaluation.log_likelihood.costs import Costs
+from pyro_vae.evaluation.log_likelihood.curvature import Curvature
+from pyro_vae.evaluation.log_likelihood.guide import density_of_guide, guide_places, narrow, prior_places
+from pyro_vae.evaluation.log_likelihood.local import DRAWS, WIDEN, smoothed
+from pyro_vae.evaluation.log_likelihood.modes import Modes, find_modes
+from pyro_vae.evaluation.log_likelihood.normals import Normals, from_draws
+from pyro_vae.evaluation.log_likelihood.proposal import Proposal, shares_of
+from pyro_vae.evaluation.log_likelihood.sampling import Drawn, Sampler
+from pyro_vae.evaluation.log_likelihood.target import Target
+
+GUIDE, LOCAL, ADAPTED, ANNEALED, EXACT = range(5)
+WAYS = ("guide", "local", "adapted", "ais", "exact")
+"""What the whole numbers of the figure `way` stand for."""
+
+PRIOR_STARTS, GUIDE_STARTS, GUIDE_DRAWS = 16, 4, 64
+
+PRIOR_SHARE, GUIDE_SHARE, WIDE_SHARE = 0.05, 0.1, 0.05
+OF_GUIDE, ROUND_GUIDE = 0.8, 0.1
+"""The guide's share, and the prior's, where the guide suffices; the rest is the normal with its moments, made wide."""
+
+PILOT, STEP = 100, 250
+SAFETY = 0.55
+"""The standard error that is aimed at, in units of the tolerance: half of the draws have to agree with all of them."""
+
+STARTS, SMOOTHING, PILOTS, FINAL = 1, 2, 3, 4
+"""What random numbers are for, as the last part of their seeds."""
+
+
+@dataclass
+class Found:
+    """The figures of the data of a block, as far as they are known."""
+
+    figures: Figures
+    way: Int[Tensor, " data"]
+    costs: Costs
+
+    def put(self, data: Int[Tensor, " data"], figures: Figures, way: int) -> None:
+        """Replace the figures of some data by those of another way."""
+        for name, value in vars(figures).items():
+            getattr(self.figures, name)[data] = value
+        self.way[data] = way
+
+    @property
+    def open(self) -> Int[Tensor, " data"]:
+        """The data that are not certified."""
+        return (self.figures.reason != CERTIFIED).nonzero().squeeze(1)
+
+
+class Ways:
+    """The ways of one block of data.
+
+    Args:
+        tolerance: the standard error in nats that certifies a bound.
+        budget: model evaluations that a datum may cost.
+    """
+
+    def __init__(self, block: Block, target: Target, tolerance: float, budget: int):
+        self.block, self.target = block, target
+        self.tolerance, self.budget = tolerance, budget
+        self.costs = Costs(block.size, target.device)
+        self.sampler = Sampler(block, target, self.costs)
+        coordinates = target.coordinates
+        self.density, self.no_density = density_of_guide(block, coordinates)
+        drawn = guide_places(block, coordinates, GUIDE_DRAWS + GUIDE_STARTS, STARTS, 0)
+        prior = prior_places(block, coordinates, PRIOR_STARTS, STARTS, 1)
+        self.everything = torch.arange(block.size, device=drawn.device)
+        self.costs.add(self.everything, PRIOR_STARTS)
+        self.scale = _scale(prior)
+        self.collapsed = narrow(drawn)
+        self.of_guide = from_draws(drawn[:GUIDE_DRAWS], LEAST * self.scale)
+        self.curvature = Curvature(target, self.scale)
+        self.starts = torch.cat([prior, drawn[GUIDE_DRAWS:]])
+
+    def __call__(self) -> Found:
+        """Try the ways in turn."""
+        modes = self._modes()
+        local, guide, pilot = self._pilots(modes)
+        found = Found(_nothing(self.block.size), torch.full((self.block.size,), LOCAL), self.costs)
+        need = {way: self._need(pilot.variance_under(proposal)) for way, proposal in ((GUIDE, guide), (LOCAL, local))}
+        by_guide = need[GUIDE] <= need[LOCAL]
+        drawn = self._final(found, guide, by_guide.nonzero().squeeze(1), need[GUIDE], GUIDE)
+        failed = torch.zeros(self.block.size, dtype=torch.bool)
+        failed[found.open] = True
+        self._locally(found, local, failed, need[LOCAL])
+        found.figures.reason[modes.left & (found.figures.reason == CERTIFIED)] = LEFT
+        return found
+
+    def _locally(self, found: Found, local: Proposal, open: Bool[Tensor, " data"], need: Int[Tensor, " data"]) -> None:
+        """The local proposal, then the adapted one."""
+        data = open.nonzero().squeeze(1)
+        if not len(data):
+            return
+        proposal = local.of(data)
+        need = need[data]
+        for way in (LOCAL, ADAPTED, ADAPTED + 10):
+            drawn = self._final(found, proposal, data, need, way)
+            if drawn is None or way > ADAPTED:
+                return
+            left = (found.figures.reason[data] != CERTIFIED).nonzero().squeeze(1)
+            if not len(left) or drawn.places is None:
+                return
+            drawn, proposal, data = drawn.of(left), proposal.of(left), data[left]
+            normals = adapted(proposal, drawn, WIDEN)
+            masses = component_masses(proposal, drawn)
+            proposal = Proposal(normals, shares_of(masses, PRIOR_SHARE, proposal.shares[:, 1], WIDE_SHARE), proposal.guide)
+            need = torch.maximum(self._need(drawn.variance_under(proposal)), drawn.counts)
+
+    def _modes(self) -> Modes:
+        modes = find_modes(self.target, self.curvature, self.of_guide, self.starts, self.costs)
+        noise = self.sampler.noise(DRAWS, SMOOTHING)
+        for number, mass in enumerate(modes.log_mass):
+            data = (mass > -torch.inf).nonzero().squeeze(1)
+            normals = modes.normals[number]
+            smooth = smoothed(self.target, self.curvature, normals.of(data), noise[:, data], data, self.costs)
+            modes.normals[number] = normals.put(data, smooth)
+        return modes
+
+    def _pilots(self, modes: Modes) -> tuple[Proposal, Proposal, Drawn]:
+        """The local proposal and the guide's, and pilot draws that tell of both."""
+        known = torch.zeros(self.block.size, dtype=torch.float64)
+        known[~self.collapsed] = 1.0 if self.density is not None else 0.0
+        masses = modes.masses
+        fitted = torch.where(known > 0, 0.0, 1.0)
+        normals = [*[n.widened(WIDEN) for n in modes.normals], self.of_guide]
+        of_fitted = torch.cat([masses * (1 - GUIDE_SHARE * fitted[:, None]) / masses.sum(1, keepdim=True), (GUIDE_SHARE * fitted)[:, None]], 1)
+        first = Proposal(normals, shares_of(of_fitted, PRIOR_SHARE, 0.25 * known, WIDE_SHARE), self.density)
+        counts = torch.full((self.block.size,), PILOT) + 50 * (torch.stack(modes.log_mass, 1) > -torch.inf).sum(1)
+        pilot = self.sampler.draw(first, self.everything, counts, PILOTS)
+        local = Proposal(normals, shares_of(component_masses(first, pilot), PRIOR_SHARE, GUIDE_SHARE * known, WIDE_SHARE), self.density)
+        alone = torch.zeros_like(of_fitted)
+        alone[:, -1] = 1.0
+        guide = Proposal(normals, shares_of(alone, ROUND_GUIDE, OF_GUIDE * known, torch.where(known > 0, 1.0, 0.1)[:, None]), self.density)
+        return local, guide, pilot
+
+    def _need(self, variance: Float[Tensor, " data"]) -> Int[Tensor, " data"]:
+        """How many draws are needed where a weight has this relative variance."""
+        least = (variance / (SAFETY * self.tolerance) ** 2 / STEP).nan_to_num(1e6, 1e6, 1e6)
+        return least.ceil().clamp(1, 1e6).long() * STEP
+
+    def _final(self, found: Found, proposal: Proposal, data: Tensor, need: Tensor, way: int) -> Drawn | None:
+        """Fresh draws of a proposal, as many as are needed and the budget allows, and their figures."""
+        if not len(data):
+            return None
+        room = ((self.budget - self.costs.of_datum[data]) / STEP).floor().clamp(min=0).long() * STEP
+        need = need if len(need) == len(data) else need[data]
+        proposal = proposal if len(proposal.shares) == len(data) else proposal.of(data)
+        counts = torch.minimum(need, room)
+        going = (counts > 0).nonzero().squeeze(1)
+        found.figures.reason[data[counts == 0]] = SPENT
+        if not len(going):
+            return None
+        drawn = self.sampler.draw(proposal.of(going), data[going], counts[going], FINAL, way)
+        found.put(data[going], figures_of(drawn, self.tolerance), min(way, ADAPTED) if way != GUIDE else GUIDE)
+        return drawn
+
+
+LEAST = 1e-3
+
+
+def _scale(prior: Float[Tensor, "draws data dim"]) -> Float[Tensor, " dim"]:
+    """The scale of the prior in each coordinate: half the width of its middle two thirds, which no tail moves."""
+    flat = prior.flatten(0, 1).double()
+    levels = torch.tensor([1 / 6, 5 / 6], dtype=flat.dtype, device=flat.device)
+    low, high = flat.quantile(levels, 0)
+    return ((high - low) / 1.935).clamp(min=1e-6).to(prior.dtype)
+
+
+def _nothing(size: int) -> Figures:
+    nan = torch.full((size,), torch.nan, dtype=torch.float64)
+    return Figures(*[nan.clone() for _ in range(5)], torch.full((size,), SPENT))
