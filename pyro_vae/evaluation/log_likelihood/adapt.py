@@ -19,10 +19,13 @@ LEAST_SHARE = 0.05
 
 def responsibilities(proposal: Proposal, drawn: Drawn) -> Float[Tensor, "components draws data"]:
     """The weights of the draws, each divided among the components by their densities there; 1 in all for each datum."""
-    count = len(proposal.normals)
-    log_shares = proposal.shares[:, 2 : 2 + count].log()
-    terms = torch.stack([n.log_density(drawn.places) + log_shares[:, j] for j, n in enumerate(proposal.normals)])
-    return terms.softmax(0).nan_to_num(1 / count) * drawn.shares
+    log_shares = proposal.shares.log()
+    terms = torch.full((len(proposal.normals), *drawn.log_weights.shape), -torch.inf, dtype=torch.float64)
+    terms = terms.to(drawn.log_weights.device)
+    for number, term in enumerate(terms):
+        data, normals = proposal.having(number)
+        term[:, data] = normals.log_density(drawn.places[:, data]) + log_shares[data, 2 + number]
+    return terms.softmax(0).nan_to_num(1 / len(terms)) * drawn.shares
 
 
 def component_masses(proposal: Proposal, drawn: Drawn) -> Float[Tensor, "data components"]:
@@ -34,8 +37,15 @@ def component_masses(proposal: Proposal, drawn: Drawn) -> Float[Tensor, "data co
 
 def adapted(proposal: Proposal, drawn: Drawn, widen: float) -> list[Normals]:
     """Components with the moments of the weighed draws that are theirs, as far as there are enough of these."""
-    of_each = responsibilities(proposal, drawn)
-    return [_adapted(n, drawn.places, of_each[j], widen) for j, n in enumerate(proposal.normals)]
+    found = []
+    for number, weights in enumerate(responsibilities(proposal, drawn)):
+        data, normals = proposal.having(number)
+        if not len(data):
+            found.append(proposal.normals[number])
+            continue
+        new = _adapted(normals, drawn.places[:, data], weights[:, data], widen)
+        found.append(proposal.normals[number].put(data, new))
+    return found
 
 
 def _adapted(old: Normals, places: Tensor, weights: Float[Tensor, "draws data"], widen: float) -> Normals:
@@ -46,7 +56,7 @@ def _adapted(old: Normals, places: Tensor, weights: Float[Tensor, "draws data"],
     units = old.whitened(places)
     mean = trust * (weights[..., None] * units).sum(0)
     inner = from_draws(units - mean, torch.full_like(mean, 1e-3), weights) if old.axes.shape[2] == mean.shape[1] else None
-    place = old.mean + old.scale * old.along(mean)
+    place = old.mean + old.scale * old.along(mean[None])[0]
     return old.moved(place) if inner is None else _composed(old.moved(place), inner, widen)
 
 

@@ -78,7 +78,7 @@ def smoothed(
     found = _shifted(target, local, noise, data, costs)
     if curvature.kind == NONE or not curvature.whole:
         return found
-    places = found.at(_opposite(noise[-PLACES // 2 :])).to(target.coordinates.dtype)
+    places = found.at(_opposite(noise[-PLACES // 2 :]))
     total = sum(curvature.matrix(place, data) for place in places) / len(places)
     costs.add(data, len(places) * curvature.cost)
     found = curvature.of_matrix(found.mean, total)
@@ -97,8 +97,7 @@ def _shifted(
     best, mean = None, found.mean
     for shift in range(shifts):
         places = found.moved(mean).at(_opposite(noise[shift * PAIRS : (shift + 1) * PAIRS]))
-        flat = places.flatten(0, 1).to(target.coordinates.dtype)
-        values, slopes = target.slopes(flat, rows_of(2 * PAIRS, data))
+        values, slopes = target.slopes(places.flatten(0, 1), rows_of(2 * PAIRS, data))
         costs.add(data, 2 * PAIRS * GRADIENT)
         level, slope = values.reshape(2 * PAIRS, -1).double().mean(0), slopes.reshape(places.shape).double().mean(0)
         better = level.isfinite() if best is None else level > best - TOLERATED

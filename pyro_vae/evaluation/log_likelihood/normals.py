@@ -25,22 +25,25 @@ class Normals:
         """Half the log of the covariance's determinant."""
         return self.scale.log().sum(-1) + self.widths.log().sum(-1)
 
-    def along(self, steps: Float[Tensor, "... data dim"], power: float = 1.0) -> Tensor:
+    def along(self, steps: Float[Tensor, "draws data dim"], power: float = 1.0) -> Tensor:
         """(I + U (D^power - I) U') of vectors, in coordinates whose scale is 1."""
-        inner = torch.einsum("...nd,ndr->...nr", steps, self.axes) * (self.widths**power - 1)
-        return steps + torch.einsum("...nr,ndr->...nd", inner, self.axes)
+        of_data, dtype = steps.transpose(0, 1), steps.dtype  # one product of matrices for each datum
+        axes, more = self.axes.to(dtype), (self.widths**power - 1).to(dtype).unsqueeze(1)
+        if self.axes.shape[1] > self.axes.shape[2]:
+            return steps + (of_data @ axes * more @ axes.mT).transpose(0, 1)
+        return (of_data @ (torch.eye(axes.shape[1]).to(axes) + axes * more @ axes.mT)).transpose(0, 1)
 
-    def at(self, noise: Places, width: float | Tensor = 1.0) -> Places:
-        """Draws from standard normal noise, `width` times as wide."""
-        return self.mean + width * self.scale * self.along(noise)
+    def at(self, noise: Places, width: float = 1.0) -> Places:
+        """Draws from standard normal noise, `width` times as wide, in the precision of the noise."""
+        return self.mean.to(noise.dtype) + (width * self.scale).to(noise.dtype) * self.along(noise)
 
     def whitened(self, places: Places) -> Places:
         """The noise that `at` would make these places of."""
-        return self.along((places - self.mean) / self.scale, -1.0)
+        return self.along((places - self.mean.to(places.dtype)) / self.scale.to(places.dtype), -1.0)
 
     def distance(self, places: Places) -> Float[Tensor, "draws data"]:
         """The squared Mahalanobis distance."""
-        return self.whitened(places).square().sum(-1)
+        return self.whitened(places).square().sum(-1).double()
 
     def log_density(self, places: Places, width: float = 1.0) -> Float[Tensor, "draws data"]:
         """In nats, of the normal that is `width` times as wide."""
@@ -53,7 +56,7 @@ class Normals:
 
     def step(self, slope: Float[Tensor, "data dim"]) -> Float[Tensor, "data dim"]:
         """The covariance times a vector: Newton's step."""
-        return self.scale * self.along(self.scale * slope, 2.0)
+        return self.scale * self.along((self.scale * slope)[None], 2.0)[0]
 
     def moved(self, mean: Float[Tensor, "data dim"]) -> "Normals":
         return Normals(mean, self.scale, self.axes, self.widths)
@@ -93,8 +96,8 @@ def from_draws(places: Places, least: Float[Tensor, " dim"] | Tensor, weights: T
         return Normals(mean, scale, mean.new_zeros(size, dim, rank), mean.new_ones(size, rank))
     effective = 1 / weights.square().sum(0)
     share = (effective / (effective + SHRINK * dim))[:, None, None]
-    units = centred / scale
-    covariance = torch.einsum("kn,kni,knj->nij", weights, units, units)
+    units = (centred / scale * weights.sqrt().unsqueeze(-1)).permute(1, 2, 0)
+    covariance = units @ units.mT
     eye = torch.eye(dim, dtype=mean.dtype, device=mean.device)
     values, axes = torch.linalg.eigh(share * covariance + (1 - share) * eye)
     return Normals(mean, scale, axes, values.clamp(min=1e-6).sqrt())

@@ -40,7 +40,7 @@ class Proposal:
 
     def of(self, data: Int[Tensor, " data"]) -> "Proposal":
         """That of some data, each named once and in order."""
-        if len(data) == len(self.shares):
+        if len(data) == len(self.shares) or not len(data):
             return self
         guide = None if self.guide is None else self.guide.of(data)
         return Proposal([normals.of(data) for normals in self.normals], self.shares[data], guide)
@@ -65,12 +65,24 @@ class Proposal:
     ) -> Float[Tensor, "draws data dim"]:
         """Draws of these parts: of the normals from standard normal noise, of prior and guide as they are given."""
         chosen = torch.where((parts == PRIOR)[..., None], of_prior, of_guide)
-        for number, normals in enumerate(self.normals):
-            for part, width in ((2 + number, 1.0), (2 + len(self.normals) + number, WIDE)):
-                here = parts == part
+        for number in range(len(self.normals)):
+            data, normals = self.having(number)
+            for part, width in self._parts_of(number):
+                here = parts[:, data] == part
                 if here.any():
-                    chosen = torch.where(here[..., None], normals.at(noise, width), chosen)
+                    drawn = torch.where(here[..., None], normals.at(noise[:, data], width), chosen[:, data])
+                    chosen = chosen.index_copy(1, data, drawn)
         return chosen
+
+    def _parts_of(self, number: int) -> tuple[tuple[int, float], tuple[int, float]]:
+        """The two parts of a component, each with its width."""
+        return (2 + number, 1.0), (2 + len(self.normals) + number, WIDE)
+
+    def having(self, number: int) -> tuple[Int[Tensor, " data"], Normals]:
+        """The data that have a component, and their normals."""
+        data = (self.shares[:, [part for part, _ in self._parts_of(number)]].sum(1) > 0).nonzero().squeeze(1)
+        normals = self.normals[number]
+        return data, normals if len(data) == len(self.shares) else normals.of(data)
 
     def log_density(
         self, places: Float[Tensor, "draws data dim"], log_prior: Float[Tensor, "draws data"]
@@ -80,17 +92,20 @@ class Proposal:
         terms = [log_shares[:, PRIOR] + log_prior]
         if self.guide is not None and bool((self.shares[:, GUIDE] > 0).any()):
             terms.append(log_shares[:, GUIDE] + self.guide(places))
-        for number, normals in enumerate(self.normals):
-            distance = normals.distance(places)
-            for part, width in ((2 + number, 1.0), (2 + len(self.normals) + number, WIDE)):
-                terms.append(log_shares[:, part] + normals.log_density_at(distance, width))
+        for number in range(len(self.normals)):
+            data, normals = self.having(number)
+            distance = normals.distance(places if len(data) == len(self.shares) else places[:, data])
+            for part, width in self._parts_of(number):
+                term = normals.log_density_at(distance, width) + log_shares[data, part]
+                none = torch.full_like(log_prior, -torch.inf)
+                terms.append(none.index_copy(1, data, term) if len(data) < len(self.shares) else term)
         return torch.stack(terms).logsumexp(0)
 
     def log_weights(self, places: Float[Tensor, "draws data dim"], found: Densities) -> Float[Tensor, "draws data"]:
         """log p(x, z) - log q(z) in nats; -inf where the model has no density."""
         shape = places.shape[:2]
         log_prior, log_joint = found.log_prior.double().reshape(shape), found.log_joint.double().reshape(shape)
-        return (log_joint - self.log_density(places.double(), log_prior)).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        return (log_joint - self.log_density(places, log_prior)).nan_to_num(-torch.inf, torch.inf, -torch.inf)
 
 
 def shares_of(

@@ -88,7 +88,8 @@ class Sampler:
         """Standard normal noise for all data of the block."""
         with self.block.seeded(*purpose, NOISE):
             device = next(iter(self.target.batch.values())).device
-            return torch.randn(count, self.target.size, self.target.coordinates.dim, dtype=torch.float64).to(device)
+            shape = count, self.target.size, self.target.coordinates.dim
+            return torch.randn(shape, dtype=self.target.coordinates.dtype).to(device)
 
     def draw(
         self, proposal: Proposal, data: Int[Tensor, " data"], counts: Int[Tensor, " data"], *purpose: int
@@ -99,7 +100,7 @@ class Sampler:
         keep = most * len(data) * dim <= KEPT
         weights = torch.full((most, len(data)), -torch.inf, dtype=torch.float64, device=data.device)
         joint, prior = weights.clone(), weights.clone()
-        kept = weights.new_zeros(most if keep else 0, len(data), dim)
+        kept = weights.new_zeros(most if keep else 0, len(data), dim, dtype=self.target.coordinates.dtype)
         for number, first in enumerate(range(0, most, self.at_once)):
             some = slice(first, first + self.at_once)
             going = (counts > first).nonzero().squeeze(1)
@@ -110,7 +111,7 @@ class Sampler:
             weights[some, going] = here.masked_fill(~inside, -torch.inf)
             joint[some, going], prior[some, going] = found.log_joint.double(), found.log_prior.double()
             if keep:
-                kept[some, going] = places.double()
+                kept[some, going] = places
         return Drawn(counts, weights, joint, prior, kept if keep else None)
 
     def _weigh(self, places: Tensor, data: Tensor, inside: Tensor) -> Densities:
@@ -127,10 +128,11 @@ class Sampler:
         given = []
         for part, draw, use in ((PRIOR, prior_places, FROM_PRIOR), (GUIDE, guide_places, FROM_GUIDE)):
             turns = (parts == part).any(1).nonzero().squeeze(1)
-            found = parts.new_zeros(*parts.shape, self.target.coordinates.dim, dtype=torch.float64)
+            shape = *parts.shape, self.target.coordinates.dim
+            found = torch.zeros(shape, dtype=self.target.coordinates.dtype, device=parts.device)
             if len(turns):
                 drawn = draw(self.block, self.target.coordinates, len(turns), *purpose, use)
-                found[turns] = drawn[:, data].double()
+                found[turns] = drawn[:, data]
             given.append(found)
         noise = self.noise(len(parts), *purpose)[:, data]
-        return proposal.places(parts, noise, *given).to(self.target.coordinates.dtype)
+        return proposal.places(parts, noise, *given)

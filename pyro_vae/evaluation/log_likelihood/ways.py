@@ -87,34 +87,36 @@ class Ways:
         modes = self._modes()
         local, guide, pilot = self._pilots(modes)
         found = Found(_nothing(self.block.size), torch.full((self.block.size,), LOCAL), self.costs)
-        need = {way: self._need(pilot.variance_under(proposal)) for way, proposal in ((GUIDE, guide), (LOCAL, local))}
-        by_guide = need[GUIDE] <= need[LOCAL]
-        drawn = self._final(found, guide, by_guide.nonzero().squeeze(1), need[GUIDE], GUIDE)
-        failed = torch.zeros(self.block.size, dtype=torch.bool)
-        failed[found.open] = True
-        self._locally(found, local, failed, need[LOCAL])
+        need, other = (self._need(pilot.variance_under(proposal)) for proposal in (local, guide))
+        by_guide = (other <= need).nonzero().squeeze(1)
+        self._final(found, guide.of(by_guide), by_guide, other[by_guide], GUIDE)
+        self._locally(found, local, found.open, need)
         found.figures.reason[modes.left & (found.figures.reason == CERTIFIED)] = LEFT
         return found
 
-    def _locally(self, found: Found, local: Proposal, open: Bool[Tensor, " data"], need: Int[Tensor, " data"]) -> None:
-        """The local proposal, then the adapted one."""
-        data = open.nonzero().squeeze(1)
-        if not len(data):
-            return
-        proposal = local.of(data)
-        need = need[data]
-        for way in (LOCAL, ADAPTED, ADAPTED + 10):
-            drawn = self._final(found, proposal, data, need, way)
-            if drawn is None or way > ADAPTED:
+    def _locally(self, found: Found, local: Proposal, data: Int[Tensor, " data"], need: Int[Tensor, " data"]) -> None:
+        """The local proposal where few draws of it suffice; else, and where these fail, adapted ones."""
+        easy, hard = data[need[data] <= EASY], data[need[data] > EASY]
+        self._improve(found, self._final(found, local.of(easy), easy, need[easy], LOCAL))
+        if len(hard):
+            counts = torch.minimum(torch.full_like(hard, MORE), self._room(hard))
+            hard, counts = hard[counts > 0], counts[counts > 0]
+        if len(hard):
+            drawn = self.sampler.draw(local.of(hard), hard, counts, PILOTS, 1)
+            self._improve(found, Trial(hard, local.of(hard), drawn))
+
+    def _improve(self, found: Found, trial: "Trial | None") -> None:
+        """Adapt a proposal to its own weighed draws, for the data that are not yet certified."""
+        for round in range(ROUNDS):
+            trial = trial and trial.left(found)
+            if trial is None or trial.drawn.places is None:
                 return
-            left = (found.figures.reason[data] != CERTIFIED).nonzero().squeeze(1)
-            if not len(left) or drawn.places is None:
-                return
-            drawn, proposal, data = drawn.of(left), proposal.of(left), data[left]
-            normals = adapted(proposal, drawn, WIDEN)
-            masses = component_masses(proposal, drawn)
-            proposal = Proposal(normals, shares_of(masses, PRIOR_SHARE, proposal.shares[:, 1], WIDE_SHARE), proposal.guide)
-            need = torch.maximum(self._need(drawn.variance_under(proposal)), drawn.counts)
+            normals = adapted(trial.proposal, trial.drawn, WIDEN)
+            masses = component_masses(trial.proposal, trial.drawn)
+            shares = shares_of(masses, PRIOR_SHARE, trial.proposal.shares[:, 1], WIDE_SHARE)
+            proposal = Proposal(normals, shares, trial.proposal.guide)
+            need = torch.maximum(self._need(trial.drawn.variance_under(proposal)), trial.drawn.counts)
+            trial = self._final(found, proposal, trial.data, need, ADAPTED, round)
 
     def _modes(self) -> Modes:
         modes = find_modes(self.target, self.curvature, self.of_guide, self.starts, self.costs)
@@ -148,23 +150,39 @@ class Ways:
         least = (variance / (SAFETY * self.tolerance) ** 2 / STEP).nan_to_num(1e6, 1e6, 1e6)
         return least.ceil().clamp(1, 1e6).long() * STEP
 
-    def _final(self, found: Found, proposal: Proposal, data: Tensor, need: Tensor, way: int) -> Drawn | None:
+    def _room(self, data: Int[Tensor, " data"]) -> Int[Tensor, " data"]:
+        """How many draws the budget still allows."""
+        return ((self.budget - self.costs.of_datum[data]) / STEP).floor().clamp(min=0).long() * STEP
+
+    def _final(
+        self, found: Found, proposal: Proposal, data: Int[Tensor, " data"], need: Int[Tensor, " data"], *way: int
+    ) -> "Trial | None":
         """Fresh draws of a proposal, as many as are needed and the budget allows, and their figures."""
-        if not len(data):
-            return None
-        room = ((self.budget - self.costs.of_datum[data]) / STEP).floor().clamp(min=0).long() * STEP
-        need = need if len(need) == len(data) else need[data]
-        proposal = proposal if len(proposal.shares) == len(data) else proposal.of(data)
-        counts = torch.minimum(need, room)
-        going = (counts > 0).nonzero().squeeze(1)
+        counts = torch.minimum(need, self._room(data))
         found.figures.reason[data[counts == 0]] = SPENT
+        going = (counts > 0).nonzero().squeeze(1)
         if not len(going):
             return None
-        drawn = self.sampler.draw(proposal.of(going), data[going], counts[going], FINAL, way)
-        found.put(data[going], figures_of(drawn, self.tolerance), min(way, ADAPTED) if way != GUIDE else GUIDE)
-        return drawn
+        trial = Trial(data[going], proposal.of(going), self.sampler.draw(proposal.of(going), data[going], counts[going], FINAL, *way))
+        found.put(trial.data, figures_of(trial.drawn, self.tolerance), way[0])
+        return trial
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A proposal for some data, and its weighed draws."""
+
+    data: Int[Tensor, " data"]
+    proposal: Proposal
+    drawn: Drawn
+
+    def left(self, found: Found) -> "Trial | None":
+        """That of the data which are not certified; None where all are."""
+        left = (found.figures.reason[self.data] != CERTIFIED).nonzero().squeeze(1)
+        return Trial(self.data[left], self.proposal.of(left), self.drawn.of(left)) if len(left) else None
+
+
+EASY, MORE, ROUNDS = 2500, 750, 2
 LEAST = 1e-3
 
 
