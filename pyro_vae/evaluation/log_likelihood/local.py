@@ -18,11 +18,17 @@ STRIDES = (1.0, 0.5, 0.2, 0.05)
 LEVEL = 0.02
 """Where a further step promises no more nats than this for each dimension, and one in all, the climb is over."""
 
-SHIFTS, PAIRS, PLACES = 3, 6, 4
-"""So often the mean is shifted, by the slopes at so many pairs of opposite draws; and the curvature is the mean over so
-many places."""
+TRUST = (1.0, 0.7, 0.5)
+"""How far the curvature moves to the mean over fresh draws in each round of smoothing."""
 
-WIDEN = 1.15**0.5
+PAIRS, SHIFTS = 4, 2
+"""The mean slope is that at so many pairs of opposite draws, and the mean is shifted so often in a round."""
+
+NOISE = (len(TRUST) + 1) * SHIFTS * PAIRS + len(TRUST)
+"""Draws of noise that smoothing takes."""
+
+WIDEN = 1.07
+"""How much wider than the local normal its draws are: tails that are too light cost more than some that are not."""
 
 
 def climb(target: Target, curvature: Curvature, start: Normals, data: Int[Tensor, " data"], costs: Costs) -> Normals:
@@ -70,44 +76,41 @@ def smoothed(
     costs: Costs,
 ) -> Normals:
     """The normal nearest to the posterior around a mode: its mean is where the mean slope over it vanishes, and its
-    precision the mean curvature over it (Opper & Archambeau 2009). What makes it worse is left out.
+    precision the mean curvature over it (Opper & Archambeau 2009).
 
     Args:
-        noise: standard normal, `noise_of` draws.
+        noise: standard normal, `NOISE` draws.
     """
-    found = _shifted(target, local, noise, data, costs)
-    if curvature.kind == NONE or not curvature.whole:
-        return found
-    places = found.at(_opposite(noise[-PLACES // 2 :]))
-    total = sum(curvature.matrix(place, data) for place in places) / len(places)
-    costs.add(data, len(places) * curvature.cost)
-    found = curvature.of_matrix(found.mean, total)
-    return _shifted(target, found, noise[PAIRS:], data, costs, SHIFTS - 1)
-
-
-DRAWS = PAIRS * (2 * SHIFTS - 1) + PLACES
-"""Draws of noise that smoothing takes."""
+    shifts, places = noise[: -len(TRUST)].split(SHIFTS * PAIRS), noise[-len(TRUST) :]
+    found, matrix = local, None
+    for trust, here, pair in zip(TRUST, shifts, places, strict=False):
+        found = _shifted(target, found, here, data, costs)
+        if curvature.kind == NONE or not curvature.whole:
+            return found
+        new = sum(curvature.matrix(place, data) for place in found.at(_opposite(pair[None]))) / 2
+        costs.add(data, 2 * curvature.cost)
+        matrix = new if matrix is None else matrix + trust * (new - matrix)
+        found = curvature.of_matrix(found.mean, matrix)
+    return _shifted(target, found, shifts[-1], data, costs)
 
 
 def _shifted(
-    target: Target, found: Normals, noise: Tensor, data: Tensor, costs: Costs, shifts: int = SHIFTS
+    target: Target, found: Normals, noise: Float[Tensor, "draws data dim"], data: Int[Tensor, " data"], costs: Costs
 ) -> Normals:
-    """The same normals where their mean slope vanishes; of the means on the way those with the largest mean of
-    log p(x, z)."""
-    best, mean = None, found.mean
-    for shift in range(shifts):
-        places = found.moved(mean).at(_opposite(noise[shift * PAIRS : (shift + 1) * PAIRS]))
-        values, slopes = target.slopes(places.flatten(0, 1), rows_of(2 * PAIRS, data))
-        costs.add(data, 2 * PAIRS * GRADIENT)
-        level, slope = values.reshape(2 * PAIRS, -1).double().mean(0), slopes.reshape(places.shape).double().mean(0)
-        better = level.isfinite() if best is None else level > best - TOLERATED
-        best = level if best is None else torch.where(better, torch.maximum(level, best), best)
-        kept = found.mean if shift == 0 else kept
-        kept = torch.where(better[:, None], mean, kept)
+    """The same normals moved towards where their mean slope vanishes, by one standard deviation at most each time; back
+    again where the mean of log p(x, z) has fallen."""
+    kept, best, mean = found.mean, torch.full_like(found.mean[:, 0], -torch.inf), found.mean
+    for some in noise.split(PAIRS):
+        places = found.moved(mean).at(_opposite(some))
+        values, slopes = target.slopes(places.flatten(0, 1), rows_of(len(places), data))
+        costs.add(data, len(places) * GRADIENT)
+        level, slope = values.reshape(places.shape[:2]).double().mean(0), slopes.reshape(places.shape).double().mean(0)
+        better = level > best - TOLERATED
+        best, kept = torch.maximum(level, best), torch.where(better[:, None], mean, kept)
         step = found.step(slope)
         length = found.whitened((found.mean + step)[None])[0].norm(dim=-1, keepdim=True)
         mean = torch.where(better[:, None], mean + step / length.clamp(min=1.0), kept)
-    return found.moved(mean)
+    return found.moved(torch.where((best > -torch.inf)[:, None], mean, found.mean))
 
 
 TOLERATED = 1.0

@@ -7,12 +7,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pyro_vae.evaluation.blocks import Block
+from pyro_vae.evaluation.log_likelihood.annealed import annealed, chains_for, temperatures_for
 from pyro_vae.evaluation.log_likelihood.adapt import adapted, component_masses
 from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, LEFT, SPENT, Figures, figures_of
 from pyro_vae.evaluation.log_likelihood.costs import Costs
-from pyro_vae.evaluation.log_likelihood.curvature import Curvature
+from pyro_vae.evaluation.log_likelihood.curvature import NONE, Curvature
 from pyro_vae.evaluation.log_likelihood.guide import density_of_guide, guide_places, narrow, prior_places
-from pyro_vae.evaluation.log_likelihood.local import DRAWS, WIDEN, smoothed
+from pyro_vae.evaluation.log_likelihood.local import NOISE, WIDEN, smoothed
 from pyro_vae.evaluation.log_likelihood.modes import Modes, find_modes
 from pyro_vae.evaluation.log_likelihood.normals import Normals, from_draws
 from pyro_vae.evaluation.log_likelihood.proposal import Proposal, shares_of
@@ -30,7 +31,7 @@ OF_GUIDE, ROUND_GUIDE = 0.8, 0.1
 """The guide's share, and the prior's, where the guide suffices; the rest is the normal with its moments, made wide."""
 
 PILOT, STEP = 100, 250
-SAFETY = 0.55
+SAFETY = 0.65
 """The standard error that is aimed at, in units of the tolerance: half of the draws have to agree with all of them."""
 
 STARTS, SMOOTHING, PILOTS, FINAL = 1, 2, 3, 4
@@ -81,6 +82,20 @@ class Ways:
         self.of_guide = from_draws(drawn[:GUIDE_DRAWS], LEAST * self.scale)
         self.curvature = Curvature(target, self.scale)
         self.starts = torch.cat([prior, drawn[GUIDE_DRAWS:]])
+        self.last: list[Trial] = []
+
+    @property
+    def notes(self) -> list[str]:
+        """What is missing here, in plain sentences."""
+        found = []
+        if self.density is None:
+            found.append(f"a normal fitted to the guide's draws takes its share, since {self.no_density}")
+        if self.curvature.kind == NONE:
+            found.append(
+                "the search is of first order, and covariances are those of the guide's draws, since the model has no "
+                f"second derivatives: {self.curvature.reason}"
+            )
+        return found
 
     def __call__(self) -> Found:
         """Try the ways in turn."""
@@ -91,6 +106,7 @@ class Ways:
         by_guide = (other <= need).nonzero().squeeze(1)
         self._final(found, guide.of(by_guide), by_guide, other[by_guide], GUIDE)
         self._locally(found, local, found.open, need)
+        self._annealed(found)
         found.figures.reason[modes.left & (found.figures.reason == CERTIFIED)] = LEFT
         return found
 
@@ -110,17 +126,34 @@ class Ways:
         for round in range(ROUNDS):
             trial = trial and trial.left(found)
             if trial is None or trial.drawn.places is None:
-                return
+                break
             normals = adapted(trial.proposal, trial.drawn, WIDEN)
             masses = component_masses(trial.proposal, trial.drawn)
             shares = shares_of(masses, PRIOR_SHARE, trial.proposal.shares[:, 1], WIDE_SHARE)
             proposal = Proposal(normals, shares, trial.proposal.guide)
             need = torch.maximum(self._need(trial.drawn.variance_under(proposal)), trial.drawn.counts)
-            trial = self._final(found, proposal, trial.data, need, ADAPTED, round)
+            trial = self._final(found, proposal, trial.data, need, ADAPTED, round) or Trial(trial.data, proposal, trial.drawn)
+        if trial is not None:
+            self.last.append(trial)
+
+    def _annealed(self, found: Found) -> None:
+        """Annealing for the data that are left, from the last proposal of each, in groups of as many temperatures."""
+        chains = chains_for(self.tolerance)
+        for trial in self.last:
+            trial = trial.left(found)
+            if trial is None:
+                continue
+            room = self.budget - self.costs.of_datum[trial.data]
+            temperatures = temperatures_for(room, chains)
+            for count in temperatures.unique().tolist():
+                mine = (temperatures == count).nonzero().squeeze(1)
+                if count:
+                    data, proposal = trial.data[mine], trial.proposal.of(mine)
+                    found.put(data, annealed(self.sampler, proposal, data, count, chains, self.tolerance), ANNEALED)
 
     def _modes(self) -> Modes:
         modes = find_modes(self.target, self.curvature, self.of_guide, self.starts, self.costs)
-        noise = self.sampler.noise(DRAWS, SMOOTHING)
+        noise = self.sampler.noise(NOISE, SMOOTHING)
         for number, mass in enumerate(modes.log_mass):
             data = (mass > -torch.inf).nonzero().squeeze(1)
             normals = modes.normals[number]
