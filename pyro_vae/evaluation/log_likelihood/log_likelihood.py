@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from pyro_vae.errors import ContractError, RunError, check_positive
 from pyro_vae.evaluation.ais.bridge import coordinates_of
 from pyro_vae.evaluation.blocks import Block, Blocks
+from pyro_vae.evaluation.chunks import ChunkEngine
 from pyro_vae.evaluation.evaluator import Evaluator, Progress
 from pyro_vae.evaluation.importance import Importance
 from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, REASONS
-from pyro_vae.evaluation.log_likelihood.target import Target
+from pyro_vae.evaluation.log_likelihood.target import Engines, Target
 from pyro_vae.evaluation.log_likelihood.unaided import by_guide_alone
 from pyro_vae.evaluation.log_likelihood.ways import EXACT, WAYS, Found, Ways
 from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, quantiles
 from pyro_vae.pair.sites import side_by_side
+
+EXPECTED = 1000
+"""So many model evaluations are expected of a datum, and as many gradients' worth."""
 
 COORDINATES = 9
 """What random numbers are for, as the last part of their seeds."""
@@ -45,20 +49,24 @@ class LogLikelihood(Evaluator):
     Args:
         tolerance: the standard error in nats that each datum is to reach.
         budget: the most model evaluations that a datum may cost.
+        engine: how the model runs: "eager", "compiled" (traced once for the shape of a chunk), or "auto", which
+            compiles where the model evaluations that are to be expected repay it.
 
     Raises:
+        UnknownName: no engine of this name.
         RunError: a tolerance or a budget that is not positive, or `particles`, of which there is no fixed number.
         ContractError: the pair has no log-densities of each datum.
     """
 
     needs_gradients = shareable = True
 
-    def __init__(self, tolerance: float = 0.1, budget: int = 20_000):
+    def __init__(self, tolerance: float = 0.1, budget: int = 20_000, engine: str = "auto"):
         if not 0 < tolerance < math.inf:
             raise RunError(f"tolerance must be a positive number of nats, not {tolerance}")
         check_positive(RunError, budget=budget)
-        self.tolerance, self.budget = tolerance, budget
+        self.tolerance, self.budget, self.engine = tolerance, budget, engine
         self.notes: dict[str, None] = {}
+        self.engines: Engines | None = None
 
     @torch.no_grad()
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
@@ -67,15 +75,17 @@ class LogLikelihood(Evaluator):
                 "log_likelihood takes no number of particles: say tolerance=0.1 (--tolerance) for the error that is "
                 "asked for, and budget=20000 (--budget) for the most that a datum may cost"
             )
-        self.notes = {}
+        self.notes, self.engines = {}, None
         if next(iter(blocks)).draws_nothing:
             parts = [self._exactly(block) for block in blocks]
             return Estimate(side_by_side(parts), exact=True, codes=CODES)
+        samples = {shapes: EXPECTED * data for shapes, data in blocks.data_of_each_shape.items()}
+        self.engines = Engines(ChunkEngine(self.engine, samples), ChunkEngine(self.engine, samples))
         parts = []
         for block in blocks:
             parts.append(self.of_block(block, particles, progress))
             progress(block.size)
-        return Estimate(side_by_side(parts), {"notes": list(self.notes)}, codes=CODES)
+        return Estimate(side_by_side(parts), {"notes": list(self.notes), **self.engines.densities.summary}, codes=CODES)
 
     def of_block(self, block: Block, particles: int, progress: Progress) -> PerDatum:
         block.check(of=["model"])
@@ -86,7 +96,8 @@ class LogLikelihood(Evaluator):
         except ContractError as problem:
             self.notes[str(problem)] = None
             return _figures(by_guide_alone(block, self.tolerance, self.budget))
-        ways = Ways(block, Target(block.pair, batch, coordinates), self.tolerance, self.budget)
+        target = Target(block.pair, batch, coordinates, self.engines)
+        ways = Ways(block, target, self.tolerance, self.budget)
         self.notes |= dict.fromkeys(ways.notes)
         return _figures(ways())
 
@@ -103,6 +114,7 @@ class LogLikelihood(Evaluator):
         figures = found.per_datum
         notes = found.summary.get("notes", [])
         summary = {
+            **{name: value for name, value in found.summary.items() if name != "notes"},
             "tolerance": self.tolerance,
             "budget": self.budget,
             "certified": figures["certified"].double().mean().item(),

@@ -69,7 +69,7 @@ def find_modes(
     main = climb(target, curvature, first, everything, costs)
     modes = Modes([main], [_log_mass(target, main, everything)])
     ends = ascend(target, starts, curvature.scale, modes.known, costs)
-    for _ in range(MOST - 1):
+    for _ in range(len(starts)):
         data, place = _most_open(ends, modes, curvature.scale)
         if not len(data):
             break
