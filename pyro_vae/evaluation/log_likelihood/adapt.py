@@ -10,7 +10,7 @@ from pyro_vae.evaluation.log_likelihood.normals import Normals, from_draws
 from pyro_vae.evaluation.log_likelihood.proposal import Proposal
 from pyro_vae.evaluation.log_likelihood.sampling import Drawn
 
-FEWEST = 20.0
+FEWEST = 100.0
 """A component is moved by half the way where so many effective draws are its own."""
 
 LEAST_SHARE = 0.05

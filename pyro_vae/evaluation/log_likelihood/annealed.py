@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_vae.evaluation.ais.annealing import HMC, anneal, sigmoid_path, tune
+from pyro_vae.evaluation.ais.annealing import HMC, Noise, anneal, sigmoid_path, tune
 from pyro_vae.evaluation.ais.bridge import State
+from pyro_vae.evaluation.blocks import seed_of
 from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, FEW_CHAINS, LARGE_ERROR, TEMPERATURES, ZERO, Figures
 from pyro_vae.evaluation.log_likelihood.costs import GRADIENT
 from pyro_vae.evaluation.log_likelihood.normals import Normals
@@ -25,7 +26,7 @@ EXPECTED = 0.6
 MOVE = LEAPFROG * GRADIENT + 1
 """Model evaluations of a move."""
 
-CHAINS, TUNING = 7, 8
+CHAINS, TUNING, MOVES = 7, 8, 9
 """What random numbers are for, as the last part of their seeds."""
 
 
@@ -71,20 +72,6 @@ class _Bridge:
         return self.proposal.log_density(places, none)
 
 
-@dataclass(frozen=True)
-class _Noise:
-    """Random numbers of all data of a block, of which some are used."""
-
-    generator: torch.Generator
-    size: int
-    data: Int[Tensor, " data"]
-    dtype: torch.dtype
-
-    def draw(self, numbers: type, chains: int, *dim: int) -> Float[Tensor, "chains data *dim"]:
-        made = numbers(chains, self.size, *dim, generator=self.generator, dtype=self.dtype)
-        return made.to(self.data.device)[:, self.data]
-
-
 def annealed(
     sampler: Sampler, proposal: Proposal, data: Int[Tensor, " data"], temperatures: int, chains: int, tolerance: float
 ) -> Figures:
@@ -117,14 +104,12 @@ def _weigh(sampler: Sampler, proposal: Proposal, data: Tensor, temperatures: int
     bridge = _Bridge(sampler, proposal.counted(torch.full_like(data, chains)), frame, data)
     starts = []
     for count, purpose in ((PILOTS, TUNING), (chains, CHAINS)):
-        noise = sampler.noise(count, purpose, temperatures)[:, data]
+        noise = sampler.noise(count, data, purpose, temperatures)
         parts = proposal.parts(count)
         none = torch.zeros_like(noise)
         starts.append(frame.whitened(proposal.places(parts, noise, none, none)))
-    with sampler.block.seeded(CHAINS, temperatures, 1):
-        generator = torch.Generator().manual_seed(torch.initial_seed())
-    dtype = sampler.target.coordinates.dtype
-    noise = _Noise(generator, sampler.target.size, data, dtype)
+    seed = seed_of(*sampler.block.key, MOVES, temperatures)
+    noise = Noise([seed], [len(data)], starts[0])
     spread = torch.ones_like(starts[0][0])
     hmc, betas = HMC(bridge, spread, LEAPFROG, noise), sigmoid_path(temperatures)
     steps = tune(hmc, bridge.at(starts[0]), betas, lambda moves: None, WARMUP)

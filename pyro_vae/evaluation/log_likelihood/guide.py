@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.ais.bridge import Coordinates, check_guide_density, guide_density
 from pyro_vae.evaluation.blocks import Block
-from pyro_vae.evaluation.draws import draws_of
-from pyro_vae.pair.particles import run_model
-from pyro_vae.pair.sites import latent, values_of
+from pyro_vae.evaluation.log_likelihood.normals import Places
+from pyro_vae.pair.particles import Fields, run_guide, run_model
+from pyro_vae.pair.sites import latent, side_by_side, values_of
+from pyro_vae.pair.terms import counts
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,16 @@ def density_of_guide(block: Block, coordinates: Coordinates) -> tuple[GuideDensi
         return None, str(problem)
 
 
-def guide_places(block: Block, coordinates: Coordinates, count: int, *purpose: int) -> Float[Tensor, "count data dim"]:
+def guide_places(pair: nn.Module, fields: Fields, coordinates: Coordinates, count: int) -> Places:
     """Draws of the guide."""
-    with block.seeded(*purpose):
-        return coordinates.places(draws_of(block, count).values)
+    drawn = [values_of(latent(run_guide(pair, fields, some))) for some in counts(pair, fields, count)]
+    return coordinates.places(side_by_side(drawn))
 
 
-def prior_places(block: Block, coordinates: Coordinates, count: int, *purpose: int) -> Float[Tensor, "count data dim"]:
+def prior_places(pair: nn.Module, fields: Fields, coordinates: Coordinates, count: int) -> Places:
     """Draws of the prior, by the model itself."""
-    batch, parts = block.batch(), []
-    with block.seeded(*purpose):
-        for some in block.ways.counts(count):
-            drawn = values_of(latent(run_model(block.pair, batch, {}, some)))
-            parts.append(coordinates.places(drawn))
-    return torch.cat(parts)
+    drawn = [values_of(latent(run_model(pair, fields, {}, some))) for some in counts(pair, fields, count)]
+    return coordinates.places(side_by_side(drawn))
 
 
 def narrow(places: Float[Tensor, "draws data dim"]) -> Bool[Tensor, " data"]:

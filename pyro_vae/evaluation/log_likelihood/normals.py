@@ -106,5 +106,5 @@ def from_draws(places: Places, least: Float[Tensor, " dim"] | Tensor, weights: T
 RANK = 100
 """Up to so many dimensions a covariance is kept whole; beyond, so many axes are looked for."""
 
-SHRINK = 20.0
+SHRINK = 60.0
 """How many effective draws for each dimension a covariance needs to count for half."""

@@ -77,19 +77,29 @@ class Drawn:
 
 
 class Sampler:
-    """Draws from proposals for data of a block, and weighs the draws. Its random numbers are those of the block, so that
-    the draws of a datum do not depend on which other data are asked for."""
+    """Draws from proposals for data of a block, and weighs the draws. Random numbers follow from the block, the purpose
+    and which of its data are asked for."""
 
     def __init__(self, block: Block, target: Target, costs: Costs):
         self.block, self.target, self.costs = block, target, costs
         self.at_once = max(1, min(PARTICLE_BLOCK, AT_ONCE // (DATA_BLOCK * max(1, target.coordinates.dim))))
 
-    def noise(self, count: int, *purpose: int) -> Float[Tensor, "count size dim"]:
-        """Standard normal noise for all data of the block."""
+    def noise(self, count: int, data: Int[Tensor, " data"], *purpose: int) -> Float[Tensor, "count data dim"]:
+        """Standard normal noise."""
         with self.block.seeded(*purpose, NOISE):
-            device = next(iter(self.target.batch.values())).device
-            shape = count, self.target.size, self.target.coordinates.dim
-            return torch.randn(shape, dtype=self.target.coordinates.dtype).to(device)
+            shape = count, len(data), self.target.coordinates.dim
+            return torch.randn(shape, dtype=self.target.coordinates.dtype).to(data.device)
+
+    def of_prior(self, count: int, data: Int[Tensor, " data"], *purpose: int) -> Float[Tensor, "count data dim"]:
+        """Draws of the prior, each of which costs an evaluation of the model."""
+        self.costs.add(data, count)
+        with self.block.seeded(*purpose, FROM_PRIOR):
+            return prior_places(self.block.pair, self.target.fields(data), self.target.coordinates, count)
+
+    def of_guide(self, count: int, data: Int[Tensor, " data"], *purpose: int) -> Float[Tensor, "count data dim"]:
+        """Draws of the guide."""
+        with self.block.seeded(*purpose, FROM_GUIDE):
+            return guide_places(self.block.pair, self.target.fields(data), self.target.coordinates, count)
 
     def draw(
         self, proposal: Proposal, data: Int[Tensor, " data"], counts: Int[Tensor, " data"], *purpose: int
@@ -126,13 +136,11 @@ class Sampler:
     def _places(self, proposal: Proposal, data: Tensor, parts: Tensor, *purpose: int) -> Tensor:
         """Places [draws, data, dim] in the model's precision, those of prior and guide as these draw them."""
         given = []
-        for part, draw, use in ((PRIOR, prior_places, FROM_PRIOR), (GUIDE, guide_places, FROM_GUIDE)):
+        for part, draw in ((PRIOR, self.of_prior), (GUIDE, self.of_guide)):
             turns = (parts == part).any(1).nonzero().squeeze(1)
             shape = *parts.shape, self.target.coordinates.dim
             found = torch.zeros(shape, dtype=self.target.coordinates.dtype, device=parts.device)
             if len(turns):
-                drawn = draw(self.block, self.target.coordinates, len(turns), *purpose, use)
-                found[turns] = drawn[:, data]
+                found[turns] = draw(len(turns), data, *purpose)
             given.append(found)
-        noise = self.noise(len(parts), *purpose)[:, data]
-        return proposal.places(parts, noise, *given)
+        return proposal.places(parts, self.noise(len(parts), data, *purpose), *given)

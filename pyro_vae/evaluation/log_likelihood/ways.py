@@ -12,7 +12,7 @@ from pyro_vae.evaluation.log_likelihood.adapt import adapted, component_masses
 from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, LEFT, SPENT, Figures, figures_of
 from pyro_vae.evaluation.log_likelihood.costs import Costs
 from pyro_vae.evaluation.log_likelihood.curvature import NONE, Curvature
-from pyro_vae.evaluation.log_likelihood.guide import density_of_guide, guide_places, narrow, prior_places
+from pyro_vae.evaluation.log_likelihood.guide import density_of_guide, narrow
 from pyro_vae.evaluation.log_likelihood.local import NOISE, WIDEN, smoothed
 from pyro_vae.evaluation.log_likelihood.modes import Modes, find_modes
 from pyro_vae.evaluation.log_likelihood.normals import Normals, from_draws
@@ -26,11 +26,20 @@ WAYS = ("guide", "local", "adapted", "ais", "exact")
 
 PRIOR_STARTS, GUIDE_STARTS, GUIDE_DRAWS = 16, 4, 64
 
-PRIOR_SHARE, GUIDE_SHARE, WIDE_SHARE = 0.05, 0.1, 0.05
+PRIOR_SHARE, GUIDE_SHARE, WIDE_SHARE = 0.03, 0.1, 0.05
 OF_GUIDE, ROUND_GUIDE = 0.8, 0.1
 """The guide's share, and the prior's, where the guide suffices; the rest is the normal with its moments, made wide."""
 
-PILOT, STEP = 100, 250
+PILOT, SECOND, STEP = 100, 750, 250
+"""Draws of a first pilot; of a second one, where the first asks for more than `EASY`; and draws come in steps of so many.
+"""
+
+EASY, ROUNDS, MORE = 2500, 3, 2
+"""A proposal that fails is adapted so many times at most, each time with so many times as many draws at least."""
+
+HIDDEN = 1.4
+"""A pilot does not see all of the tail: the variance that it finds is taken this much larger."""
+
 SAFETY = 0.65
 """The standard error that is aimed at, in units of the tolerance: half of the draws have to agree with all of them."""
 
@@ -73,10 +82,9 @@ class Ways:
         self.sampler = Sampler(block, target, self.costs)
         coordinates = target.coordinates
         self.density, self.no_density = density_of_guide(block, coordinates)
-        drawn = guide_places(block, coordinates, GUIDE_DRAWS + GUIDE_STARTS, STARTS, 0)
-        prior = prior_places(block, coordinates, PRIOR_STARTS, STARTS, 1)
-        self.everything = torch.arange(block.size, device=drawn.device)
-        self.costs.add(self.everything, PRIOR_STARTS)
+        self.everything = torch.arange(block.size, device=target.device)
+        drawn = self.sampler.of_guide(GUIDE_DRAWS + GUIDE_STARTS, self.everything, STARTS)
+        prior = self.sampler.of_prior(PRIOR_STARTS, self.everything, STARTS)
         self.scale = _scale(prior)
         self.collapsed = narrow(drawn)
         self.of_guide = from_draws(drawn[:GUIDE_DRAWS], LEAST * self.scale)
@@ -102,7 +110,7 @@ class Ways:
         modes = self._modes()
         local, guide, pilot = self._pilots(modes)
         found = Found(_nothing(self.block.size), torch.full((self.block.size,), LOCAL), self.costs)
-        need, other = (self._need(pilot.variance_under(proposal)) for proposal in (local, guide))
+        need, other = (self._need(HIDDEN * pilot.variance_under(proposal)) for proposal in (local, guide))
         by_guide = (other <= need).nonzero().squeeze(1)
         self._final(found, guide.of(by_guide), by_guide, other[by_guide], GUIDE)
         self._locally(found, local, found.open, need)
@@ -115,7 +123,7 @@ class Ways:
         easy, hard = data[need[data] <= EASY], data[need[data] > EASY]
         self._improve(found, self._final(found, local.of(easy), easy, need[easy], LOCAL))
         if len(hard):
-            counts = torch.minimum(torch.full_like(hard, MORE), self._room(hard))
+            counts = torch.minimum(torch.full_like(hard, SECOND), self._room(hard))
             hard, counts = hard[counts > 0], counts[counts > 0]
         if len(hard):
             drawn = self.sampler.draw(local.of(hard), hard, counts, PILOTS, 1)
@@ -131,7 +139,8 @@ class Ways:
             masses = component_masses(trial.proposal, trial.drawn)
             shares = shares_of(masses, PRIOR_SHARE, trial.proposal.shares[:, 1], WIDE_SHARE)
             proposal = Proposal(normals, shares, trial.proposal.guide)
-            need = torch.maximum(self._need(trial.drawn.variance_under(proposal)), trial.drawn.counts)
+            variance = torch.maximum(trial.drawn.variance_under(proposal), trial.drawn.variance)
+            need = torch.maximum(self._need(variance), MORE * trial.drawn.counts)
             trial = self._final(found, proposal, trial.data, need, ADAPTED, round) or Trial(trial.data, proposal, trial.drawn)
         if trial is not None:
             self.last.append(trial)
@@ -153,11 +162,11 @@ class Ways:
 
     def _modes(self) -> Modes:
         modes = find_modes(self.target, self.curvature, self.of_guide, self.starts, self.costs)
-        noise = self.sampler.noise(NOISE, SMOOTHING)
         for number, mass in enumerate(modes.log_mass):
             data = (mass > -torch.inf).nonzero().squeeze(1)
             normals = modes.normals[number]
-            smooth = smoothed(self.target, self.curvature, normals.of(data), noise[:, data], data, self.costs)
+            noise = self.sampler.noise(NOISE, data, SMOOTHING, number)
+            smooth = smoothed(self.target, self.curvature, normals.of(data), noise, data, self.costs)
             modes.normals[number] = normals.put(data, smooth)
         return modes
 
@@ -215,7 +224,6 @@ class Trial:
         return Trial(self.data[left], self.proposal.of(left), self.drawn.of(left)) if len(left) else None
 
 
-EASY, MORE, ROUNDS = 2500, 750, 2
 LEAST = 1e-3
 
 
