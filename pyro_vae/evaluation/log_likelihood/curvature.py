@@ -112,6 +112,12 @@ class Curvature:
         widths = values.clamp(min=FLOOR).rsqrt()
         return Normals(place.double(), self.scale.double().expand(place.shape), axes, widths)
 
+    def matrix_of(self, normals: Normals) -> Float[Tensor, "data dim dim"]:
+        """The precision of normals, in units of the scale."""
+        inner = normals.axes * normals.widths.unsqueeze(1) ** -2 @ normals.axes.mT
+        units = self.scale.double() / normals.scale
+        return units.unsqueeze(2) * inner * units.unsqueeze(1) if self.whole else inner
+
     def matrix(self, place: Float[Tensor, "data dim"], rows: Rows) -> Float[Tensor, "data dim dim"]:
         """The curvature itself, in units of the scale, in float64."""
         way = self._gauss_newton if self.kind == GAUSS_NEWTON else self._hessian

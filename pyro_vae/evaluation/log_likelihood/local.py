@@ -1,5 +1,7 @@
 """A local normal: the nearest mode, and the curvature there, both smoothed over the normal itself."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,9 +25,6 @@ TRUST = (1.0, 0.7, 0.5)
 
 PAIRS, SHIFTS = 4, 2
 """The mean slope is that at so many pairs of opposite draws, and the mean is shifted so often in a round."""
-
-NOISE = (len(TRUST) + 1) * SHIFTS * PAIRS + len(TRUST)
-"""Draws of noise that smoothing takes."""
 
 WIDEN = 1.07
 """How much wider than the local normal its draws are: tails that are too light cost more than some that are not."""
@@ -74,24 +73,31 @@ def smoothed(
     noise: Float[Tensor, "draws data dim"],
     data: Int[Tensor, " data"],
     costs: Costs,
+    trust: Sequence[float] = TRUST,
 ) -> Normals:
     """The normal nearest to the posterior around a mode: its mean is where the mean slope over it vanishes, and its
     precision the mean curvature over it (Opper & Archambeau 2009).
 
     Args:
-        noise: standard normal, `NOISE` draws.
+        noise: standard normal, `noise_of(trust)` draws.
+        trust: how far the curvature moves to the mean over fresh draws in each round.
     """
-    shifts, places = noise[: -len(TRUST)].split(SHIFTS * PAIRS), noise[-len(TRUST) :]
-    found, matrix = local, None
-    for trust, here, pair in zip(TRUST, shifts, places, strict=False):
+    shifts, places = noise[: -len(trust)].split(SHIFTS * PAIRS), noise[-len(trust) :]
+    found, matrix = local, curvature.matrix_of(local)
+    for share, here, pair in zip(trust, shifts, places, strict=False):
         found = _shifted(target, found, here, data, costs)
         if curvature.kind == NONE or not curvature.whole:
             return found
         new = sum(curvature.matrix(place, data) for place in found.at(_opposite(pair[None]))) / 2
         costs.add(data, 2 * curvature.cost)
-        matrix = new if matrix is None else matrix + trust * (new - matrix)
+        matrix = matrix + share * (new - matrix)
         found = curvature.of_matrix(found.mean, matrix)
     return _shifted(target, found, shifts[-1], data, costs)
+
+
+def noise_of(trust: Sequence[float]) -> int:
+    """How many draws of noise smoothing takes."""
+    return (len(trust) + 1) * SHIFTS * PAIRS + len(trust)
 
 
 def _shifted(

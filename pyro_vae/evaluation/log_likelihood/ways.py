@@ -1,5 +1,6 @@
 """How the log-likelihood of each datum of a block is found: by the first of several ways that reaches the tolerance."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,10 @@ from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, LEFT, SPEN
 from pyro_vae.evaluation.log_likelihood.costs import Costs
 from pyro_vae.evaluation.log_likelihood.curvature import NONE, Curvature
 from pyro_vae.evaluation.log_likelihood.guide import density_of_guide, narrow
-from pyro_vae.evaluation.log_likelihood.local import NOISE, WIDEN, smoothed
+from pyro_vae.evaluation.log_likelihood.local import TRUST, WIDEN, noise_of, smoothed
 from pyro_vae.evaluation.log_likelihood.modes import Modes, find_modes
 from pyro_vae.evaluation.log_likelihood.normals import Normals, from_draws
-from pyro_vae.evaluation.log_likelihood.proposal import Proposal, shares_of
+from pyro_vae.evaluation.log_likelihood.proposal import PRIOR, Proposal, shares_of
 from pyro_vae.evaluation.log_likelihood.sampling import Drawn, Sampler
 from pyro_vae.evaluation.log_likelihood.target import Target
 
@@ -30,12 +31,15 @@ PRIOR_SHARE, GUIDE_SHARE, WIDE_SHARE = 0.03, 0.1, 0.05
 OF_GUIDE, ROUND_GUIDE = 0.8, 0.1
 """The guide's share, and the prior's, where the guide suffices; the rest is the normal with its moments, made wide."""
 
-PILOT, SECOND, STEP = 100, 750, 250
+PILOT, SECOND, STEP = 100, 250, 250
 """Draws of a first pilot; of a second one, where the first asks for more than `EASY`; and draws come in steps of so many.
 """
 
-EASY, ROUNDS, MORE = 2500, 3, 2
+EASY, ROUNDS, MORE = 1500, 3, 2
 """A proposal that fails is adapted so many times at most, each time with so many times as many draws at least."""
+
+MORE_TRUST = (0.6, 0.5, 0.4, 0.3)
+"""How far the curvature moves in each round of a second smoothing."""
 
 HIDDEN = 1.4
 """A pilot does not see all of the tail: the variance that it finds is taken this much larger."""
@@ -120,14 +124,25 @@ class Ways:
 
     def _locally(self, found: Found, local: Proposal, data: Int[Tensor, " data"], need: Int[Tensor, " data"]) -> None:
         """The local proposal where few draws of it suffice; else, and where these fail, adapted ones."""
-        easy, hard = data[need[data] <= EASY], data[need[data] > EASY]
-        self._improve(found, self._final(found, local.of(easy), easy, need[easy], LOCAL))
+        hard = data[need[data] > EASY]
         if len(hard):
-            counts = torch.minimum(torch.full_like(hard, SECOND), self._room(hard))
-            hard, counts = hard[counts > 0], counts[counts > 0]
-        if len(hard):
-            drawn = self.sampler.draw(local.of(hard), hard, counts, PILOTS, 1)
-            self._improve(found, Trial(hard, local.of(hard), drawn))
+            local, need[hard] = self._smoother(local, hard)
+        self._improve(found, self._final(found, local.of(data), data, need[data], LOCAL))
+
+    def _smoother(self, local: Proposal, data: Int[Tensor, " data"]) -> tuple[Proposal, Int[Tensor, " data"]]:
+        """The proposal smoothed once more for some data, and how many draws these need of it, by pilots of their own."""
+        normals = []
+        for number, old in enumerate(local.normals[:-1]):
+            having = data[local.shares[data, 2 + number] > 0]
+            normals.append(old.put(having, self._smoothed(old.of(having), having, 1, number, trust=MORE_TRUST)) if len(having) else old)
+        proposal = Proposal([*normals, local.normals[-1]], local.shares, local.guide)
+        counts = torch.full_like(data, SECOND)
+        pilot = self.sampler.draw(proposal.of(data), data, counts, PILOTS, 1)
+        return proposal, self._need(HIDDEN * pilot.variance)
+
+    def _smoothed(self, normals: Normals, data: Int[Tensor, " data"], *purpose: int, trust: Sequence[float] = TRUST) -> Normals:
+        noise = self.sampler.noise(noise_of(trust), data, SMOOTHING, *purpose)
+        return smoothed(self.target, self.curvature, normals, noise, data, self.costs, trust)
 
     def _improve(self, found: Found, trial: "Trial | None") -> None:
         """Adapt a proposal to its own weighed draws, for the data that are not yet certified."""
@@ -139,8 +154,8 @@ class Ways:
             masses = component_masses(trial.proposal, trial.drawn)
             shares = shares_of(masses, PRIOR_SHARE, trial.proposal.shares[:, 1], WIDE_SHARE)
             proposal = Proposal(normals, shares, trial.proposal.guide)
-            variance = torch.maximum(trial.drawn.variance_under(proposal), trial.drawn.variance)
-            need = torch.maximum(self._need(variance), MORE * trial.drawn.counts)
+            both = trial.drawn.variance_under(proposal).clamp(min=0) * trial.drawn.variance  # the first flatters itself
+            need = torch.maximum(self._need(HIDDEN * both.sqrt()), MORE * trial.drawn.counts)
             trial = self._final(found, proposal, trial.data, need, ADAPTED, round) or Trial(trial.data, proposal, trial.drawn)
         if trial is not None:
             self.last.append(trial)
@@ -165,9 +180,8 @@ class Ways:
         for number, mass in enumerate(modes.log_mass):
             data = (mass > -torch.inf).nonzero().squeeze(1)
             normals = modes.normals[number]
-            noise = self.sampler.noise(NOISE, data, SMOOTHING, number)
-            smooth = smoothed(self.target, self.curvature, normals.of(data), noise, data, self.costs)
-            modes.normals[number] = normals.put(data, smooth)
+            smooth = self._smoothed(normals.of(data), data, 0, number)
+            modes.normals[number] = normals.put(data, smooth.widened(WIDEN))
         return modes
 
     def _pilots(self, modes: Modes) -> tuple[Proposal, Proposal, Drawn]:
@@ -176,7 +190,7 @@ class Ways:
         known[~self.collapsed] = 1.0 if self.density is not None else 0.0
         masses = modes.masses
         fitted = torch.where(known > 0, 0.0, 1.0)
-        normals = [*[n.widened(WIDEN) for n in modes.normals], self.of_guide]
+        normals = [*modes.normals, self.of_guide]
         of_fitted = torch.cat([masses * (1 - GUIDE_SHARE * fitted[:, None]) / masses.sum(1, keepdim=True), (GUIDE_SHARE * fitted)[:, None]], 1)
         first = Proposal(normals, shares_of(of_fitted, PRIOR_SHARE, 0.25 * known, WIDE_SHARE), self.density)
         counts = torch.full((self.block.size,), PILOT) + 50 * (torch.stack(modes.log_mass, 1) > -torch.inf).sum(1)
@@ -192,15 +206,18 @@ class Ways:
         least = (variance / (SAFETY * self.tolerance) ** 2 / STEP).nan_to_num(1e6, 1e6, 1e6)
         return least.ceil().clamp(1, 1e6).long() * STEP
 
-    def _room(self, data: Int[Tensor, " data"]) -> Int[Tensor, " data"]:
-        """How many draws the budget still allows."""
-        return ((self.budget - self.costs.of_datum[data]) / STEP).floor().clamp(min=0).long() * STEP
+    def _room(self, proposal: Proposal, data: Int[Tensor, " data"]) -> Int[Tensor, " data"]:
+        """How many draws the budget still allows; one of the prior costs two evaluations."""
+        left = self.budget - self.costs.of_datum[data]
+        return (left / (1.01 + proposal.shares[:, PRIOR]) / STEP).floor().clamp(min=0).long() * STEP
 
     def _final(
         self, found: Found, proposal: Proposal, data: Int[Tensor, " data"], need: Int[Tensor, " data"], *way: int
     ) -> "Trial | None":
         """Fresh draws of a proposal, as many as are needed and the budget allows, and their figures."""
-        counts = torch.minimum(need, self._room(data))
+        if not len(data):
+            return None
+        counts = torch.minimum(need, self._room(proposal, data))
         found.figures.reason[data[counts == 0]] = SPENT
         going = (counts > 0).nonzero().squeeze(1)
         if not len(going):
