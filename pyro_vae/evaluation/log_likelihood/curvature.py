@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.log_likelihood.normals import RANK, Normals
+from pyro_vae.evaluation.log_likelihood.normals import AXES, RANK, Normals
 from pyro_vae.evaluation.log_likelihood.target import Rows, Target
 from pyro_vae.pair.enumeration import enumerates
 from pyro_vae.pair.particles import run_model
@@ -22,9 +22,6 @@ FLOOR = 0.05
 """The least curvature in units of the prior's, so that no axis is more than about four times as wide."""
 
 GAUSS_NEWTON, HESSIAN, NONE = "Gauss-Newton", "Hessian", "none"
-
-AXES = 40
-"""So many axes are looked at in many dimensions."""
 
 EXACT_COST = 6
 """Model evaluations of one column of a Hessian: a tangent of a gradient."""

@@ -92,11 +92,10 @@ class LogLikelihood(Evaluator):
         batch = block.batch()
         try:
             with block.seeded(COORDINATES):
-                coordinates = coordinates_of(block.pair, batch)
+                target = Target(block.pair, batch, coordinates_of(block.pair, batch), self.engines)
         except ContractError as problem:
             self.notes[str(problem)] = None
             return _figures(by_guide_alone(block, self.tolerance, self.budget))
-        target = Target(block.pair, batch, coordinates, self.engines)
         ways = Ways(block, target, self.tolerance, self.budget)
         self.notes |= dict.fromkeys(ways.notes)
         return _figures(ways())

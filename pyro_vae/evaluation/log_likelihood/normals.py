@@ -91,9 +91,8 @@ def from_draws(places: Places, least: Float[Tensor, " dim"] | Tensor, weights: T
     scale = (weights.unsqueeze(-1) * centred.square()).sum(0).sqrt()
     scale = torch.maximum(scale, least.double().expand_as(scale))
     size, dim = mean.shape
-    rank = min(dim, RANK)
     if dim > RANK:
-        return Normals(mean, scale, mean.new_zeros(size, dim, rank), mean.new_ones(size, rank))
+        return Normals(mean, scale, mean.new_zeros(size, dim, AXES), mean.new_ones(size, AXES))
     effective = 1 / weights.square().sum(0)
     share = (effective / (effective + SHRINK * dim))[:, None, None]
     units = (centred / scale * weights.sqrt().unsqueeze(-1)).permute(1, 2, 0)
@@ -105,6 +104,9 @@ def from_draws(places: Places, least: Float[Tensor, " dim"] | Tensor, weights: T
 
 RANK = 100
 """Up to so many dimensions a covariance is kept whole; beyond, so many axes are looked for."""
+
+AXES = 40
+"""So many axes are looked for in many dimensions."""
 
 SHRINK = 60.0
 """How many effective draws for each dimension a covariance needs to count for half."""

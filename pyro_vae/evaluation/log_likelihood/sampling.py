@@ -94,12 +94,20 @@ class Sampler:
         """Draws of the prior, each of which costs an evaluation of the model."""
         self.costs.add(data, count)
         with self.block.seeded(*purpose, FROM_PRIOR):
-            return prior_places(self.block.pair, self.target.fields(data), self.target.coordinates, count)
+            found = prior_places(self.block.pair, self.target.fields(data), self.target.coordinates, count)
+            return self._filled(found, data)
 
     def of_guide(self, count: int, data: Int[Tensor, " data"], *purpose: int) -> Float[Tensor, "count data dim"]:
         """Draws of the guide."""
         with self.block.seeded(*purpose, FROM_GUIDE):
-            return guide_places(self.block.pair, self.target.fields(data), self.target.coordinates, count)
+            found = guide_places(self.block.pair, self.target.fields(data), self.target.coordinates, count)
+            return self._filled(found, data)
+
+    def _filled(self, places: Float[Tensor, "count data dim"], data: Int[Tensor, " data"]) -> Tensor:
+        """The same with standard normal noise where a mask leaves coordinates out."""
+        if self.target.masked is None:
+            return places
+        return torch.where(self.target.masked[data] > 0, torch.randn_like(places), places)
 
     def draw(
         self, proposal: Proposal, data: Int[Tensor, " data"], counts: Int[Tensor, " data"], *purpose: int

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_vae.engine.tracing import Named
 from pyro_vae.evaluation.ais.bridge import Coordinates
 from pyro_vae.evaluation.chunks import CHUNK_BYTES, ChunkEngine, rows_that_fit
+from pyro_vae.evaluation.log_likelihood.masked import log_density_of_masked, masked_out
 from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.particles import Fields
 from pyro_vae.pair.terms import model_terms
@@ -43,7 +44,10 @@ class RowDensities(_Rows):
     def forward(self, batch: Named, values: Named) -> Sequence[Tensor]:
         latents, log_stretch = self.coordinates.values(values["places"].unsqueeze(0))
         log_likelihood, log_prior = model_terms(self.pair, batch, latents, 1)
-        return log_likelihood[0], log_prior[0] + log_stretch[0]
+        log_prior = log_prior[0] + log_stretch[0]
+        if "masked" in values:
+            log_prior = log_prior + log_density_of_masked(values["places"], values["masked"])
+        return log_likelihood[0], log_prior
 
 
 class RowSlopes(RowDensities):
@@ -52,7 +56,7 @@ class RowSlopes(RowDensities):
     def forward(self, batch: Named, values: Named) -> Sequence[Tensor]:
         with torch.enable_grad():
             places = values["places"].detach().requires_grad_()
-            log_joint = sum(super().forward(batch, {"places": places}))
+            log_joint = sum(super().forward(batch, {**values, "places": places}))
             (slope,) = torch.autograd.grad(log_joint.sum(), places)
         return log_joint.detach(), slope
 
@@ -77,6 +81,8 @@ class Target:
     def __init__(self, pair: nn.Module, batch: Fields, coordinates: Coordinates, engines: Engines | None = None):
         self.pair, self.batch, self.coordinates, self.engines = pair, batch, coordinates, engines
         self.size = batch_size(batch)
+        masked = masked_out(pair, batch, coordinates)
+        self.masked = masked.to(coordinates.dtype) if masked.any() else None
         of_latents = CHUNK_BYTES[self.device.type] // (16 * max(1, coordinates.dim))
         self.most = max(1, min(rows_that_fit(batch), of_latents))
 
@@ -91,7 +97,10 @@ class Target:
     def densities(self, places: Float[Tensor, "rows dim"], rows: Rows) -> Densities:
         """Both parts of log p(x, z) at these places, which are few, differentiable."""
         module = RowDensities(self.pair, self.coordinates, len(rows))
-        return Densities(*map(_known, module(self.fields(rows), {"places": places})))
+        return Densities(*map(_known, module(self.fields(rows), self._values(places, rows))))
+
+    def _values(self, places: Tensor, rows: Rows) -> dict[str, Tensor]:
+        return {"places": places} | ({} if self.masked is None else {"masked": self.masked[rows]})
 
     def weigh(self, places: Float[Tensor, "rows dim"], rows: Rows) -> Densities:
         """The same for any number of places, as many at a time as fit."""
@@ -119,7 +128,7 @@ class Target:
                 some, of = some[more], of[more]
             module = kind(self.pair, self.coordinates, len(of))
             run = engine if engine is not None and len(of) == self.most else _eagerly
-            found = run(module, self.fields(of), {"places": some})
+            found = run(module, self.fields(of), self._values(some, of))
             parts.append([each[:count] for each in found])
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 

@@ -85,7 +85,7 @@ class Ways:
         self.costs = Costs(block.size, target.device)
         self.sampler = Sampler(block, target, self.costs)
         coordinates = target.coordinates
-        self.density, self.no_density = density_of_guide(block, coordinates)
+        self.density, self.no_density = density_of_guide(block, coordinates, target.masked)
         self.everything = torch.arange(block.size, device=target.device)
         drawn = self.sampler.of_guide(GUIDE_DRAWS + GUIDE_STARTS, self.everything, STARTS)
         prior = self.sampler.of_prior(PRIOR_STARTS, self.everything, STARTS)
