@@ -91,12 +91,21 @@ def of_mnist(parts: list[dict[str, Any]], reference: dict[str, Any]) -> str:
         ["mean, nats", f"{bound.mean():.3f}", f"{usual.mean():.3f}"],
         [f"mean of {count} of the images", f"{bound[:count].mean():.3f}", f"{usual[:count].mean():.3f}"],
         ["the same, with " + f"{WORK} times the work", f"{known.mean():.3f}", ""],
-        ["certified, or k-hat below 0.7", f"{certified.mean():.1%}", f"{(column(parts, 'usual', 'pareto_k') < 0.7).double().mean():.1%}"],
+        [
+            "certified, or k-hat below 0.7",
+            f"{certified.mean():.1%}",
+            f"{(column(parts, 'usual', 'pareto_k') < 0.7).double().mean():.1%}",
+        ],
         ["model evaluations of an image", f"{cost.mean():,.0f}", "5,000"],
         ["seconds in all", f"{seconds[0]:,.0f}", f"{seconds[1]:,.0f}"],
     ]
     ways = [
-        [name, f"{(way == number).sum():,}", f"{certified[way == number].mean():.1%}", f"{cost[way == number].mean():,.0f}"]
+        [
+            name,
+            f"{(way == number).sum():,}",
+            f"{certified[way == number].mean():.1%}",
+            f"{cost[way == number].mean():,.0f}",
+        ]
         for number, name in enumerate(names)
         if (way == number).any()
     ]
@@ -114,9 +123,29 @@ def of_closed_forms(folder: Path) -> str:
     rows = []
     for dim in (2, 10):
         for name, options in {**UNIMODAL, **LOST}.items():
-            found = kept(folder / f"closed_{dim}_{name.replace(' ', '_')}.json", lambda d=dim, o=options: against_exact(d, o))
-            rows.append([name, dim, f"{found['certified']:.1%}", found["wrong"], f"{found['outside']:.1%}", f"{found['largest']:.3f}", f"{found['cost']:,.0f}"])
-    columns = ["the guide", "dims", "certified", "certified and wrong by 0.2 nats", "outside 3 errors and 0.02 nats", "largest error", "evaluations"]
+            found = kept(
+                folder / f"closed_{dim}_{name.replace(' ', '_')}.json", lambda d=dim, o=options: against_exact(d, o)
+            )
+            rows.append(
+                [
+                    name,
+                    dim,
+                    f"{found['certified']:.1%}",
+                    found["wrong"],
+                    f"{found['outside']:.1%}",
+                    f"{found['largest']:.3f}",
+                    f"{found['cost']:,.0f}",
+                ]
+            )
+    columns = [
+        "the guide",
+        "dims",
+        "certified",
+        "certified and wrong by 0.2 nats",
+        "outside 3 errors and 0.02 nats",
+        "largest error",
+        "evaluations",
+    ]
     return table(columns, rows)
 
 
@@ -156,7 +185,9 @@ def draw(parts: list[dict[str, Any]], run: pv.Run, reference: dict[str, Any], fo
     axes = figure.subplots()
     for (name, points), marker in zip(lines.items(), "os*", strict=True):
         axes.plot(*zip(*points, strict=True), marker=marker, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="draws, or model evaluations, of an image", ylabel="nats below the reference")
+    axes.set(
+        xscale="log", yscale="log", xlabel="draws, or model evaluations, of an image", ylabel="nats below the reference"
+    )
     axes.legend(frameon=False)
     pv.plots.save(figure, HERE / "work.png")
     rows = [[name, f"{work:,.0f}", f"{gap:.3f}"] for name, points in lines.items() for work, gap in points]
@@ -187,7 +218,9 @@ def main() -> None:
         figures / f"reference_{given.reference}.json",
         lambda: measured(run.pair, some(shuffled(run), 0, given.reference), "log_likelihood", **options),
     )
-    command = f"python reports/bounds/run.py --images {given.images} --reference {given.reference} --epochs {given.epochs}"
+    command = (
+        f"python reports/bounds/run.py --images {given.images} --reference {given.reference} --epochs {given.epochs}"
+    )
     text = header("Bounds that repair themselves", command)
     text += f"\n## MNIST, 784-200-200-50, {given.epochs} epochs\n\n" + of_mnist(parts, reference)
     text += "\n## Error against work\n\n" + draw(parts, run, reference, figures) + "\n![error against work](work.png)\n"

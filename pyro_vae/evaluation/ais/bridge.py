@@ -21,7 +21,7 @@ Places = Float[Tensor, "chains batch dim"]
 PerChain = Float[Tensor, "chains batch"]
 Values = dict[str, Tensor]
 
-STARTS = ("guide", "prior")
+STARTS = ("guide", "prior", "laplace")
 
 
 class State(NamedTuple):
@@ -150,7 +150,9 @@ class Coordinates:
         self.shapes = {name: self.transforms[name].inv(site.value).shape[2:] for name, site in latents.items()}
         self.dim = sum(shape.numel() for shape in self.shapes.values())
         self.dtype = next((site.value.dtype for site in latents.values()), torch.get_default_dtype())
-        self.are_values = all(_same(self.transforms[name].inv(site.value), site.value) for name, site in latents.items())
+        self.are_values = all(
+            _same(self.transforms[name].inv(site.value), site.value) for name, site in latents.items()
+        )
 
     def places(self, values: Values) -> Places:
         """The coordinates of values [chains, batch, *event]."""

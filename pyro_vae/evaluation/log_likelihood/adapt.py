@@ -55,7 +55,9 @@ def _adapted(old: Normals, places: Tensor, weights: Float[Tensor, "draws data"],
     trust = (effective / (effective + FEWEST))[:, None]
     units = old.whitened(places)
     mean = trust * (weights[..., None] * units).sum(0)
-    inner = from_draws(units - mean, torch.full_like(mean, 1e-3), weights) if old.axes.shape[2] == mean.shape[1] else None
+    inner = (
+        from_draws(units - mean, torch.full_like(mean, 1e-3), weights) if old.axes.shape[2] == mean.shape[1] else None
+    )
     place = old.mean + old.scale * old.along(mean[None])[0]
     return old.moved(place) if inner is None else _composed(old.moved(place), inner, widen)
 

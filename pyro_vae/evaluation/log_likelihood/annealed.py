@@ -9,10 +9,17 @@ from torch import Tensor
 from pyro_vae.evaluation.ais.annealing import HMC, Noise, anneal, sigmoid_path, tune
 from pyro_vae.evaluation.ais.bridge import State
 from pyro_vae.evaluation.blocks import seed_of
-from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, FEW_CHAINS, LARGE_ERROR, TEMPERATURES, ZERO, Figures
+from pyro_vae.evaluation.log_likelihood.certificate import (
+    CERTIFIED,
+    FEW_CHAINS,
+    LARGE_ERROR,
+    TEMPERATURES,
+    ZERO,
+    Figures,
+)
 from pyro_vae.evaluation.log_likelihood.costs import GRADIENT
 from pyro_vae.evaluation.log_likelihood.normals import Normals
-from pyro_vae.evaluation.log_likelihood.proposal import Proposal
+from pyro_vae.evaluation.log_likelihood.proposal import GUIDE, PRIOR, Proposal
 from pyro_vae.evaluation.log_likelihood.sampling import Sampler
 from pyro_vae.evaluation.log_likelihood.target import rows_of
 from pyro_vae.evaluation.weights import WeightStream
@@ -76,9 +83,6 @@ def annealed(
     sampler: Sampler, proposal: Proposal, data: Int[Tensor, " data"], temperatures: int, chains: int, tolerance: float
 ) -> Figures:
     """Figures of 2T temperatures, fresh draws, after a trial of T, for data whose proposals are given."""
-    shares = proposal.shares.clone()
-    shares[:, :2] = 0
-    proposal = Proposal(proposal.normals, shares / shares.sum(1, keepdim=True), None)
     half = _weigh(sampler, proposal, data, temperatures, chains)
     stream = _weigh(sampler, proposal, data, 2 * temperatures, chains)
     bound, before = stream.bound(), half.bound()
@@ -96,24 +100,49 @@ def annealed(
 
 
 def _weigh(sampler: Sampler, proposal: Proposal, data: Tensor, temperatures: int, chains: int) -> WeightStream:
+    stream = WeightStream(chains, len(data))
+    stream.add(weigh_chains(sampler, proposal, data, temperatures, chains)[0])
+    return stream
+
+
+def weigh_chains(
+    sampler: Sampler,
+    proposal: Proposal,
+    data: Int[Tensor, " data"],
+    temperatures: int,
+    chains: int,
+    leapfrog: int = LEAPFROG,
+) -> tuple[Float[Tensor, "chains data"], Float[Tensor, " data"]]:
+    """Log weights of chains from the normals of a proposal to the posterior, and their acceptance."""
+    shares = proposal.shares.clone()
+    shares[:, [PRIOR, GUIDE]] = 0
+    proposal = Proposal(proposal.normals, shares / shares.sum(1, keepdim=True), None)
+    frame = _frame(proposal)
+    bridge = _Bridge(sampler, proposal.counted(torch.full_like(data, chains)), frame, data)
+    starts = [_starts(sampler, proposal, frame, data, *of) for of in ((PILOTS, TUNING), (chains, CHAINS))]
+    noise = Noise([seed_of(*sampler.block.key, MOVES, temperatures)], [len(data)], starts[0])
+    hmc, betas = HMC(bridge, torch.ones_like(starts[0][0]), leapfrog, noise), sigmoid_path(temperatures)
+    steps = tune(hmc, bridge.at(starts[0]), betas, _untold, WARMUP)
+    return anneal(hmc, bridge.at(starts[1]), betas, steps, _untold)
+
+
+def _starts(
+    sampler: Sampler, proposal: Proposal, frame: Normals, data: Tensor, count: int, purpose: int
+) -> Float[Tensor, "count data dim"]:
+    noise = sampler.noise(count, data, purpose)
+    none = torch.zeros_like(noise)
+    return frame.whitened(proposal.places(proposal.parts(count), noise, none, none))
+
+
+def _frame(proposal: Proposal) -> Normals:
+    """The largest component of each datum."""
     largest = proposal.shares[:, 2 : 2 + len(proposal.normals)].argmax(1)
     frame = proposal.normals[0]
     for number, normals in enumerate(proposal.normals[1:], start=1):
         mine = (largest == number).nonzero().squeeze(1)
         frame = frame.put(mine, normals.of(mine)) if len(mine) else frame
-    bridge = _Bridge(sampler, proposal.counted(torch.full_like(data, chains)), frame, data)
-    starts = []
-    for count, purpose in ((PILOTS, TUNING), (chains, CHAINS)):
-        noise = sampler.noise(count, data, purpose, temperatures)
-        parts = proposal.parts(count)
-        none = torch.zeros_like(noise)
-        starts.append(frame.whitened(proposal.places(parts, noise, none, none)))
-    seed = seed_of(*sampler.block.key, MOVES, temperatures)
-    noise = Noise([seed], [len(data)], starts[0])
-    spread = torch.ones_like(starts[0][0])
-    hmc, betas = HMC(bridge, spread, LEAPFROG, noise), sigmoid_path(temperatures)
-    steps = tune(hmc, bridge.at(starts[0]), betas, lambda moves: None, WARMUP)
-    log_weight, _ = anneal(hmc, bridge.at(starts[1]), betas, steps, lambda moves: None)
-    stream = WeightStream(chains, len(data))
-    stream.add(log_weight)
-    return stream
+    return frame
+
+
+def _untold(moves: int) -> None:
+    """No progress is told of these moves."""

@@ -21,7 +21,7 @@ REASONS = (
     "half as many temperatures disagree",
     "the budget is spent",
     "the latents have no unconstrained coordinates",
-    "sampled discrete sites have too many values",
+    "the budget is too small to search for modes",
 )
 """What the whole numbers of the figure `reason` stand for."""
 
@@ -36,7 +36,7 @@ REASONS = (
     TEMPERATURES,
     SPENT,
     NO_COORDINATES,
-    TOO_MANY_VALUES,
+    NO_SEARCH,
 ) = range(len(REASONS))
 
 

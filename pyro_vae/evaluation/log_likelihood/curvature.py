@@ -72,9 +72,16 @@ class Curvature:
     @property
     def cost(self) -> int:
         """Model evaluations of one."""
+        if self.kind == NONE:
+            return 0
         if not self.whole:
             return EXACT_COST * 2 * AXES
         return len(self.scale) + 1 if self.kind == GAUSS_NEWTON else EXACT_COST * len(self.scale)
+
+    def without(self, reason: str) -> "Curvature":
+        """None, for a reason."""
+        self.kind, self.reason = NONE, reason
+        return self
 
     def normals(self, place: Float[Tensor, "data dim"], rows: Rows) -> Normals:
         """The normals whose precision is the curvature, eigenvalues floored; where it is not finite, as wide as the

@@ -42,9 +42,7 @@ class GuideDensity:
         return found.double().nan_to_num(-torch.inf, torch.inf, -torch.inf)
 
 
-def density_of_guide(
-    block: Block, coordinates: Coordinates, masked: Tensor | None
-) -> tuple[GuideDensity | None, str]:
+def density_of_guide(block: Block, coordinates: Coordinates, masked: Tensor | None) -> tuple[GuideDensity | None, str]:
     """The guide's density; None, and why, where it has none away from its own draws."""
     fields = block.batch()
     try:

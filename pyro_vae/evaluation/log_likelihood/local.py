@@ -95,6 +95,16 @@ def smoothed(
     return _shifted(target, found, shifts[-1], data, costs)
 
 
+def cost_of_climb(curvature: Curvature) -> int:
+    """The most that a climb costs, in model evaluations."""
+    return (CLIMBS + 1) * (GRADIENT + len(STRIDES) + curvature.cost) + 1
+
+
+def cost_of_smoothing(curvature: Curvature, trust: Sequence[float] = TRUST) -> int:
+    """The most that smoothing costs, in model evaluations."""
+    return len(trust) * 2 * curvature.cost + (len(trust) + 1) * SHIFTS * PAIRS * 2 * GRADIENT
+
+
 def noise_of(trust: Sequence[float]) -> int:
     """How many draws of noise smoothing takes."""
     return (len(trust) + 1) * SHIFTS * PAIRS + len(trust)

@@ -14,10 +14,11 @@ from pyro_vae.evaluation.blocks import Block, Blocks
 from pyro_vae.evaluation.chunks import ChunkEngine
 from pyro_vae.evaluation.evaluator import Evaluator, Progress
 from pyro_vae.evaluation.importance import Importance
-from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, REASONS
+from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, NO_COORDINATES, NO_SEARCH, REASONS
+from pyro_vae.evaluation.log_likelihood.costs import PREPARING
 from pyro_vae.evaluation.log_likelihood.target import Engines, Target
 from pyro_vae.evaluation.log_likelihood.unaided import by_guide_alone
-from pyro_vae.evaluation.log_likelihood.ways import EXACT, WAYS, Found, Ways
+from pyro_vae.evaluation.log_likelihood.ways import EXACT, LEAST_COST, WAYS, Found, Ways
 from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, quantiles
 from pyro_vae.pair.sites import side_by_side
 
@@ -95,7 +96,9 @@ class LogLikelihood(Evaluator):
                 target = Target(block.pair, batch, coordinates_of(block.pair, batch), self.engines)
         except ContractError as problem:
             self.notes[str(problem)] = None
-            return _figures(by_guide_alone(block, self.tolerance, self.budget))
+            return _figures(by_guide_alone(block, self.budget, NO_COORDINATES))
+        if PREPARING * self.budget < LEAST_COST:
+            return _figures(by_guide_alone(block, self.budget, NO_SEARCH))
         ways = Ways(block, target, self.tolerance, self.budget)
         self.notes |= dict.fromkeys(ways.notes)
         return _figures(ways())

@@ -1,6 +1,5 @@
 """The modes of each datum's posterior, as local normals."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from pyro_vae.evaluation.log_likelihood.costs import Costs
 from pyro_vae.evaluation.log_likelihood.curvature import Curvature
-from pyro_vae.evaluation.log_likelihood.local import climb
+from pyro_vae.evaluation.log_likelihood.local import climb, cost_of_climb, cost_of_smoothing
 from pyro_vae.evaluation.log_likelihood.normals import Normals
 from pyro_vae.evaluation.log_likelihood.search import Ends, ascend, explained
 from pyro_vae.evaluation.log_likelihood.target import Target
@@ -69,8 +68,12 @@ def find_modes(
     main = climb(target, curvature, first, everything, costs)
     modes = Modes([main], [_log_mass(target, main, everything)])
     ends = ascend(target, starts, curvature.scale, modes.known, costs)
+    given_up = torch.zeros(target.size, dtype=torch.bool, device=starts.device)
     for _ in range(len(starts)):
         data, place = _most_open(ends, modes, curvature.scale)
+        allowed = costs.allow(data, cost_of_climb(curvature) + cost_of_smoothing(curvature))
+        given_up[data[~allowed]] = True
+        data, place = data[allowed], place[allowed]
         if not len(data):
             break
         found = climb(target, curvature, first.of(data).moved(place.double()), data, costs)
@@ -79,7 +82,7 @@ def find_modes(
         if new.any():
             _add(modes, found.of(new.nonzero().squeeze(1)), mass[new], data[new])
         ends.open &= ~modes.known(ends.places)
-    modes.left = _worth(ends, modes, curvature.scale).any(0)
+    modes.left = given_up | _worth(ends, modes, curvature.scale).any(0)
     return modes
 
 

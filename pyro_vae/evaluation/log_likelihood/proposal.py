@@ -61,7 +61,11 @@ class Proposal:
         return replace(self, shares=counts / draws[:, None])
 
     def places(
-        self, parts: Int[Tensor, "draws data"], noise: Float[Tensor, "draws data dim"], of_prior: Tensor, of_guide: Tensor
+        self,
+        parts: Int[Tensor, "draws data"],
+        noise: Float[Tensor, "draws data dim"],
+        of_prior: Tensor,
+        of_guide: Tensor,
     ) -> Float[Tensor, "draws data dim"]:
         """Draws of these parts: of the normals from standard normal noise, of prior and guide as they are given."""
         chosen = torch.where((parts == PRIOR)[..., None], of_prior, of_guide)

@@ -20,6 +20,11 @@ CHECK = 4
 FIRST, SHORTEST, LONGEST, SHRINK = 0.02, 1e-4, 1.0, 0.3
 
 
+def cost_of_search(starts: int) -> int:
+    """The most that the search costs, in model evaluations."""
+    return starts * (STEPS + 1) * GRADIENT
+
+
 @dataclass
 class Ends:
     """Where the search ended, and which ends nothing explains yet."""

@@ -114,9 +114,7 @@ class Target:
         value, slope = self._run(RowSlopes, self.engines and self.engines.slopes, places, rows)
         return _known(value), slope.nan_to_num(0.0, 0.0, 0.0)
 
-    def _run(
-        self, kind: type[_Rows], engine: ChunkEngine | None, places: Tensor, rows: Rows
-    ) -> Sequence[Tensor]:
+    def _run(self, kind: type[_Rows], engine: ChunkEngine | None, places: Tensor, rows: Rows) -> Sequence[Tensor]:
         """A function of all rows, in chunks of one size; what is left over is filled up, or runs eagerly where it is
         short."""
         parts = []

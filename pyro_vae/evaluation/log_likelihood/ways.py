@@ -4,21 +4,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyro_vae.evaluation.blocks import Block
-from pyro_vae.evaluation.log_likelihood.annealed import annealed, chains_for, temperatures_for
 from pyro_vae.evaluation.log_likelihood.adapt import adapted, component_masses
+from pyro_vae.evaluation.log_likelihood.annealed import annealed, chains_for, temperatures_for
 from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, LEFT, SPENT, Figures, figures_of
-from pyro_vae.evaluation.log_likelihood.costs import Costs
+from pyro_vae.evaluation.log_likelihood.costs import PREPARING, Costs
 from pyro_vae.evaluation.log_likelihood.curvature import NONE, Curvature
 from pyro_vae.evaluation.log_likelihood.guide import density_of_guide, narrow
-from pyro_vae.evaluation.log_likelihood.local import TRUST, WIDEN, noise_of, smoothed
+from pyro_vae.evaluation.log_likelihood.local import (
+    TRUST,
+    WIDEN,
+    cost_of_climb,
+    cost_of_smoothing,
+    noise_of,
+    smoothed,
+)
 from pyro_vae.evaluation.log_likelihood.modes import Modes, find_modes
 from pyro_vae.evaluation.log_likelihood.normals import Normals, from_draws
 from pyro_vae.evaluation.log_likelihood.proposal import PRIOR, Proposal, shares_of
 from pyro_vae.evaluation.log_likelihood.sampling import Drawn, Sampler
+from pyro_vae.evaluation.log_likelihood.search import cost_of_search
 from pyro_vae.evaluation.log_likelihood.target import Target
 
 GUIDE, LOCAL, ADAPTED, ANNEALED, EXACT = range(5)
@@ -28,6 +36,7 @@ WAYS = ("guide", "local", "adapted", "ais", "exact")
 PRIOR_STARTS, GUIDE_STARTS, GUIDE_DRAWS = 16, 4, 64
 
 PRIOR_SHARE, GUIDE_SHARE, WIDE_SHARE = 0.03, 0.1, 0.05
+PILOT_GUIDE_SHARE = 0.25
 OF_GUIDE, ROUND_GUIDE = 0.8, 0.1
 """The guide's share, and the prior's, where the guide suffices; the rest is the normal with its moments, made wide."""
 
@@ -46,6 +55,9 @@ HIDDEN = 1.4
 
 SAFETY = 0.65
 """The standard error that is aimed at, in units of the tolerance: half of the draws have to agree with all of them."""
+
+LEAST_COST = 2 * PRIOR_STARTS + cost_of_search(PRIOR_STARTS + GUIDE_STARTS) + 2 * PILOT
+"""What finding a proposal costs where there is no curvature."""
 
 STARTS, SMOOTHING, PILOTS, FINAL = 1, 2, 3, 4
 """What random numbers are for, as the last part of their seeds."""
@@ -82,7 +94,7 @@ class Ways:
     def __init__(self, block: Block, target: Target, tolerance: float, budget: int):
         self.block, self.target = block, target
         self.tolerance, self.budget = tolerance, budget
-        self.costs = Costs(block.size, target.device)
+        self.costs = Costs(block.size, budget, target.device)
         self.sampler = Sampler(block, target, self.costs)
         coordinates = target.coordinates
         self.density, self.no_density = density_of_guide(block, coordinates, target.masked)
@@ -90,9 +102,11 @@ class Ways:
         drawn = self.sampler.of_guide(GUIDE_DRAWS + GUIDE_STARTS, self.everything, STARTS)
         prior = self.sampler.of_prior(PRIOR_STARTS, self.everything, STARTS)
         self.scale = _scale(prior)
-        self.collapsed = narrow(drawn)
+        self.known = (~narrow(drawn)).double() * (self.density is not None)
         self.of_guide = from_draws(drawn[:GUIDE_DRAWS], LEAST * self.scale)
         self.curvature = Curvature(target, self.scale)
+        if cost_of_climb(self.curvature) + cost_of_smoothing(self.curvature) + LEAST_COST > PREPARING * budget:
+            self.curvature.without("the budget is too small for them")
         self.starts = torch.cat([prior, drawn[GUIDE_DRAWS:]])
         self.last: list[Trial] = []
 
@@ -104,8 +118,8 @@ class Ways:
             found.append(f"a normal fitted to the guide's draws takes its share, since {self.no_density}")
         if self.curvature.kind == NONE:
             found.append(
-                "the search is of first order, and covariances are those of the guide's draws, since the model has no "
-                f"second derivatives: {self.curvature.reason}"
+                "the search is of first order, and covariances are those of the guide's draws, for want of second "
+                f"derivatives: {self.curvature.reason}"
             )
         return found
 
@@ -125,6 +139,7 @@ class Ways:
     def _locally(self, found: Found, local: Proposal, data: Int[Tensor, " data"], need: Int[Tensor, " data"]) -> None:
         """The local proposal where few draws of it suffice; else, and where these fail, adapted ones."""
         hard = data[need[data] > EASY]
+        hard = hard[self.costs.allow(hard, cost_of_smoothing(self.curvature, MORE_TRUST) + SECOND)]
         if len(hard):
             local, need[hard] = self._smoother(local, hard)
         self._improve(found, self._final(found, local.of(data), data, need[data], LOCAL))
@@ -134,13 +149,19 @@ class Ways:
         normals = []
         for number, old in enumerate(local.normals[:-1]):
             having = data[local.shares[data, 2 + number] > 0]
-            normals.append(old.put(having, self._smoothed(old.of(having), having, 1, number, trust=MORE_TRUST)) if len(having) else old)
+            normals.append(
+                old.put(having, self._smoothed(old.of(having), having, 1, number, trust=MORE_TRUST))
+                if len(having)
+                else old
+            )
         proposal = Proposal([*normals, local.normals[-1]], local.shares, local.guide)
         counts = torch.full_like(data, SECOND)
         pilot = self.sampler.draw(proposal.of(data), data, counts, PILOTS, 1)
         return proposal, self._need(HIDDEN * pilot.variance)
 
-    def _smoothed(self, normals: Normals, data: Int[Tensor, " data"], *purpose: int, trust: Sequence[float] = TRUST) -> Normals:
+    def _smoothed(
+        self, normals: Normals, data: Int[Tensor, " data"], *purpose: int, trust: Sequence[float] = TRUST
+    ) -> Normals:
         noise = self.sampler.noise(noise_of(trust), data, SMOOTHING, *purpose)
         return smoothed(self.target, self.curvature, normals, noise, data, self.costs, trust)
 
@@ -156,7 +177,9 @@ class Ways:
             proposal = Proposal(normals, shares, trial.proposal.guide)
             both = trial.drawn.variance_under(proposal).clamp(min=0) * trial.drawn.variance  # the first flatters itself
             need = torch.maximum(self._need(HIDDEN * both.sqrt()), MORE * trial.drawn.counts)
-            trial = self._final(found, proposal, trial.data, need, ADAPTED, round) or Trial(trial.data, proposal, trial.drawn)
+            trial = self._final(found, proposal, trial.data, need, ADAPTED, round) or Trial(
+                trial.data, proposal, trial.drawn
+            )
         if trial is not None:
             self.last.append(trial)
 
@@ -179,37 +202,49 @@ class Ways:
         modes = find_modes(self.target, self.curvature, self.of_guide, self.starts, self.costs)
         for number, mass in enumerate(modes.log_mass):
             data = (mass > -torch.inf).nonzero().squeeze(1)
+            data = data[self.costs.allow(data, cost_of_smoothing(self.curvature))]
+            if not len(data):
+                continue
             normals = modes.normals[number]
             smooth = self._smoothed(normals.of(data), data, 0, number)
             modes.normals[number] = normals.put(data, smooth.widened(WIDEN))
         return modes
 
+    def laplace(self) -> Proposal:
+        """The local proposal, as the search leaves it."""
+        modes = self._modes()
+        return self._with(modes, modes.masses, GUIDE_SHARE)
+
+    def _with(self, modes: Modes, masses: Float[Tensor, "data components"], guide: float) -> Proposal:
+        """The local normals by their masses, and this share of the guide, or of a normal fitted to its draws."""
+        fitted = guide * (1 - self.known).unsqueeze(1)
+        masses = masses / masses.sum(1, keepdim=True)
+        masses = torch.cat([masses * (1 - fitted), fitted], 1)
+        shares = shares_of(masses, PRIOR_SHARE, guide * self.known, WIDE_SHARE)
+        return Proposal([*modes.normals, self.of_guide], shares, self.density)
+
     def _pilots(self, modes: Modes) -> tuple[Proposal, Proposal, Drawn]:
         """The local proposal and the guide's, and pilot draws that tell of both."""
-        known = torch.zeros(self.block.size, dtype=torch.float64)
-        known[~self.collapsed] = 1.0 if self.density is not None else 0.0
-        masses = modes.masses
-        fitted = torch.where(known > 0, 0.0, 1.0)
-        normals = [*modes.normals, self.of_guide]
-        of_fitted = torch.cat([masses * (1 - GUIDE_SHARE * fitted[:, None]) / masses.sum(1, keepdim=True), (GUIDE_SHARE * fitted)[:, None]], 1)
-        first = Proposal(normals, shares_of(of_fitted, PRIOR_SHARE, 0.25 * known, WIDE_SHARE), self.density)
-        counts = torch.full((self.block.size,), PILOT) + 50 * (torch.stack(modes.log_mass, 1) > -torch.inf).sum(1)
+        first = self._with(modes, modes.masses, PILOT_GUIDE_SHARE)
+        counts = PILOT + PILOT // 2 * (torch.stack(modes.log_mass, 1) > -torch.inf).sum(1)
+        counts = torch.minimum(counts, self._room(first, self.everything, 1).clamp(min=1))
         pilot = self.sampler.draw(first, self.everything, counts, PILOTS)
-        local = Proposal(normals, shares_of(component_masses(first, pilot), PRIOR_SHARE, GUIDE_SHARE * known, WIDE_SHARE), self.density)
-        alone = torch.zeros_like(of_fitted)
+        local = self._with(modes, component_masses(first, pilot)[:, :-1], GUIDE_SHARE)
+        alone = torch.zeros_like(modes.masses[:, :1]).expand(-1, len(modes.normals) + 1).clone()
         alone[:, -1] = 1.0
-        guide = Proposal(normals, shares_of(alone, ROUND_GUIDE, OF_GUIDE * known, torch.where(known > 0, 1.0, 0.1)[:, None]), self.density)
-        return local, guide, pilot
+        wide = torch.where(self.known > 0, 1.0, 0.1).unsqueeze(1)
+        shares = shares_of(alone, ROUND_GUIDE, OF_GUIDE * self.known, wide)
+        return local, Proposal(local.normals, shares, self.density), pilot
 
     def _need(self, variance: Float[Tensor, " data"]) -> Int[Tensor, " data"]:
         """How many draws are needed where a weight has this relative variance."""
         least = (variance / (SAFETY * self.tolerance) ** 2 / STEP).nan_to_num(1e6, 1e6, 1e6)
         return least.ceil().clamp(1, 1e6).long() * STEP
 
-    def _room(self, proposal: Proposal, data: Int[Tensor, " data"]) -> Int[Tensor, " data"]:
-        """How many draws the budget still allows; one of the prior costs two evaluations."""
-        left = self.budget - self.costs.of_datum[data]
-        return (left / (1.01 + proposal.shares[:, PRIOR]) / STEP).floor().clamp(min=0).long() * STEP
+    def _room(self, proposal: Proposal, data: Int[Tensor, " data"], step: int = STEP) -> Int[Tensor, " data"]:
+        """How many draws the budget still allows, in steps of so many; one of the prior costs two evaluations."""
+        left = self.budget - self.costs.of_datum[data] - 2
+        return (left / (1 + proposal.shares[:, PRIOR]) / step).floor().clamp(min=0).long() * step
 
     def _final(
         self, found: Found, proposal: Proposal, data: Int[Tensor, " data"], need: Int[Tensor, " data"], *way: int
@@ -217,12 +252,16 @@ class Ways:
         """Fresh draws of a proposal, as many as are needed and the budget allows, and their figures."""
         if not len(data):
             return None
-        counts = torch.minimum(need, self._room(proposal, data))
+        counts = torch.minimum(need, self._room(proposal, data, STEP if way[0] == ADAPTED else 1))
         found.figures.reason[data[counts == 0]] = SPENT
         going = (counts > 0).nonzero().squeeze(1)
         if not len(going):
             return None
-        trial = Trial(data[going], proposal.of(going), self.sampler.draw(proposal.of(going), data[going], counts[going], FINAL, *way))
+        trial = Trial(
+            data[going],
+            proposal.of(going),
+            self.sampler.draw(proposal.of(going), data[going], counts[going], FINAL, *way),
+        )
         found.put(trial.data, figures_of(trial.drawn, self.tolerance), way[0])
         return trial
 
