@@ -41,17 +41,21 @@ OF_GUIDE, ROUND_GUIDE = 0.8, 0.1
 """The guide's share, and the prior's, where the guide suffices; the rest is the normal with its moments, made wide."""
 
 PILOT, SECOND, STEP = 100, 250, 250
-"""Draws of a first pilot; of a second one, where the first asks for more than `EASY`; and draws come in steps of so many.
-"""
+"""Draws of a first pilot, and of a second one after more smoothing; and draws come in steps of so many."""
 
-EASY, ROUNDS, MORE = 1500, 3, 2
+EASY, MOST_LOCAL = 1500, 3000
+"""Where a pilot asks for more draws than the first, the proposal is smoothed once more; it gets the second at most before
+it is adapted."""
+
+ROUNDS, MORE = 3, 2
 """A proposal that fails is adapted so many times at most, each time with so many times as many draws at least."""
+
+HIDDEN = 1.4
+"""A pilot does not see all of the tail: the variance that it finds is taken this much larger."""
 
 MORE_TRUST = (0.6, 0.5, 0.4, 0.3)
 """How far the curvature moves in each round of a second smoothing."""
 
-HIDDEN = 1.4
-"""A pilot does not see all of the tail: the variance that it finds is taken this much larger."""
 
 SAFETY = 0.65
 """The standard error that is aimed at, in units of the tolerance: half of the draws have to agree with all of them."""
@@ -142,7 +146,7 @@ class Ways:
         hard = hard[self.costs.allow(hard, cost_of_smoothing(self.curvature, MORE_TRUST) + SECOND)]
         if len(hard):
             local, need[hard] = self._smoother(local, hard)
-        self._improve(found, self._final(found, local.of(data), data, need[data], LOCAL))
+        self._improve(found, self._final(found, local.of(data), data, need[data].clamp(max=MOST_LOCAL), LOCAL))
 
     def _smoother(self, local: Proposal, data: Int[Tensor, " data"]) -> tuple[Proposal, Int[Tensor, " data"]]:
         """The proposal smoothed once more for some data, and how many draws these need of it, by pilots of their own."""
