@@ -104,7 +104,8 @@ class GivenGlobals(Evaluator):
         told = replace(told, given=self.draws.words, data_set=self._of_data_set(told.quantity, headline))
         if not self.draws.seen.drawn:
             return replace(told, per_datum={name: value.squeeze(1) for name, value in figures.items()})
-        means = {name: value.double().mean(1) for name, value in figures.items() if name != told.quantity}
+        of_draws = {name: value for name, value in figures.items() if name not in (told.quantity, *told.codes)}
+        means = {name: value.double().mean(1) for name, value in of_draws.items()}
         own, summary = _predictive(headline) if told.quantity == "log_likelihood" else (_averaged(told, headline), {})
         return replace(
             told,

@@ -9,10 +9,12 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_vae.errors import UnknownName
 from pyro_vae.evaluation.blocks import Block, Blocks
 from pyro_vae.evaluation.chunks import ChunkEngine, Runner, stream_terms
 from pyro_vae.evaluation.draws import draws_of
 from pyro_vae.evaluation.evaluator import Evaluator, Progress
+from pyro_vae.evaluation.log_likelihood.laplace import laplace_weights
 from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, quantiles
 from pyro_vae.evaluation.weights import (
     MIN_FOR_TAIL,
@@ -23,6 +25,8 @@ from pyro_vae.evaluation.weights import (
     warn_of_k,
 )
 from pyro_vae.pair.sites import is_point_mass
+
+PROPOSALS = ("guide", "laplace")
 
 NARROW, DRAWN = 7, 3
 """What random numbers are for, as the last part of their seeds, and how many draws tell whether they are one point."""
@@ -40,16 +44,21 @@ class Importance(Evaluator):
     Args:
         engine: how the model runs: "eager", "compiled" (traced once for the shape of a chunk), or "auto", which
             compiles where data x particles repay it.
+        proposal: what the draws are from: "guide", or "laplace", the local normals at the modes of each datum's
+            posterior that `log_likelihood` starts from, with a share of the guide and of the prior.
 
     Raises:
-        UnknownName: no engine of this name.
+        UnknownName: no engine, or no proposal, of this name.
         ContractError: the pair has no log-densities of each datum, or all weights of a datum are zero.
     """
 
     shareable = True
 
-    def __init__(self, engine: str = "auto"):
-        self.engine = engine
+    def __init__(self, engine: str = "auto", proposal: str = "guide"):
+        if proposal not in PROPOSALS:
+            raise UnknownName("proposal", proposal, PROPOSALS)
+        self.engine, self.proposal = engine, proposal
+        self.needs_gradients = proposal == "laplace"
 
     def __call__(self, pair: nn.Module, blocks: Blocks, particles: int, progress: Progress) -> Estimate:
         if next(iter(blocks)).draws_nothing:
@@ -90,7 +99,12 @@ class Importance(Evaluator):
         }
 
     def weigh(self, block: Block, particles: int, progress: Progress, run: Runner) -> WeightStream:
-        """The weights log p(x, z) - log q(z|x) of a block at draws of the guide."""
+        """The weights log p(x, z) - log q(z|x) of a block at draws of the guide, or of the proposal that is asked for."""
+        if self.proposal == "laplace":
+            with torch.no_grad():
+                stream = laplace_weights(block, particles)
+            progress(particles * block.size)
+            return stream
         stream = WeightStream(particles, block.size)
         for terms in stream_terms(block, particles, progress, run):
             stream.add(terms.log_weight, *terms[:3])
@@ -98,6 +112,8 @@ class Importance(Evaluator):
 
     def narrow(self, block: Block) -> Bool[Tensor, " batch"]:
         """Whether the guide of a datum is so narrow that its draws are one point."""
+        if self.proposal == "laplace":
+            return torch.zeros(block.size, dtype=torch.bool)
         with block.seeded(NARROW):
             draws = draws_of(block, DRAWN)
         found = torch.zeros(block.size, dtype=torch.bool)

@@ -22,6 +22,9 @@ class PriorSampling(Importance):
             compiles where data x particles repay it.
     """
 
+    def __init__(self, engine: str = "auto"):
+        super().__init__(engine)
+
     def weigh(self, block: Block, particles: int, progress: Progress, run: Runner) -> WeightStream:
         """The weights log p(x|z) of a block at draws of the prior."""
         block.check(of=["model"])

@@ -1,6 +1,7 @@
 """What an evaluation gives: numbers of each datum, their summary, and what to think of them."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -68,6 +69,7 @@ class Estimate:
         data_set: the figure of all data together, where they share latents.
         lines: what to say beside the headline figure, in words.
         unit: in words, what the headline figure is counted in.
+        codes: of figures that are whole numbers, what each number stands for, by name.
     """
 
     per_datum: PerDatum
@@ -79,6 +81,7 @@ class Estimate:
     data_set: OfDataSet | None = None
     lines: list[str] = field(default_factory=list)
     unit: str = NATS
+    codes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def quantity(self) -> str:
@@ -188,8 +191,13 @@ class Result:
         if self.estimate.unit != NATS:
             entry["unit"] = self.estimate.unit
         if per_datum:
-            entry["per_datum"] = {name: value.tolist() for name, value in self.estimate.per_datum.items()}
+            entry["per_datum"] = {name: self._listed(name) for name in self.estimate.per_datum}
         return _finite(entry)
+
+    def _listed(self, name: str) -> list[Any]:
+        """A figure of every datum; in words, where its numbers stand for some."""
+        values, words = self.estimate.per_datum[name].tolist(), self.estimate.codes.get(name)
+        return values if words is None else [words[number] for number in values]
 
     @property
     def quantity(self) -> str:

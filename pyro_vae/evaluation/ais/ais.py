@@ -15,6 +15,7 @@ from pyro_vae.evaluation.ais.bridge import STARTS, PairBridge, Values
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks, seed_of
 from pyro_vae.evaluation.chunks import rows_that_fit
 from pyro_vae.evaluation.evaluator import Evaluator, Progress, ticker
+from pyro_vae.evaluation.log_likelihood.laplace import laplace_chains
 from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, mean_and_error, quantiles
 from pyro_vae.evaluation.weights import WeightStream, check_weights
 from pyro_vae.pair.dreams import dream
@@ -48,14 +49,15 @@ class AIS(Evaluator):
         distributions: steps of the path; 1 is importance sampling.
         chains: chains for each datum; default: as many as particles, at most 16.
         leapfrog: leapfrog steps of a move.
-        start: what the chains start from, "guide" or "prior".
+        start: what the chains start from: "guide", "prior", or "laplace", the local normals at the modes of each
+            datum's posterior that `log_likelihood` starts from.
         bidirectional: also bound log p(x) from both sides, on data drawn from the model. One exact draw of their
             posterior is known, and chains from it back to the start bound log p(x) from above (Grosse, Ghahramani &
             Adams 2015).
 
     Raises:
         UnknownName: a start that is not known.
-        RunError: a number that is not positive.
+        RunError: a number that is not positive, or bounds from both sides with start="laplace".
         ContractError: a latent that is discrete, outside the data plate, or whose support depends on another latent; a
             datum all of whose chains have a weight of zero.
     """
@@ -73,6 +75,8 @@ class AIS(Evaluator):
         if start not in STARTS:
             raise UnknownName("start", start, STARTS)
         check_positive(RunError, distributions=distributions, chains=chains, leapfrog=leapfrog)
+        if bidirectional and start == "laplace":
+            raise RunError("bidirectional bounds need start=guide or start=prior (--start), not laplace")
         self.distributions, self.chains, self.leapfrog = distributions, chains, leapfrog
         self.start, self.bidirectional = start, bidirectional
 
@@ -111,7 +115,12 @@ class AIS(Evaluator):
         return self.chains or min(particles, 16)
 
     def _evaluate(self, blocks: Sequence[Block], chains: int, tick: Tick) -> PerDatum:
-        _, _, log_weight, acceptance = self._run(blocks, chains, tick)
+        if self.start == "laplace":
+            found = [laplace_chains(block, self.distributions, chains, self.leapfrog) for block in blocks]
+            log_weight, acceptance = (torch.cat(parts, -1) for parts in zip(*found, strict=True))
+            tick(moves_of(self.distributions, chains, PILOTS))
+        else:
+            _, _, log_weight, acceptance = self._run(blocks, chains, tick)
         weights = _weigh(log_weight)
         found = {
             "log_likelihood": weights.bound(),

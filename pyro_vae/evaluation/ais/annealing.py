@@ -83,17 +83,17 @@ def anneal(
     return log_weight, (accepted / moves if moves else accepted.fill_(torch.nan)).mean(0)
 
 
-def tune(hmc: HMC, state: State, betas: Betas, tick: Tick) -> Float[Tensor, "moves batch"]:
+def tune(hmc: HMC, state: State, betas: Betas, tick: Tick, warmup: int = WARMUP_MOVES) -> Float[Tensor, "moves batch"]:
     """A step size for each move of `anneal` along `betas` and each datum, from pilot chains that go the same way.
 
-    The sizes first settle at the first move's density, then follow the acceptance along the path: log step rises by
-    GAIN (acceptance - TARGET_ACCEPTANCE) after each move.
+    The sizes first settle at the first move's density, in `warmup` moves, then follow the acceptance along the path:
+    log step rises by GAIN (acceptance - TARGET_ACCEPTANCE) after each move.
     """
     dim = state.place.shape[-1]
     log_step = torch.full_like(state.start[0], dim**-0.25).log()
     steps = log_step.new_zeros(max(0, len(betas) - 2), len(log_step))
     between = betas[1:-1].tolist()
-    for move, beta in enumerate([*between[:1] * WARMUP_MOVES, *between], start=-WARMUP_MOVES):
+    for move, beta in enumerate([*between[:1] * warmup, *between], start=-warmup):
         if move >= 0:
             steps[move] = log_step.exp()
         state, probability = hmc.move(state, beta, log_step.exp())

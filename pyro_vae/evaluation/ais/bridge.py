@@ -21,7 +21,7 @@ Places = Float[Tensor, "chains batch dim"]
 PerChain = Float[Tensor, "chains batch"]
 Values = dict[str, Tensor]
 
-STARTS = ("guide", "prior")
+STARTS = ("guide", "prior", "laplace")
 
 
 class State(NamedTuple):
@@ -78,7 +78,10 @@ class _Chunk:
     def __init__(self, pair: nn.Module, batch: Fields, start: str):
         self.pair, self.batch = pair, batch
         self.coordinates = coordinates_of(pair, batch)
-        self.log_guide = _guide_density(pair, batch) if start == "guide" else None
+        self.log_guide = None
+        if start == "guide":
+            check_guide_density(pair, batch)
+            self.log_guide = guide_density(pair, batch)
 
     def ends(self, place: Places) -> tuple[PerChain, PerChain]:
         chains = len(place)
@@ -88,8 +91,8 @@ class _Chunk:
         return log_start + log_stretch, log_likelihood + log_prior + log_stretch
 
 
-def _guide_density(pair: nn.Module, batch: Fields) -> Callable[[Values, int], PerChain]:
-    """log q(z|x) of values and a number of chains; the encoder runs only once where the guide has one site."""
+def check_guide_density(pair: nn.Module, batch: Fields) -> None:
+    """Raise `ContractError` where the guide has no density of the latents away from its own draws."""
     sites = run_guide(pair, batch)
     model = run_model(pair, batch, values_of(sites))
     for name, site in sites.items():
@@ -100,6 +103,11 @@ def _guide_density(pair: nn.Module, batch: Fields) -> Callable[[Values, int], Pe
     check_density(model, sites)
     check_supports(model, sites)
     run_guide_at(pair, batch, values_of(sites))
+
+
+def guide_density(pair: nn.Module, batch: Fields) -> Callable[[Values, int], PerChain]:
+    """log q(z|x) of values and a number of chains; the encoder runs only once where the guide has one site."""
+    sites = run_guide(pair, batch)
     structure = structure_of(pair, batch)
     if len(sites) != 1 or ways(pair, batch).guide != OWN_DIM or structure.depth > 1 or structure.enumerated["guide"]:
         return partial(guide_terms, pair, batch)
@@ -129,11 +137,22 @@ def latent_sites(pair: nn.Module, batch: Fields) -> Sites:
 
 
 class Coordinates:
-    """Unconstrained coordinates of all latent sites, side by side in the last dimension."""
+    """Unconstrained coordinates of all latent sites, side by side in the last dimension.
+
+    Attributes:
+        dim: how many there are.
+        dtype: their precision.
+        are_values: whether they are the values themselves.
+    """
 
     def __init__(self, latents: Sites):
         self.transforms = {name: biject_to(support_of(site)) for name, site in latents.items()}
         self.shapes = {name: self.transforms[name].inv(site.value).shape[2:] for name, site in latents.items()}
+        self.dim = sum(shape.numel() for shape in self.shapes.values())
+        self.dtype = next((site.value.dtype for site in latents.values()), torch.get_default_dtype())
+        self.are_values = all(
+            _same(self.transforms[name].inv(site.value), site.value) for name, site in latents.items()
+        )
 
     def places(self, values: Values) -> Places:
         """The coordinates of values [chains, batch, *event]."""
@@ -151,6 +170,10 @@ class Coordinates:
             stretch = transform.log_abs_det_jacobian(part, values[name])
             log_stretch = log_stretch + stretch.reshape(*lead, -1).sum(-1)
         return values, log_stretch
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def coordinates_of(pair: nn.Module, batch: Fields) -> Coordinates:
