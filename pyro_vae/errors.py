@@ -35,6 +35,10 @@ class RunError(UserError):
     """A run folder cannot be written, read or continued."""
 
 
+class DamagedError(RunError):
+    """A file of a run is not as it was written."""
+
+
 class DivergenceError(UserError):
     """Training produced a number that is not finite."""
 

@@ -5,16 +5,19 @@ import json
 import os
 import re
 import select
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyro_vae import plugins
+from pyro_vae import plugins, scripts
 from pyro_vae.errors import Changed, Doubt, Renamed, UnknownName, UsageError, UserError, find
+from pyro_vae.stops import STOPS, Stops, status_of
 
 USAGE = """usage: pyro-vae COMMAND ...
 
@@ -44,7 +47,8 @@ FOR_A_PERSON = (Renamed, Changed, Doubt)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, or 2 for a user's mistake."""
+    """Run a command; the exit status is 0, or 2 for a user's mistake, or 128 and the number of the signal that stopped
+    it."""
     try:
         status = run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -58,7 +62,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        with warnings.catch_warnings():
+        with Stops(), warnings.catch_warnings():
             for category in FOR_A_PERSON:
                 warnings.simplefilter("always", category)
             warnings.showwarning = partial(_show, warnings.showwarning)
@@ -67,9 +71,9 @@ def run(arguments: list[str]) -> int:
         if debug or isinstance(problem, BrokenPipeError):
             raise
         return _refused(problem)
-    except KeyboardInterrupt:
-        print("pyro-vae: interrupted; continue a training with --resume", file=sys.stderr)
-        return 130
+    except STOPS as stop:
+        say(f"pyro-vae: interrupted{getattr(stop, 'how_to_go_on', '')}")
+        return status_of(stop)
 
 
 def _refused(problem: Exception) -> int:
@@ -135,9 +139,17 @@ def train_command(arguments: list[str]) -> None:
         print(yaml.safe_dump(config_of(asked), sort_keys=False), end="")
         return
     pair, data = asked["pair"].rpartition(":")[2], re.sub(r"[^\w.-]+", "_", Path(asked["data"]).stem)
-    out = Path(switches.out) if switches.out else new_folder(f"{pair}-{data}")
     how = {"resume": switches.resume, "overwrite": switches.overwrite, "progress": not switches.quiet}
-    print_results(train(**asked, out=out, **how).results)
+    with nullcontext(Path(switches.out)) if switches.out else new_folder(f"{pair}-{data}") as out:
+        try:
+            run = train(**asked, out=out, **how)
+        except STOPS as stop:
+            if hasattr(stop, "resumable"):
+                named = [asked["pair"]] if scripts.in_file(asked["pair"]) else []
+                command = shlex.join(["pyro-vae", "train", *named, "--resume", "--out", str(out)])
+                stop.how_to_go_on = f"; continue it with: {command}"
+            raise
+    print_results(run.results)
     say(f"report: {out / REPORT}")
 
 
