@@ -72,6 +72,15 @@ class UnknownName(UserError):
         self.known = ranked
 
 
+LACKS = ("can't allocate memory", "out of memory", "not enough memory", "size calculation overflowed")
+
+
+def is_lack_of_memory(problem: BaseException) -> bool:
+    """Whether an error of Python's, NumPy's or torch's says that something is larger than the memory."""
+    said = str(problem)
+    return isinstance(problem, MemoryError) or (isinstance(problem, RuntimeError) and any(w in said for w in LACKS))
+
+
 def find(kind: str, name: str, table: Mapping[str, Found]) -> Found:
     """What a table of this kind of thing holds under a name; raises `UnknownName` where it holds nothing."""
     if name not in table:

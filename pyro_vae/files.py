@@ -78,6 +78,22 @@ def check_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file")
 
 
+def read_text(path: Path, limit: int) -> str:
+    """A text file, or what comes through a pipe that a shell opened.
+
+    Raises:
+        OSError: it is no file, or cannot be read.
+        ValueError: it is longer than `limit` bytes, or not in UTF-8.
+    """
+    if not str(path).startswith(STREAMS):
+        check_regular(path)
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it is larger than {limit:,} bytes")
+    return content.decode()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file; see `write_whole`."""
     write_whole(path, lambda file: file.write(text.encode()))

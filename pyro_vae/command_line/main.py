@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae import plugins, scripts
-from pyro_vae.errors import Changed, Doubt, Renamed, UnknownName, UsageError, UserError, find
+from pyro_vae.errors import Changed, Doubt, Renamed, UnknownName, UsageError, UserError, find, is_lack_of_memory
 from pyro_vae.stops import STOPS, Stops, status_of
 
 USAGE = """usage: pyro-vae COMMAND ...
@@ -71,6 +71,11 @@ def run(arguments: list[str]) -> int:
         if debug or isinstance(problem, BrokenPipeError):
             raise
         return _refused(problem)
+    except (MemoryError, RuntimeError) as problem:
+        if debug or not is_lack_of_memory(problem):
+            raise
+        said = (str(problem).splitlines() or ["out of memory"])[0]
+        return _refused(UserError(f"there is not enough memory ({said}); ask for less, or for smaller sizes"))
     except STOPS as stop:
         say(f"pyro-vae: interrupted{getattr(stop, 'how_to_go_on', '')}")
         return status_of(stop)
@@ -273,7 +278,8 @@ def print_results(results: Sequence[Any]) -> None:
     say(f"{'evaluator':<16}{'quantity':<22}{'kind':<13}{'mean ± s.e.':<22}{'bits/dim':<10}{'n':>7}{'particles':>11}")
     for result in results:
         bits = "" if result.bits_per_dim is None else f"{result.bits_per_dim:.4f}"
-        figure = f"{result.mean:.3f} ± {result.standard_error:.3f}"
+        error = f"± {result.standard_error:.3f}" if result.n > 1 else "(one datum)"
+        figure = f"{result.mean:.3f} {error}"
         named = f"{result.evaluator:<16}{result.quantity:<22}{result.kind or '':<13}"
         say(f"{named}{figure:<22}{bits:<10}{result.n:>7}{result.particles:>11}")
     for result in results:
@@ -285,6 +291,8 @@ def print_results(results: Sequence[Any]) -> None:
             say(f"{result.evaluator}: the figures of a datum are {result.given}")
         if result.data_set is not None:
             say(f"{result.evaluator}: all {result.n} data together: {result.data_set}")
+    if any(result.n == 1 for result in results):
+        say("one datum has no standard error")
     for result in results:
         for line in result.estimate.lines:
             say(f"{result.evaluator}: {line}")

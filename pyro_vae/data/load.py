@@ -13,8 +13,10 @@ from pyro_vae.data.binarize import BINARIZATIONS, SCALES
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.files.read import READERS, from_file
 from pyro_vae.errors import DataError, PluginError, find
+from pyro_vae.kinds import checked
 
 
+@checked
 def load_data(
     name_or_file: str | Path, binarize: str = "none", seed: int = 0, scale: str = "unit", **options: Any
 ) -> Dataset:

@@ -15,6 +15,7 @@ from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split, choose_split
 from pyro_vae.engine import processes
 from pyro_vae.engine.devices import matrix_products
+from pyro_vae.engine.threads import alone
 from pyro_vae.errors import ContractError, RunError, check_positive, find
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
@@ -23,6 +24,7 @@ from pyro_vae.evaluation.given_globals import GivenGlobals, shared_draws
 from pyro_vae.evaluation.missing import described, settled, tolerant
 from pyro_vae.evaluation.refit import refitted
 from pyro_vae.evaluation.result import Estimate, Result
+from pyro_vae.kinds import checked
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.missing_checks import Absent
@@ -41,6 +43,7 @@ AnyData = str | Path | Dataset | Split | Tensor | Mapping[str, Tensor]
 IGNORED = "scales ignored: each site counts once, whatever the pair multiplies it by"
 
 
+@checked
 def evaluate(
     pair: AnyPair,
     data: AnyData | None = None,
@@ -103,6 +106,8 @@ def evaluate(
     return next(evaluate_each(pair, data, {name: evaluator}, particles, limit, progress, **settings))
 
 
+@checked
+@alone
 def evaluate_each(
     pair: AnyPair,
     data: AnyData | None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae import plugins, scripts
 from pyro_vae.data.dataset import FIELDS_OF_FACTS
@@ -17,6 +17,7 @@ from pyro_vae.pair.missing import keep_means
 from pyro_vae.pair.pair import Pair, field_names
 from pyro_vae.pair.topics import check_vocabulary
 from pyro_vae.parts.build import hints_of, named_parameters
+from pyro_vae.parts.memory import check_fits
 from pyro_vae.runs.checkpoints import BEST, read_best, reading
 from pyro_vae.runs.options import current_options
 
@@ -52,6 +53,8 @@ def build_model(name: str, facts: Mapping[str, Any], options: Mapping[str, Any],
             raise DataError(f"model {name!r} needs {key}{field}; these data offer {', '.join(facts)}")
     for key in given.keys() & pair_parameters(constructor):
         given[key] = _pair_of(key, given[key])
+    if not scripts.in_file(name):
+        _check_size(name, constructor, given)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -70,6 +73,19 @@ def build_model(name: str, facts: Mapping[str, Any], options: Mapping[str, Any],
     except ContractError as problem:
         raise ContractError(f"model {name!r} is no pair: {problem}") from problem
     return pair
+
+
+def _check_size(name: str, constructor: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raise `ContractError` where a model's parameters alone would fill the memory, as far as it can be built without
+    any; a mistake that is found on the way is raised when it is built."""
+    nowhere = torch.device("meta")
+    try:
+        with torch.random.fork_rng(), nowhere:
+            pair = constructor(**{k: v.to(nowhere) if isinstance(v, Tensor) else v for k, v in given.items()})
+            needed = sum(parameter.nbytes for parameter in pair.parameters())
+    except Exception:
+        return
+    check_fits(ContractError, needed, f"the parameters of model {name!r}", "use smaller sizes")
 
 
 def pair_parameters(constructor: Callable[..., Any]) -> set[str]:

@@ -20,7 +20,9 @@ from pyro_vae.data.partition import partition, tenth
 from pyro_vae.data.stream import Stream
 from pyro_vae.engine.denormals import flushed
 from pyro_vae.engine.devices import cuda_devices, launch, matrix_products
+from pyro_vae.engine.threads import alone
 from pyro_vae.errors import DataError, RunError, check_positive
+from pyro_vae.kinds import checked
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import Pair
 from pyro_vae.pair.ready import ready_data
@@ -48,7 +50,11 @@ from pyro_vae.training.optimizers import MakeOptimizer
 from pyro_vae.training.restarts import SHARE, best_of
 from pyro_vae.training.trackers import tracking
 
+MOST_RESTARTS = 1000
 
+
+@checked
+@alone
 def train(
     pair: nn.Module | str = DEFAULTS["model"],
     data: Dataset | Split | Tensor | Mapping[str, Tensor] | str | Path | None = None,
@@ -175,6 +181,8 @@ def train(
     optimizer_options = asked["optimizer_options"] = with_defaults(options_of_optimizer(optimizer), optimizer_options)
     schedule_options = asked["schedule_options"] = with_defaults(options_of_schedule(schedule), schedule_options)
     check_positive(RunError, restarts=restarts)
+    if restarts > MOST_RESTARTS:
+        raise RunError(f"restarts must be at most {MOST_RESTARTS}, not {restarts}")
     if restarts > 1 and start is not None:
         raise RunError(
             "start says where training starts from, so there is nothing to choose by restarts; give one of them"
