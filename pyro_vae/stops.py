@@ -1,5 +1,6 @@
 """Signals that ask a process to stop, as exceptions that can be put off until what is at hand is whole."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,14 +24,15 @@ STOPS = (KeyboardInterrupt, Stopped)
 class Stops:
     """While it is entered, Ctrl-C raises `KeyboardInterrupt`, and SIGTERM and SIGHUP raise `Stopped`.
 
-    Where `held` is set, the first signal only leaves a mark, which `check` raises; a second one is raised at once.
-    A signal that the user's program handles itself or ignores, as `nohup` does, is left to it, and so are all signals
-    in a thread that is not the main one.
+    Where `held` is set, the first signal only leaves a mark, which `check` raises; a second one is raised at once, and
+    in a process that was forked from this one the first. A signal that the user's program handles itself or ignores,
+    as `nohup` does, is left to it, and so are all signals in a thread that is not the main one.
     """
 
     def __init__(self, held: bool = False):
         self.held = held
         self.asked: int | None = None
+        self.process = os.getpid()
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -66,7 +68,7 @@ class Stops:
             self.held = held
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        if self.held and self.asked is None:
+        if self.held and self.asked is None and os.getpid() == self.process:
             self.asked = number
         else:
             _raise(number)

@@ -49,6 +49,9 @@ FOR_A_PERSON = (Renamed, Changed, Doubt)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, or 2 for a user's mistake, or 128 and the number of the signal that stopped
     it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         status = run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

@@ -34,7 +34,7 @@ from pyro_vae.pair.scales import SCALES
 from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import side_by_side
 from pyro_vae.pair.topics import check_vocabulary
-from pyro_vae.runs.folder import keep_result
+from pyro_vae.runs.folder import check_writable, keep_result
 from pyro_vae.runs.run import Run, as_run
 
 AnyPair = nn.Module | Run | str | Path
@@ -139,6 +139,9 @@ def evaluate_each(
     run = as_run(pair, device) if isinstance(pair, Run | str | Path) else None
     if run is not None:
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
+    keeps = run is not None and run.out is not None and processes.rank() == 0
+    if keeps:
+        check_writable(run.out)
     model = type(pair).__name__ if run is None else run.model_name
     check_vocabulary(pair, data)
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
@@ -182,7 +185,7 @@ def evaluate_each(
         )
         with torch.random.fork_rng(), as_asked():
             result.bits_per_dim, result.bits_per_dim_note = bits_per_dim(result, pair, chosen)
-        if run is not None and run.out is not None and processes.rank() == 0:
+        if keeps:
             keep_result(run.out, result.entry(), result.estimate.figures)
         yield result
 

@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -64,7 +63,7 @@ class RunFolder:
         self.resume, self.replace = resume, overwrite and not resume
         self.stored: dict[str, Any] | None = None
         self.config: Mapping[str, Any] | None = None
-        self.resumable = self.begun = False
+        self.resumable = self.begun = self.was_killed = False
         self.made: list[Path] = []
         if self.path is None:
             if resume:
@@ -111,8 +110,8 @@ class RunFolder:
     def save(self, last: dict[str, Any], best: dict[str, Any] | None) -> None:
         """Write the state to go on from, the best epoch's where there has been one, and the history, a row an epoch.
 
-        The first time, what a run that is to be replaced left is taken away, and the settings are written. The state
-        that was saved before is kept. A folder that was deleted meanwhile is made again.
+        The first time, once the state is on the disk, what a run that is to be replaced left is taken away, and the
+        settings are written. The state that was saved before is kept. A folder that was deleted is made again.
 
         Raises:
             RunError: the folder cannot be written.
@@ -123,9 +122,7 @@ class RunFolder:
             self.lock.release()
             self._take()
             self.begun = False
-        if not self.begun:
-            self._begin()
-        files.save(self.path / LAST, last, then=partial(keep_before, self.path))
+        files.save(self.path / LAST, last, then=self._make_way)
         self.resumable = True
         if best is not None:
             files.save(self.path / BEST, best)
@@ -136,16 +133,23 @@ class RunFolder:
             writer.writerows(history)
         files.write_text(self.path / METRICS, text.getvalue())
 
-    def _begin(self) -> None:
+    def _make_way(self) -> None:
+        """What goes before a state takes its place."""
+        if self.replace:
+            self._take_away()
+        else:
+            keep_before(self.path)
+        if not self.begun and self.config is not None:
+            files.write_text(self.path / CONFIG, yaml.safe_dump(dict(self.config), sort_keys=False))
+        self.begun, self.replace = True, False
+
+    def _take_away(self) -> None:
+        """Remove what another run left; its state itself is replaced."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for path in self._of_the_old_run() if self.replace else ():
+            for path in self._of_the_old_run():
                 path.unlink(missing_ok=True)
         except OSError as problem:
             raise RunError(f"cannot write {self.path}: {problem.strerror}") from problem
-        if self.config is not None:
-            files.write_text(self.path / CONFIG, yaml.safe_dump(dict(self.config), sort_keys=False))
-        self.begun, self.replace = True, False
 
     def _of_the_old_run(self) -> list[Path]:
         """The files that a run wrote, its pictures as its report and results name them, unless a link leads to them."""
@@ -153,13 +157,16 @@ class RunFolder:
         texts = [self.path / name for name in (REPORT, EVALUATION) if (self.path / name).is_file()]
         named = {name for path in texts for name in PICTURE.findall(path.read_text(errors="replace"))}
         mine = [pictures / unquote(name) for name in sorted(named)] if not pictures.is_symlink() else []
-        return [self.path / name for name in RUN_FILES] + [path for path in mine if path.parent == pictures]
+        return [self.path / name for name in RUN_FILES if name != LAST] + [
+            path for path in mine if path.parent == pictures
+        ]
 
     def _take(self) -> None:
         """Make the folder and take its lock."""
         try:
             self.made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
+            self.was_killed = self.lock.path.exists()
             taken = self.lock.take()
         except OSError as problem:
             raise RunError(f"cannot write {self.path}: {problem.strerror}") from problem
@@ -178,16 +185,25 @@ class RunFolder:
     def _clean_up(self) -> None:
         """Remove the temporary files of a run that was killed."""
         with locked(self.path / RESULTS_LOCK):
-            for path in (*self.path.iterdir(), *(self.path / FIGURES).glob(".*")):
+            pictures = () if (self.path / FIGURES).is_symlink() else (self.path / FIGURES).glob(".*")
+            for path in (*self.path.iterdir(), *pictures):
                 written = files.TEMPORARY.fullmatch(path.name)
                 if written and (written[1] in RUN_FILES or path.parent != self.path):
                     path.unlink(missing_ok=True)
 
     def _others(self) -> list[str]:
-        return [path.name for path in self.path.iterdir() if path.name != LOCK]
+        """What is in the folder beside the lock, and the settings of a run that was killed in its first save."""
+        own = (LOCK, CONFIG) if self.was_killed else (LOCK,)
+        return [path.name for path in self.path.iterdir() if path.name not in own]
 
     def _holds_a_state(self) -> bool:
         return (self.path / LAST).exists() or (self.path / BEFORE).exists()
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `RunError` where no result can be kept in a folder, before hours go into one."""
+    with locked(folder / RESULTS_LOCK):
+        pass
 
 
 def keep_result(folder: Path, entry: Mapping[str, Any], figures: Mapping[str, "Figure"]) -> None:

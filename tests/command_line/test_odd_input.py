@@ -142,3 +142,10 @@ def test_a_reader_that_has_gone_ends_a_list_quietly():
     script = f"{sys.executable} -m pyro_vae.command_line.main list | head -n 1"
     done = subprocess.run(script, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == "models:\n" and done.stderr == ""
+
+
+def test_streams_that_are_closed_are_no_error(tmp_path):
+    line = f"{sys.executable} -m pyro_vae.command_line.main"
+    for command in (f"{line} list >&-", f"{line} list nothing 2>&-", f"{line} train --epochs x >&- 2>&-"):
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        assert done.returncode == (2 if "2>" in command else 0) and "Traceback" not in done.stderr

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import sparse
 
 import pyro_vae as pv
+from pyro_vae.data.dataset import as_split
 from pyro_vae.data.files import read as reading
 from pyro_vae.errors import DataError
 from pyro_vae.parts import memory
@@ -143,3 +144,19 @@ def test_a_mask_is_a_file_as_well(tmp_path):
     with pytest.raises(DataError, match="is an archive, not an array"):
         np.savez(tmp_path / "m.npz", x=np.zeros(3))
         reading.read_array(tmp_path / "m.npz")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_a_tensor_of_unsigned_numbers_is_taken_as_an_array_is(dtype):
+    """Torch holds such tensors, and computes with none of them."""
+    x = torch.arange(80).reshape(20, 4).remainder(2)
+    taken = as_split(x.to(dtype))["x"]
+    assert taken.dtype == as_split(x.numpy().astype(str(dtype).removeprefix("torch.")))["x"].dtype
+    assert (taken == x).all()
+    with pytest.raises(DataError, match="more than"):
+        pv.evaluate(pv.VAE((4,)), torch.from_numpy(np.full((20, 4), 2**64 - 1, np.uint64)), progress=False)
+
+
+def test_a_tensor_of_complex_numbers_is_refused():
+    with pytest.raises(DataError, match="x holds elements of type complex64"):
+        pv.evaluate(pv.VAE((4,)), torch.zeros(20, 4, dtype=torch.complex64), progress=False)

@@ -259,7 +259,7 @@ def test_what_a_killed_run_left_is_cleaned_up_by_the_next(run):
 
 def test_after_a_kill_before_the_first_save_a_new_run_just_starts(tmp_path):
     """And --resume does not send to a new run that sends to --resume."""
-    for name in (LOCK, ".last.pt.abcd1234"):
+    for name in (LOCK, ".last.pt.abcd1234", CONFIG):
         (tmp_path / name).touch()
     with pytest.raises(RunError, match="nothing to resume: .* start the run without --resume"):
         RunFolder(tmp_path, resume=True)
@@ -346,3 +346,33 @@ def test_a_damaged_run_is_a_line_on_the_command_line(run, tmp_path, monkeypatch,
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("warning: ") and "taken from last.pt" in told[0] and told[1:] == ["wrote samples.npz"]
     assert json.loads(json.dumps(np.load("samples.npz")["z"].shape)) == [2, 2]
+
+
+def test_a_full_disk_costs_a_run_that_is_to_be_replaced_nothing(run, monkeypatch):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RunError, match="No space left .*what was saved before is kept"):
+        pv.train(small_vae(), bits(), epochs=1, out=run, overwrite=True, **QUIET)
+    assert before == {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+def test_the_state_of_a_run_that_is_replaced_is_not_kept_as_the_save_before(run):
+    pv.train(small_vae(), bits(), epochs=1, out=run, overwrite=True, **QUIET)
+    assert not (run / BEFORE).exists() and files.load(run / LAST)["epoch"] == 1
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(run, monkeypatch):
+    def refuse(self, wait=False):
+        raise PermissionError(13, "Permission denied")
+
+    def computed(*_, **__):
+        raise AssertionError("it was computed")
+
+    monkeypatch.setattr("pyro_vae.runs.lock.Lock.take", refuse)
+    monkeypatch.setattr(pv.evaluators.ELBO, "__call__", computed)
+    with pytest.raises(RunError, match="cannot write .*: Permission denied"):
+        pv.evaluate(run, bits(), progress=False)
