@@ -72,6 +72,11 @@ def _compare_checksums(file: BinaryIO) -> None:
         raise ValueError(f"{wrong} is not what was written")
 
 
+def at_home(path: str | Path) -> Path:
+    """A path, `~` being the user's home; as it is where there is no such user."""
+    return Path(os.path.expanduser(path))
+
+
 def check_regular(path: Path) -> None:
     """Raise `OSError` where a path is a pipe or a device, from which reading may never end."""
     if not stat.S_ISREG(path.stat().st_mode):

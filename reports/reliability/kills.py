@@ -34,8 +34,8 @@ WAYS: dict[str, dict[str, Any]] = {
         **DIGITS,
     },
     "with its report": {**SMALL, "epochs": 6},
-    "compiled": {**SMALL, "engine": "compiled"},
-    "compiled, averaged weights": {**SMALL, "engine": "compiled", "ema": 0.99},
+    "compiled": {**SMALL, "epochs": 60, "engine": "compiled", "progress": True},
+    "compiled, averaged weights": {**SMALL, "epochs": 60, "engine": "compiled", "progress": True, "ema": 0.99},
 }
 """The settings of each kind of run."""
 

@@ -54,8 +54,8 @@ def import_all() -> None:
 class Report:
     """The rows of the report, each kept in a folder as it is made."""
 
-    def __init__(self, scratch: Path):
-        self.scratch = scratch.absolute()
+    def __init__(self, scratch: Path, only_kept: bool):
+        self.scratch, self.only_kept = scratch.absolute(), only_kept
         self.case = self.scratch / "work"
 
     def whole(self, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
@@ -66,7 +66,10 @@ class Report:
     def rows(self, name: str, makes: list[Callable[[], Any]]) -> Rows:
         rows = []
         for number, make in enumerate(makes):
-            rows.append(kept(self.scratch / name / f"{number:04}.json", make))
+            path = self.scratch / name / f"{number:04}.json"
+            if self.only_kept and not path.exists():
+                continue
+            rows.append(kept(path, make))
             print(f"{name} {number + 1} of {len(makes)}: {json.dumps(rows[-1])[:200]}", file=sys.stderr, flush=True)
         return rows
 
@@ -229,15 +232,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--interpreters", default="", help="Pythons of other environments, comma-separated")
+    parser.add_argument("--kept", action="store_true", help="write the report of the rows that are kept, and make none")
     given = parser.parse_args()
     import_all()
-    report = Report(given.scratch)
-    kill_rows = report.kills()
-    stop_rows = {name: report.stops(name) for name in ("SIGINT", "SIGTERM")}
-    damage_rows = report.damaged()
+    report = Report(given.scratch, given.kept)
     drawn_rows = {name: report.drawn(name) for name in drawn.STRATEGIES}
+    damage_rows = report.damaged()
     machine_rows = [report.machine(make) for make in (resources.full_disks, resources.read_only, resources.deleted)]
     steps, models = (report.long(make) for make in (resources.many_steps, resources.many_models))
+    stop_rows = {name: report.stops(name) for name in ("SIGINT", "SIGTERM")}
+    kill_rows = report.kills()
     versions = report.versions([python for python in given.interpreters.split(",") if python])
     valid = sum(row["ended"] == 0 for rows in drawn_rows.values() for row in rows)
     cases = sum(map(len, drawn_rows.values()))

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import sparse
 
 import pyro_vae as pv
+from pyro_vae.command_line import main as cli
 from pyro_vae.data.dataset import as_split
 from pyro_vae.data.files import read as reading
 from pyro_vae.errors import DataError
@@ -160,3 +161,10 @@ def test_a_tensor_of_unsigned_numbers_is_taken_as_an_array_is(dtype):
 def test_a_tensor_of_complex_numbers_is_refused():
     with pytest.raises(DataError, match="x holds elements of type complex64"):
         pv.evaluate(pv.VAE((4,)), torch.zeros(20, 4, dtype=torch.complex64), progress=False)
+
+
+@pytest.mark.parametrize("name", ["~nobody of this name/x.npy", "~\ud7ff", "x" * 300 + ".npy", "a\0b.npy"])
+def test_a_path_that_leads_nowhere_is_one_line(name, capsys):
+    assert cli.main(["train", "--data", name, "--quiet", "--epochs", "1"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("pyro-vae: ") and told.count("\n") == 1
