@@ -35,6 +35,10 @@ class RunError(UserError):
     """A run folder cannot be written, read or continued."""
 
 
+class DamagedError(RunError):
+    """A file of a run is not as it was written."""
+
+
 class DivergenceError(UserError):
     """Training produced a number that is not finite."""
 
@@ -66,6 +70,15 @@ class UnknownName(UserError):
         ranked = nearest_first(name, known)
         super().__init__(f"unknown {kind} {name!r}; known: {', '.join(ranked) or 'none'}")
         self.known = ranked
+
+
+LACKS = ("can't allocate memory", "out of memory", "not enough memory", "size calculation overflowed")
+
+
+def is_lack_of_memory(problem: BaseException) -> bool:
+    """Whether an error of Python's, NumPy's or torch's says that something is larger than the memory."""
+    said = str(problem)
+    return isinstance(problem, MemoryError) or (isinstance(problem, RuntimeError) and any(w in said for w in LACKS))
 
 
 def find(kind: str, name: str, table: Mapping[str, Found]) -> Found:

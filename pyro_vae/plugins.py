@@ -55,7 +55,9 @@ def current_name(kind: str, name: Any, warn: bool = False) -> Any:
     Args:
         warn: with a `Renamed` warning: for names that a user gives, not for those that a stored run holds.
     """
-    current = RENAMED.get((kind, name), name) if isinstance(name, str) else name
+    if not isinstance(name, str):
+        return name
+    current = RENAMED.get((kind, name), name)
     if warn and current != name:
         warnings.warn(f"the {kind} {name!r} is now called {current!r}", Renamed, stacklevel=3)
     return current

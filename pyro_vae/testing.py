@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 
 from pyro_vae.data import Dataset, Split, as_split, load_data
 from pyro_vae.data.stream import Stream
+from pyro_vae.engine.threads import alone
 from pyro_vae.errors import ContractError
 from pyro_vae.evaluation import evaluate
 from pyro_vae.evaluation.blocks import Block
+from pyro_vae.kinds import checked
 from pyro_vae.objectives.elbo import TraceELBO
 from pyro_vae.pair.checks import BOTH, check_data_apart
 from pyro_vae.pair.data_fit import check_support, observed_sites
@@ -41,6 +43,8 @@ CHECKED = 16
 """As many of the training data are checked on."""
 
 
+@checked
+@alone
 def check(
     pair: nn.Module | str = DEFAULTS["model"],
     data: Any = None,

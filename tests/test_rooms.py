@@ -29,7 +29,7 @@ ROOMS = [
     ["pair"],
     ["data"],
     ["parts"],
-    ["plugins", "scripts", "files", "errors", "late", "arviz_adapter"],
+    ["plugins", "scripts", "files", "kinds", "stops", "errors", "late", "arviz_adapter"],
 ]
 """The rooms from the top down; what stands side by side may import each other."""
 

@@ -6,16 +6,19 @@ import json
 import os
 import re
 import select
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyro_vae import plugins
-from pyro_vae.errors import Changed, Doubt, Renamed, UnknownName, UsageError, UserError, find
+from pyro_vae import plugins, scripts
+from pyro_vae.errors import Changed, Doubt, Renamed, UnknownName, UsageError, UserError, find, is_lack_of_memory
+from pyro_vae.stops import STOPS, Stops, status_of
 
 USAGE = """usage: pyro-vae COMMAND ...
 
@@ -46,7 +49,11 @@ FOR_A_PERSON = (Renamed, Changed, Doubt)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, or 2 for a user's mistake."""
+    """Run a command; the exit status is 0, or 2 for a user's mistake, or 128 and the number of the signal that stopped
+    it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         status = run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -60,7 +67,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        with warnings.catch_warnings():
+        with Stops(), warnings.catch_warnings():
             for category in FOR_A_PERSON:
                 warnings.simplefilter("always", category)
             warnings.showwarning = partial(_show, warnings.showwarning)
@@ -69,9 +76,14 @@ def run(arguments: list[str]) -> int:
         if debug or isinstance(problem, BrokenPipeError):
             raise
         return _refused(problem)
-    except KeyboardInterrupt:
-        print("pyro-vae: interrupted; continue a training with --resume", file=sys.stderr)
-        return 130
+    except (MemoryError, RuntimeError) as problem:
+        if debug or not is_lack_of_memory(problem):
+            raise
+        said = (str(problem).splitlines() or ["out of memory"])[0]
+        return _refused(UserError(f"there is not enough memory ({said}); ask for less, or for smaller sizes"))
+    except STOPS as stop:
+        say(f"pyro-vae: interrupted{getattr(stop, 'how_to_go_on', '')}")
+        return status_of(stop)
 
 
 def _refused(problem: Exception) -> int:
@@ -137,9 +149,17 @@ def train_command(arguments: list[str]) -> None:
         print(yaml.safe_dump(config_of(asked), sort_keys=False), end="")
         return
     pair, data = asked["pair"].rpartition(":")[2], re.sub(r"[^\w.-]+", "_", Path(asked["data"]).stem)
-    out = Path(switches.out) if switches.out else new_folder(f"{pair}-{data}")
     how = {"resume": switches.resume, "overwrite": switches.overwrite, "progress": not switches.quiet}
-    print_results(train(**asked, out=out, **how).results)
+    with nullcontext(Path(switches.out)) if switches.out else new_folder(f"{pair}-{data}") as out:
+        try:
+            run = train(**asked, out=out, **how)
+        except STOPS as stop:
+            if hasattr(stop, "resumable"):
+                named = [asked["pair"]] if scripts.in_file(asked["pair"]) else []
+                command = shlex.join(["pyro-vae", "train", *named, "--resume", "--out", str(out)])
+                stop.how_to_go_on = f"; continue it with: {command}"
+            raise
+    print_results(run.results)
     say(f"report: {out / REPORT}")
 
 
@@ -339,7 +359,8 @@ def print_results(results: Sequence[Any]) -> None:
     say(f"{'evaluator':<16}{'quantity':<22}{'kind':<13}{'mean ± s.e.':<22}{'bits/dim':<10}{'n':>7}{'particles':>11}")
     for result in results:
         bits = "" if result.bits_per_dim is None else f"{result.bits_per_dim:.4f}"
-        figure = f"{result.mean:.3f} ± {result.standard_error:.3f}"
+        error = f"± {result.standard_error:.3f}" if result.n > 1 else "(one datum)"
+        figure = f"{result.mean:.3f} {error}"
         named = f"{result.evaluator:<16}{result.quantity:<22}{result.kind or '':<13}"
         say(f"{named}{figure:<22}{bits:<10}{result.n:>7}{result.particles:>11}")
     for result in results:
@@ -351,6 +372,8 @@ def print_results(results: Sequence[Any]) -> None:
             say(f"{result.evaluator}: the figures of a datum are {result.given}")
         if result.data_set is not None:
             say(f"{result.evaluator}: all {result.n} data together: {result.data_set}")
+    if any(result.n == 1 for result in results):
+        say("one datum has no standard error")
     for result in results:
         for line in result.estimate.lines:
             say(f"{result.evaluator}: {line}")

@@ -1,12 +1,12 @@
 """Options on a command line: what is typed becomes a value of its type."""
 
 import argparse
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from pyro_vae import kinds
 from pyro_vae.errors import UsageError
 from pyro_vae.runs.options import Option, options_of
 
@@ -21,39 +21,10 @@ def parse_value(option: Option, value: Any) -> Any:
     """
     if str(value).lower() in ("none", "null") and option.default is None and not option.required:
         return None
-    if typing.get_origin(option.type) is list:
-        (kind,) = typing.get_args(option.type)
-        items = value.strip("[]() ").split(",") if isinstance(value, str) else value
-        items = items if isinstance(items, list | tuple) else [items]
-        return [_scalar(option, kind, item) for item in items if str(item).strip()]
-    (kind, *_) = typing.get_args(option.type) or (option.type,)
-    return _scalar(option, kind, value)
-
-
-def _scalar(option: Option, kind: type, value: Any) -> Any:
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     try:
-        if kind is bool:
-            return words[str(value).lower()]
-        return _whole(value) if kind is int else kind(value)
-    except (ValueError, TypeError, KeyError) as reason:
-        raise UsageError(f"--{option.name} needs {_words(option.type)}, not {value!r}") from reason
-
-
-def _whole(value: Any) -> int:
-    """A whole number, also where it is written as 1e3; raises ValueError where it is none."""
-    if isinstance(value, str) and not value.strip().lstrip("+-").isdecimal():
-        value = float(value)
-    if isinstance(value, float) and not value.is_integer():
-        raise ValueError(value)
-    return int(value)
-
-
-def _words(kind: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
-    if typing.get_origin(kind) is list:
-        return f"comma-separated values, each {names[typing.get_args(kind)[0]]}"
-    return " or ".join(names.get(k, "none") for k in (typing.get_args(kind) or (kind,)))
+        return kinds.read(option.type, value)
+    except ValueError as reason:
+        raise UsageError(kinds.needs(f"--{option.name}", option.type, value)) from reason
 
 
 def add_options(parser: argparse.ArgumentParser, options: Sequence[Option], title: str) -> None:

@@ -208,7 +208,7 @@ def typed_settings(config: Config, owners: Sequence[Owner], model: Callable[...,
             nested = name.removesuffix("_options")
             if section in KINDS and name == "name":
                 continue
-            if section == "training" and isinstance(value, Mapping):
+            if section == "training" and isinstance(value, Mapping) and nested in ("optimizer", "schedule"):
                 for inner, own in value.items():
                     option = table.get((nested, inner))
                     typed[nested, inner] = own if option is None else parse_value(option, own)

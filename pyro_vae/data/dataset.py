@@ -12,8 +12,11 @@ from torch import Tensor
 from pyro_vae.data.files.arrays import check_finite, fit_the_memory, to_tensor
 from pyro_vae.data.forms import named_arrays
 from pyro_vae.data.missing import mean_of, observed_sum
+from pyro_vae.data.sparse import SparseRows
 from pyro_vae.data.split import Batch, Split, Step
 from pyro_vae.errors import DataError
+
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 ALL = "all"
 """What stands for all splits of a data set together."""
@@ -100,12 +103,19 @@ def as_split(data: Any, fields: Sequence[str] | None = None) -> Split:
     if isinstance(data, Split):
         return data
     named = named_arrays(data, fields)
-    stored = {name: value if isinstance(value, Tensor) else to_tensor(value, name) for name, value in named.items()}
+    stored = {name: _as_tensor(value, name) for name, value in named.items()}
     resident = fit_the_memory(named.values())
     split = Split(stored, resident=resident)
     for name, field in split.fields.items():
         check_finite(field, name)
     return split if resident else split.then(_in_default_dtype)
+
+
+def _as_tensor(value: Any, name: str) -> Tensor | SparseRows:
+    """A tensor as it is, but of a dtype that torch does not compute with as NumPy's array is taken."""
+    if not isinstance(value, Tensor):
+        return to_tensor(value, name)
+    return to_tensor(value.cpu().numpy(), name) if value.is_complex() or value.dtype in UNSIGNED else value
 
 
 def choose_split(data: Any, name: str) -> Split:

@@ -13,8 +13,11 @@ from pyro_vae.data.binarize import BINARIZATIONS, SCALES
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.files.read import READERS, from_file
 from pyro_vae.errors import DataError, PluginError, find
+from pyro_vae.files import at_home
+from pyro_vae.kinds import checked
 
 
+@checked
 def load_data(
     name_or_file: str | Path, binarize: str = "none", seed: int = 0, scale: str = "unit", **options: Any
 ) -> Dataset:
@@ -58,7 +61,7 @@ def stored(name_or_file: str | Path, seed: int, options: dict[str, Any]) -> Data
 
 def _source(name_or_file: str | Path) -> Callable[..., Dataset]:
     """What loads it. A registered name goes before a folder of that name, which "./name" reaches."""
-    name, path = str(name_or_file), Path(name_or_file).expanduser()
+    name, path = str(name_or_file), at_home(name_or_file)
     is_path = isinstance(name_or_file, Path) or {"/", os.sep} & set(name) or path.suffix.lower() in READERS
     if is_path or (path.exists() and name not in plugins.names("dataset")):
         return partial(from_file, path)

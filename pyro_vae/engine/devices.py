@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
+KINDS = ("cpu", "cuda", "mps")
+
 TOLERANCES = {"32-true": 1e-5, "tf32": 2e-3, "bf16-mixed": 2e-2}
 """The precisions, and the relative difference that each explains between two ways to compute."""
 
@@ -29,8 +31,12 @@ def find_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as reason:
+    except (RuntimeError, TypeError) as reason:
         raise RunError(f"unknown device {name!r}; use auto, cpu or cuda") from reason
+    if device.type not in KINDS or (device.type != "cuda" and device.index is not None):
+        raise RunError(f"unknown device {name!r}; use auto, cpu or cuda")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RunError(f"device {name!r} is not there; use cpu or auto")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RunError(f"device {name!r} is not there: torch sees no GPU; use cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -12,6 +12,11 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first() -> bool:
+    """Whether this is the first of the processes that were started together, before they are connected."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def rank() -> int:
     """Which of the connected processes this is, from 0."""
     return dist.get_rank() if _connected() else 0

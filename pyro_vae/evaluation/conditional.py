@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from pyro_vae.data import Split
+from pyro_vae.data.files.read import read_array
 from pyro_vae.errors import DataError
 from pyro_vae.evaluation.blocks import Blocks, seed_of
 from pyro_vae.evaluation.evaluator import Progress, ticker
@@ -124,9 +124,9 @@ def _mask(name: str, mask: Mask, x: Tensor) -> Bool[Tensor, "n ..."]:
     """A set of elements of each datum; raises `DataError` where it cannot be read or has another shape."""
     if isinstance(mask, str | Path):
         try:
-            mask = torch.from_numpy(np.load(mask))
-        except (OSError, ValueError, TypeError) as reason:
-            raise DataError(f"{name}: cannot read {mask} ({reason}); save a boolean array with numpy.save") from reason
+            mask = torch.from_numpy(read_array(Path(mask)))
+        except (DataError, TypeError) as reason:
+            raise DataError(f"{name}: {mask} {reason}; save a boolean array with numpy.save") from reason
     mask = torch.as_tensor(mask).bool().to(x.device)
     if mask.shape not in (x.shape, x.shape[1:]):
         raise DataError(f"{name} has shape {list(mask.shape)}; a datum has {list(x.shape[1:])}, and there are {len(x)}")

@@ -15,6 +15,7 @@ from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split, choose_split
 from pyro_vae.engine import processes
 from pyro_vae.engine.devices import matrix_products
+from pyro_vae.engine.threads import alone
 from pyro_vae.errors import ContractError, RunError, check_positive, find
 from pyro_vae.evaluation.bits_per_dim import bits_per_dim
 from pyro_vae.evaluation.blocks import DATA_BLOCK, Block, Blocks
@@ -24,6 +25,7 @@ from pyro_vae.evaluation.missing import described, settled, tolerant
 from pyro_vae.evaluation.refit import refitted
 from pyro_vae.evaluation.result import Estimate, Result
 from pyro_vae.evaluation.unfinished import Unfinished, what_is_evaluated
+from pyro_vae.kinds import checked
 from pyro_vae.pair.checks import check_data_apart
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.missing_checks import Absent
@@ -33,7 +35,7 @@ from pyro_vae.pair.scales import SCALES
 from pyro_vae.pair.sequences import check_sequences, sequence_lengths
 from pyro_vae.pair.sites import side_by_side
 from pyro_vae.pair.topics import check_vocabulary
-from pyro_vae.runs.folder import keep_result
+from pyro_vae.runs.folder import check_writable, keep_result
 from pyro_vae.runs.run import Run, as_run
 
 AnyPair = nn.Module | Run | str | Path
@@ -42,6 +44,7 @@ AnyData = str | Path | Dataset | Split | Tensor | Mapping[str, Tensor]
 IGNORED = "scales ignored: each site counts once, whatever the pair multiplies it by"
 
 
+@checked
 def evaluate(
     pair: AnyPair,
     data: AnyData | None = None,
@@ -109,6 +112,8 @@ def evaluate(
     return result
 
 
+@checked
+@alone
 def evaluate_each(
     pair: AnyPair,
     data: AnyData | None,
@@ -141,6 +146,9 @@ def evaluate_each(
     run = as_run(pair, device) if isinstance(pair, Run | str | Path) else None
     if run is not None:
         pair, data, relaxed = run.pair, run.data_like(data), relaxed or run.relaxed
+    keeps = run is not None and run.out is not None and processes.rank() == 0
+    if keeps:
+        check_writable(run.out)
     model = type(pair).__name__ if run is None else run.model_name
     check_vocabulary(pair, data)
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
@@ -189,7 +197,7 @@ def evaluate_each(
         )
         with torch.random.fork_rng(), as_asked():
             result.bits_per_dim, result.bits_per_dim_note = bits_per_dim(result, pair, chosen)
-        if run is not None and run.out is not None and processes.rank() == 0:
+        if keeps:
             keep_result(run.out, result.entry(), result.estimate.figures)
         yield result
     if unfinished is not resume:

@@ -3,6 +3,7 @@
 A run is a `Run`, or the folder of one.
 """
 
+import math
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -16,11 +17,15 @@ from torch import Tensor, nn
 from pyro_vae import files, plots
 from pyro_vae.data import Dataset, Split, choose_split
 from pyro_vae.data.sequences import are_sequences
+from pyro_vae.data.sparse import row_bytes
+from pyro_vae.engine.threads import alone
 from pyro_vae.errors import Doubt, RunError, check_positive
+from pyro_vae.kinds import checked
 from pyro_vae.pair import generation
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import OBSERVED, device_of, evaluating, select_fields
 from pyro_vae.pair.slices import over_time, without_padding
+from pyro_vae.parts.memory import check_fits
 from pyro_vae.reporting.ex_post import draw_codes
 from pyro_vae.reporting.report import write_report
 from pyro_vae.runs.run import Run, as_run
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
 Data = str | Path | Dataset | Split | Tensor | Mapping[str, Tensor] | None
 
 
+@checked
+@alone
 def sample(
     run: Run | str | Path,
     n: int = 64,
@@ -78,6 +85,8 @@ def sample(
     return values
 
 
+@checked
+@alone
 def reconstruct(
     run: Run | str | Path,
     n: int = 10,
@@ -109,6 +118,8 @@ def reconstruct(
     return figure
 
 
+@checked
+@alone
 def encode(
     run: Run | str | Path,
     data: Data = None,
@@ -148,6 +159,8 @@ def encode(
     return codes
 
 
+@checked
+@alone
 def impute(
     run: nn.Module | Run | str | Path,
     data: Data = None,
@@ -193,6 +206,8 @@ def impute(
         raise RunError("a pair has no data of its own; give impute(pair, data)")
     pair, data = (run, data) if whole is None else (whole.pair, whole.data_like(data))
     chosen = choose_split(data, split).head(limit).to(device_of(pair))
+    needed = draws * chosen.size * sum(map(row_bytes, chosen.fields.values()))
+    check_fits(RunError, needed, f"{draws} draws for each of {chosen.size} data", "draw fewer, or set a limit")
     with torch.random.fork_rng(), evaluating(pair):
         pair, _, notes = tolerant(pair, chosen, "marginalise", whole)
         check_support(pair, chosen, whole is not None and whole.relaxed)
@@ -211,6 +226,8 @@ def impute(
     return imputed
 
 
+@checked
+@alone
 def export(
     run: Run | str | Path,
     data: Data = None,
@@ -243,6 +260,7 @@ def export(
     return exported
 
 
+@alone
 def report(run: Run | str | Path, device: str = "auto") -> Path:
     """Write the run's `report.md` and its figures again; gives the path of report.md.
 
@@ -273,9 +291,15 @@ def _save_netcdf(exported: Any, path: Path) -> None:
         files.write_whole(path, lambda file: file.write(whole.read_bytes()))
 
 
+def bytes_of(fields: Mapping[str, tuple[list[int], str]]) -> int:
+    """What a datum of the fields that a run recorded fills."""
+    return sum(math.prod(shape) * getattr(torch, dtype).itemsize for shape, dtype in fields.values())
+
+
 def _fields_to_sample(run: Run, n: int, data: Data, split: str) -> dict[str, Tensor]:
     """Fields for `n` draws: what the model conditions on is that of the data, over and over if need be."""
     check_positive(RunError, n=n)
+    check_fits(RunError, n * bytes_of(run.fields), f"{n} samples", "draw fewer")
     if len(run.fields.keys() - {name + OBSERVED for name in run.fields}) == 1:
         fields = generation.blank_fields(run.fields, n)
     else:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pyro_vae import files, plugins, scripts
+from pyro_vae import plugins, scripts
 from pyro_vae.data.dataset import FIELDS_OF_FACTS
 from pyro_vae.errors import ContractError, DataError, PluginError, RunError, UnfitPair, UserError
 from pyro_vae.pair.generation import blank_fields
@@ -17,7 +17,8 @@ from pyro_vae.pair.missing import keep_means
 from pyro_vae.pair.pair import Pair, field_names
 from pyro_vae.pair.topics import check_vocabulary
 from pyro_vae.parts.build import hints_of, named_parameters
-from pyro_vae.runs.folder import BEST
+from pyro_vae.parts.memory import check_fits
+from pyro_vae.runs.checkpoints import BEST, read_best, reading
 from pyro_vae.runs.options import current_options
 
 RECORD = ("model", "facts", "options")
@@ -52,6 +53,8 @@ def build_model(name: str, facts: Mapping[str, Any], options: Mapping[str, Any],
             raise DataError(f"model {name!r} needs {key}{field}; these data offer {', '.join(facts)}")
     for key in given.keys() & pair_parameters(constructor):
         given[key] = _pair_of(key, given[key])
+    if not scripts.in_file(name):
+        _check_size(name, constructor, given)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -72,6 +75,19 @@ def build_model(name: str, facts: Mapping[str, Any], options: Mapping[str, Any],
     return pair
 
 
+def _check_size(name: str, constructor: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raise `ContractError` where a model's parameters alone would fill the memory, as far as it can be built without
+    any; a mistake that is found on the way is raised when it is built."""
+    nowhere = torch.device("meta")
+    try:
+        with torch.random.fork_rng(), nowhere:
+            pair = constructor(**{k: v.to(nowhere) if isinstance(v, Tensor) else v for k, v in given.items()})
+            needed = sum(parameter.nbytes for parameter in pair.parameters())
+    except Exception:
+        return
+    check_fits(ContractError, needed, f"the parameters of model {name!r}", "use smaller sizes")
+
+
 def pair_parameters(constructor: Callable[..., Any]) -> set[str]:
     """The parameters of a model's constructor that are annotated as a `Pair`, also as one that may be None."""
     kinds = {name: (hint, *typing.get_args(hint)) for name, hint in hints_of(constructor).items()}
@@ -87,8 +103,8 @@ def _pair_of(parameter: str, value: Any) -> Any:
     if not value:
         return None
     try:
-        best = files.load(Path(value) / BEST)
-        if scripts.in_file(best["model"]):
+        best = read_best(Path(value))
+        if scripts.in_file(best.get("model")):
             how = f"{parameter}=load_run({str(value)!r}, pair={best['model']!r}).pair"
             raise RunError(f"this is the run of a pair in a file; make the model in Python, with {how}")
         return stored_pair(Path(value), best)
@@ -103,7 +119,7 @@ def record_of(name: str, facts: Mapping[str, Any], options: Mapping[str, Any]) -
     constructor, options = plugins.load("model", name), dict(options)
     for key in options.keys() & pair_parameters(constructor):
         if options[key] and not isinstance(options[key], Mapping):
-            best = files.load(Path(options[key]) / BEST)
+            best = read_best(Path(options[key]))
             options[key] = {part: best[part] for part in RECORD}
     left_out = {"data_mean"} - named_parameters(constructor).keys()
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in facts.items() if key not in left_out}
@@ -124,11 +140,13 @@ def stored_pair(folder: Path, best: Mapping[str, Any], pair: nn.Module | str | N
         if "options" not in best:
             how = "load_run(folder, pair=...), or --pair my_model.py:MyPair"
             raise RunError(f"{folder} holds a pair that no plugin built; give it: {how}")
-        pair = _built_again(best, str(folder))
+        with reading(folder / BEST):
+            pair = _built_again(best, str(folder))
     elif isinstance(pair, str):
         pair = build_model(pair, best.get("facts", {}), best.get("options", {}))
     load_weights(pair, best, folder)
-    keep_means(pair, best.get(MEANS, {}))
+    with reading(folder / BEST):
+        keep_means(pair, best.get(MEANS, {}))
     return pair.eval()
 
 
@@ -161,6 +179,11 @@ def changed_since(record: Mapping[str, Any], name: Any, folder: Any) -> str | No
 def load_weights(pair: nn.Module, checkpoint: Mapping[str, Any], folder: Path) -> None:
     """Read a checkpoint's weights into a pair; raises `RunError` where they are of another model, and `DataError`
     where they are of other words."""
+    with reading(folder / BEST):
+        _load_weights(pair, checkpoint, folder)
+
+
+def _load_weights(pair: nn.Module, checkpoint: Mapping[str, Any], folder: Path) -> None:
     check_vocabulary(pair, checkpoint.get("facts", {}).get("vocabulary"), str(folder))
     if isinstance(pair, Pair):
         pair.prepare(blank_fields(checkpoint["fields"], checkpoint.get("size", 2) if pair.remembers else 2))

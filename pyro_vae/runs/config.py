@@ -1,12 +1,13 @@
 """config.yaml: the settings of a run, a section for each owner. Old ones are one flat list, and are read as well."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pyro_vae import plugins, scripts
+from pyro_vae import files, plugins, scripts
 from pyro_vae.errors import PluginError, RunError, UnknownName
 from pyro_vae.parts.build import part_kinds
 from pyro_vae.runs.folder import CONFIG
@@ -17,6 +18,9 @@ Config = dict[str, dict[str, Any]]
 
 KINDS = {"model": "model", "data": "dataset", "objective": "objective"}
 SECTIONS = (*KINDS, "training")
+LARGEST_CONFIG, MOST_VALUES = 2**18, 10_000
+"""No config has more bytes, or more values."""
+
 DEFAULTS = {"model": "vae", "data": "digits", "objective": "trace_mean_field_elbo"}
 
 
@@ -38,16 +42,51 @@ def read_config(folder: Path) -> Config:
 def read_settings(path: Path) -> dict[str, Any]:
     """Settings from a YAML file, as they stand there; raises `RunError` where it cannot be read or is no mapping."""
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = read_yaml(files.read_text(path, LARGEST_CONFIG))
     except OSError as problem:
         raise RunError(f"cannot read {path}: {problem.strerror}") from problem
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
+    except (yaml.YAMLError, ValueError, RecursionError) as reason:
         raise RunError(f"{path} is not YAML: {' '.join(str(reason).split())}") from reason
     if not isinstance(settings, dict):
         raise RunError(
             f"{path} must hold settings, a section `model:`, `data:`, `objective:` or `training:` for each owner"
         )
+    for mapping in (settings, *(inner for inner in settings.values() if isinstance(inner, dict))):
+        for key, value in mapping.items():
+            inner = value if isinstance(value, dict) else {}
+            for name in (key, *inner):
+                if not isinstance(name, str):
+                    raise RunError(f"{path} has a key {name!r} that is no name; every setting has one")
     return settings
+
+
+def read_yaml(text: str) -> Any:
+    """What a YAML text holds, in plain values.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it is no YAML, or holds more values than a config has, which a few
+            lines with aliases of aliases can do.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values_in(node, {}) > MOST_VALUES:
+            raise ValueError(f"it holds more than {MOST_VALUES:,} values, which no config does")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _values_in(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values there are where each alias is written out; infinitely many where one holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = node.value if not isinstance(node, yaml.ScalarNode) else ()
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_values_in(part, known) for part in parts)
+    return known[id(node)]
 
 
 def sectioned(settings: Mapping[str, Any], chosen: Mapping[str, str] | None = None) -> Config:

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from pyro_vae.arviz_adapter import from_groups
 from pyro_vae.data import Dataset, Split, as_split
+from pyro_vae.data.sparse import row_bytes
 from pyro_vae.engine.devices import cuda_devices
+from pyro_vae.engine.threads import alone
 from pyro_vae.errors import RunError, check_positive
+from pyro_vae.kinds import checked
 from pyro_vae.pair.checks import check_supports
 from pyro_vae.pair.data_fit import observed_sites
 from pyro_vae.pair.enumeration import Enumeration
@@ -23,11 +26,14 @@ from pyro_vae.pair.sequences import cut_fields
 from pyro_vae.pair.sites import latent, observed, side_by_side, values_of
 from pyro_vae.pair.structure import structure_of
 from pyro_vae.pair.terms import counts, log_terms, reduce_sites
+from pyro_vae.parts.memory import check_fits
 
 Groups = dict[str, dict[str, Tensor]]
 DATUM = "datum"
 
 
+@checked
+@alone
 def inference_data(
     pair: nn.Module,
     data: Dataset | Split | Tensor | Mapping[str, Tensor],
@@ -54,6 +60,8 @@ def inference_data(
     """
     check_positive(RunError, draws=draws, limit=limit)
     split = (data.test if isinstance(data, Dataset) else as_split(data)).head(limit).to(device_of(pair))
+    needed = draws * split.size * sum(map(row_bytes, split.fields.values()))
+    check_fits(RunError, needed, f"{draws} draws for each of {split.size} data", "take fewer draws, or a smaller limit")
     check_missing(pair, split)
     with torch.no_grad(), evaluating(pair), torch.random.fork_rng(devices=cuda_devices(split.device)):
         torch.manual_seed(seed)

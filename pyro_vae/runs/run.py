@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from pyro_vae import files
 from pyro_vae.data import Dataset, Split, choose_split, load_data
 from pyro_vae.engine import processes
 from pyro_vae.engine.devices import find_device, launch
-from pyro_vae.errors import Changed, DataError, RunError
+from pyro_vae.errors import Changed, DamagedError, DataError, Doubt, RunError
 from pyro_vae.pair.generation import field_shapes
 from pyro_vae.pair.missing_checks import check_missing
 from pyro_vae.pair.topics import check_vocabulary
 from pyro_vae.runs.build import changed_since, stored_pair
+from pyro_vae.runs.checkpoints import read_best, read_state
 from pyro_vae.runs.config import Config, read_config
-from pyro_vae.runs.folder import BEST, CONFIG, LAST
+from pyro_vae.runs.folder import CONFIG
 
 PRESENTATION = ("binarize", "scale")
 """The settings by which a run's data are presented, and other data as well; the seed is that of the training."""
@@ -168,11 +168,20 @@ def load_run(folder: str | Path, pair: nn.Module | str | None = None) -> Run:
         PluginError: the file of the pair is not there, or raises an error.
     """
     folder = Path(folder)
-    best = files.load(folder / BEST)
+    best = read_best(folder)
     changed = changed_since(best, pair, folder)
     pair = stored_pair(folder, best, pair)
     if changed:
         warnings.warn(changed, Changed, stacklevel=2)
-    history = files.load(folder / LAST)["history"]
+    history = _history(folder)
     remarks = [changed] if changed else []
     return Run(pair, history, best["epoch"], best["fields"], read_config(folder), folder, remarks=remarks)
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    """A row an epoch; none where the checkpoint that has them is damaged, which costs the weights nothing."""
+    try:
+        return read_state(folder)["history"]
+    except DamagedError as problem:
+        warnings.warn(f"{problem}; the history of the run is lost", Doubt, stacklevel=3)
+        return []

@@ -22,7 +22,7 @@ from pyro_vae.engine.cuda_graph import CapturedStep, reads_a_value
 from pyro_vae.engine.devices import TOLERANCES, cuda_devices
 from pyro_vae.engine.policy import Engine
 from pyro_vae.engine.step import EagerStep, Loss, SharedStep, choose_step
-from pyro_vae.errors import RunError, UnknownName, find
+from pyro_vae.errors import DivergenceError, RunError, UnknownName, UserError, find
 from pyro_vae.objectives.free_bits import PER
 from pyro_vae.objectives.objective import Objective, shared_loss
 from pyro_vae.pair import bounds
@@ -34,8 +34,10 @@ from pyro_vae.pair.scales import Scales
 from pyro_vae.pair.sequences import cut_fields, sequence_lengths
 from pyro_vae.pair.sites import values_of
 from pyro_vae.pair.terms import elbo_terms
-from pyro_vae.runs.folder import LAST, RunFolder
+from pyro_vae.runs.checkpoints import LAST
+from pyro_vae.runs.folder import RunFolder
 from pyro_vae.runs.run import Run
+from pyro_vae.stops import Stops
 from pyro_vae.training.averaging import Average
 from pyro_vae.training.divergence import divergence, not_finite, weights_are_finite
 from pyro_vae.training.gradients import Gradients
@@ -45,7 +47,9 @@ from pyro_vae.training.schedules import SCHEDULES, TORCHS, Scheduler, constant, 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-SAVE_EVERY_SECONDS = 20.0
+SAVE_EVERY_SECONDS, PAUSE_BY_SAVE = 20.0, 20.0
+"""A run is saved that often, also within an epoch, and less often where a twentieth of the time would go into saves."""
+
 VALIDATION_SEED = 20
 VALIDATION_BATCH = 1024
 
@@ -185,7 +189,12 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"epoch": 0, "elbo": -math.inf, "pair": None}
-        self.saved_at = time.monotonic()
+        self.step, self.losses = 0, []
+        self.generators: dict[str, Any] = {}
+        self.between, self.spent = True, 0.0
+        self.stops = Stops()
+        self.saved_at, self.pause = time.monotonic(), SAVE_EVERY_SECONDS
+        self.written: tuple[int, int] | None = None
         self.beta = torch.ones((), device=fabric.device)
         self.steps_per_epoch = self.train_split.num_batches(settings.batch_size)
         self.scales, self.unscaled, self.watching = Scales(), Scales(), True
@@ -231,7 +240,7 @@ class Trainer:
         if length not in self.ways:
             if self.shares and (batch_size(batch) < self.settings.batch_size or length not in self.shares):
                 return self._by(Engine("eager", "a batch of another shape", self.shared or EagerStep(self.loss)), batch)
-            steps = (self.settings.epochs - self.epoch) * self.steps_per_epoch
+            steps = self.settings.epochs * self.steps_per_epoch  # of the whole run: one that goes on is no other
             steps = round(steps * self.shares[length]) if self.shares else steps
             with torch.random.fork_rng(devices=cuda_devices(self.fabric.device)):
                 with self.scales:
@@ -256,32 +265,42 @@ class Trainer:
         return not reads
 
     def fit(self, progress: bool) -> Run:
-        """Run the remaining epochs, saving as they pass; raises as `pyro_vae.train` does."""
+        """Run the remaining epochs, saving as they pass; raises as `pyro_vae.train` does.
+
+        A signal to stop is put off to the end of a step. Whatever stops the run, what is finished is saved first.
+        """
         self.folder.begin(self.config)
-        settings = self.settings
-        total = settings.epochs * self.steps_per_epoch
+        total = self.settings.epochs * self.steps_per_epoch
+        done = self.epoch * self.steps_per_epoch + self.step
         show = progress and self.fabric.is_global_zero
-        with tqdm(total=total, initial=self.epoch * self.steps_per_epoch, disable=not show, unit="step") as bar:
+        with tqdm(total=total, initial=done, disable=not show, unit="step") as bar, Stops(held=True) as self.stops:
             bar.set_description("training")
             self._tell(bar)
-            while self.epoch < settings.epochs and not self._out_of_patience():
-                start = self._capture()
-                try:
+            start = self._capture()
+            try:
+                while self.epoch < self.settings.epochs and not self._out_of_patience():
+                    start = self._capture()
                     row = self._run_epoch(bar, start)
-                except KeyboardInterrupt:
-                    self._write(start)
-                    raise
-                self.history.append(row)
-                self.epoch += 1
-                self._tell(bar)
-                bar.set_postfix(loss=f"{row['loss']:.2f}", valid=f"{row['valid_loss']:.2f}")
-                self._keep_best(row)
-                if self._told_to_stop(row):
-                    break
-                if time.monotonic() - self.saved_at > SAVE_EVERY_SECONDS:
+                    if self._told_to_stop(row):
+                        break
+                    if self._is_time_to_save():
+                        self._write(self._capture())
+                    self.stops.check()
+                if self.written != (self.epoch, self.step):
                     self._write(self._capture())
-        self._write(self._capture())
+            except DivergenceError:
+                raise
+            except BaseException:
+                self._save_what_is_finished(start)
+                raise
         return self._finished()
+
+    def _save_what_is_finished(self, start: dict[str, Any]) -> None:
+        """Save the state between two steps; within a step that of the epoch's start, if nothing later is saved."""
+        if self.between and self._is_finite():
+            self._write(self._capture())
+        elif self.written is None or self.written < _place(start):
+            self._write(start)
 
     def _tell(self, bar: tqdm) -> None:
         """Show the notes that have not been shown."""
@@ -290,46 +309,90 @@ class Trainer:
         self.told = len(self.notes)
 
     def _told_to_stop(self, row: dict[str, float]) -> bool:
-        """What the user's callback says of an epoch; where it raises, the run is saved first."""
-        try:
+        """What the user's callback says of an epoch."""
+        with self.stops.at_once():
             answers = [call(dict(row)) for call in self.chosen.on_epoch if call is not None]
-        except BaseException:
-            self._write(self._capture())
-            raise
         return any(isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers)
 
     def _run_epoch(self, bar: tqdm, start: dict[str, Any]) -> dict[str, float]:
-        began = time.perf_counter()
-        losses = []
-        for loss in self.steps():
-            losses.append(loss)
+        """What is left of an epoch, its validation, and what it is remembered by."""
+        began = time.perf_counter() - self.spent
+        for _ in self._steps_to_come():
+            self.spent = time.perf_counter() - began
             bar.update()
-        loss = torch.stack(losses)
-        if not (loss.isfinite().all() and weights_are_finite(self.pair)):
+            if self.between:
+                self.stops.check()
+                if self._is_time_to_save() and self._is_finite():
+                    self._write(self._capture())
+        if not self._is_finite():
             self._explain_divergence(start)
-        row = {"epoch": self.epoch + 1, "loss": loss.mean().item()}
-        with self._weights_that_count():
+        row = {"epoch": self.epoch + 1, "loss": torch.stack(self.losses).mean().item()}
+        with self.stops.at_once(), self._weights_that_count():
             row |= elbo_parts(self.pair, self.valid_split, self.train_split.size)
         if self.is_loss:
             del row["valid_elbo"]
         if math.isnan(row["valid_loss"]):
             self._explain_divergence(start)
         row |= {"lr": float(self.optimizer.param_groups[0]["lr"]), "beta": self.beta.item()}
+        self.between = False
         if self.scheduler is not None:
             self.scheduler.step(row["valid_loss"])
-        return row | {"seconds": time.perf_counter() - began}
+        row |= {"seconds": time.perf_counter() - began}
+        self.history.append(row)
+        self.epoch, self.step, self.losses, self.spent = self.epoch + 1, 0, [], 0.0
+        self._keep_best(row)
+        self.between = True
+        self._tell(bar)
+        bar.set_postfix(loss=f"{row['loss']:.2f}", valid=f"{row['valid_loss']:.2f}")
+        return row
+
+    def _is_finite(self) -> bool:
+        """Whether the losses of this epoch and the weights are."""
+        losses_are = not self.losses or bool(torch.stack(self.losses).isfinite().all())
+        return losses_are and weights_are_finite(self.pair)
+
+    def _is_time_to_save(self) -> bool:
+        return time.monotonic() - self.saved_at > self.pause
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
-        for batch in self.train_split.batches(self.settings.batch_size, self.order):
+        """The batches of this epoch that are still to come. Those that were, are drawn again as they were and passed
+        over, whereupon the generators go on from where they are now."""
+        now = self._random_state()
+        if self.step:
+            self._set_random_state(self.generators)
+            self.order.set_state(self.generators["order"])
+        else:
+            self.generators = {**now, "order": self.order.get_state()}
+        batches = self.train_split.batches(self.settings.batch_size, self.order)
+        if self.step:
+            for _ in range(self.step):
+                next(batches)
+            self._set_random_state(now)
+        for batch in batches:
             yield cut_fields(self.pair, batch)
 
     def steps(self) -> Iterator[Float[Tensor, ""]]:
         """One pass over the training data, a step each time: losses in nats per datum, still on the device."""
-        for step, batch in enumerate(self._batches()):
-            self._set_rates(step)
+        self.step, self.losses = 0, []
+        yield from self._steps_to_come()
+
+    def _steps_to_come(self) -> Iterator[Float[Tensor, ""]]:
+        """What is left of a pass; `between` says whether the state is whole, and not that of half a step."""
+        batches = self._batches()
+        while True:
+            self.between = False
+            batch = next(batches, None)
+            if batch is None:
+                break
+            self._set_rates(self.step)
             way = self._way(batch)
-            yield self._watched(way, batch) if self.watching else way.advance(batch)
+            loss = self._watched(way, batch) if self.watching else way.advance(batch)
+            self.losses.append(loss)
+            self.step += 1
+            self.between = not self.gradients.batches
+            yield loss
         self._take_what_is_left()
+        self.between = True
 
     def _watched(self, way: Way, batch: dict[str, Tensor]) -> Tensor:
         """The first step, with a note where the pair scales a site under train() that it does not under eval()."""
@@ -412,8 +475,14 @@ class Trainer:
             "objective": self.objective.state_dict(),
             "order": self.order.get_state(),
             **self._random_state(),
+            "within": self._within() if self.step else None,
         }
-        return copy.deepcopy(state)
+        return copy.deepcopy(state) | {"best": self.best}
+
+    def _within(self) -> dict[str, Any]:
+        """How far an epoch has come, and the generators of its start, by which its batches are drawn again."""
+        losses = torch.stack(self.losses)
+        return {"step": self.step, "losses": losses, "seconds": self.spent, "generators": self.generators}
 
     def _random_state(self) -> dict[str, Tensor | None]:
         """Of torch's generators, the CPU's and that of the GPU that is used."""
@@ -434,21 +503,34 @@ class Trainer:
                 self.scheduler.scheduler.load_state_dict(state["scheduler"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as problem:
+            self.objective.load_state_dict(state["objective"])
+            self.order.set_state(state["order"])
+            self._set_random_state(state)
+            self._restore_within(state.get("within") or {})
+        except UserError:
+            raise
+        except Exception as problem:
             raise RunError(
                 f"the checkpoint is of another model or other settings than {type(self.pair).__name__}: "
-                f"{str(problem).splitlines()[0]}"
+                f"{(str(problem).splitlines() or [type(problem).__name__])[0]}"
             ) from problem
-        self.objective.load_state_dict(state["objective"])
-        self.order.set_state(state["order"])
-        self._set_random_state(state)
         self.epoch, self.history = state["epoch"], list(state["history"])
         self.best = state.get("best", self.best)
 
+    def _restore_within(self, within: Mapping[str, Any]) -> None:
+        self.step, self.spent = within.get("step", 0), within.get("seconds", 0.0)
+        self.losses = list(within["losses"].to(self.fabric.device)) if within else []
+        self.generators = within.get("generators", {})
+        if not 0 <= self.step == len(self.losses) <= self.steps_per_epoch:
+            raise ValueError(f"{len(self.losses)} losses of {self.step} steps in an epoch of {self.steps_per_epoch}")
+
     def _write(self, state: dict[str, Any]) -> None:
-        self.saved_at = time.monotonic()
-        best = {**self.best, **self.record} if self.best["pair"] is not None else None
-        self.folder.save({**state, "best": self.best, **self.record}, best)
+        """Save a state, and see when the next save is due."""
+        began = time.monotonic()
+        best = {**state["best"], **self.record} if state["best"]["pair"] is not None else None
+        self.folder.save({**state, **self.record}, best)
+        self.written, self.saved_at = _place(state), time.monotonic()
+        self.pause = max(SAVE_EVERY_SECONDS, PAUSE_BY_SAVE * (self.saved_at - began))
 
     def _explain_divergence(self, start: dict[str, Any]) -> NoReturn:
         """Go back to the start of the epoch, save it, run it once more, and look at every step."""
@@ -456,7 +538,7 @@ class Trainer:
         self._write(start)
         checkpoint = self.folder.path / LAST if self.folder.path else None
         epoch = self.epoch + 1
-        for step, batch in enumerate(self._batches()):
+        for step, batch in enumerate(self._batches(), start=self.step):
             self._set_rates(step)
             before = self._random_state()
             where = f"epoch {epoch}, step {step + 1}"
@@ -489,7 +571,11 @@ class Trainer:
         )
 
 
-@torch.no_grad()
+def _place(state: Mapping[str, Any]) -> tuple[int, int]:
+    """How far a state is: epochs, and steps of the next one."""
+    return state["epoch"], (state["within"] or {"step": 0})["step"]
+
+
 def monitored(monitor: str, is_loss: bool) -> tuple[str, float]:
     """The column that is watched, and the sign by which larger is better, of NAME, NAME:min or NAME:max.
 
@@ -503,6 +589,7 @@ def monitored(monitor: str, is_loss: bool) -> tuple[str, float]:
     return name, find("direction", direction or ("max" if name == "valid_elbo" else "min"), SIGNS)
 
 
+@torch.no_grad()
 def elbo_parts(pair: nn.Module, split: Split, data_size: int) -> dict[str, float]:
     """ELBO, rate and distortion of a split in nats per datum, one particle each, at draws that every epoch shares."""
     sums = torch.zeros(2, dtype=torch.float64)

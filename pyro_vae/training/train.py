@@ -14,20 +14,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from pyro_vae import files, plugins
+from pyro_vae import plugins
 from pyro_vae.data import Dataset, Split, as_split, load_data
 from pyro_vae.data.partition import partition, tenth
 from pyro_vae.data.stream import Stream
 from pyro_vae.engine.denormals import flushed
 from pyro_vae.engine.devices import cuda_devices, launch, matrix_products
+from pyro_vae.engine.threads import alone
 from pyro_vae.errors import DataError, RunError, check_positive
+from pyro_vae.kinds import checked
 from pyro_vae.pair.data_fit import check_support
 from pyro_vae.pair.pair import Pair
 from pyro_vae.pair.ready import ready_data
 from pyro_vae.pair.sequences import check_sequences
 from pyro_vae.runs.build import MEANS, load_weights
+from pyro_vae.runs.checkpoints import read_best
 from pyro_vae.runs.config import DEFAULTS, default_of
-from pyro_vae.runs.folder import BEST, RunFolder
+from pyro_vae.runs.folder import RunFolder
 from pyro_vae.runs.identity import check_same_run, identity
 from pyro_vae.runs.run import Run
 from pyro_vae.training.by_name import (
@@ -47,7 +50,11 @@ from pyro_vae.training.optimizers import MakeOptimizer
 from pyro_vae.training.restarts import SHARE, best_of
 from pyro_vae.training.trackers import tracking
 
+MOST_RESTARTS = 1000
 
+
+@checked
+@alone
 def train(
     pair: nn.Module | str = DEFAULTS["model"],
     data: Dataset | Split | Tensor | Mapping[str, Tensor] | str | Path | None = None,
@@ -174,79 +181,89 @@ def train(
     optimizer_options = asked["optimizer_options"] = with_defaults(options_of_optimizer(optimizer), optimizer_options)
     schedule_options = asked["schedule_options"] = with_defaults(options_of_schedule(schedule), schedule_options)
     check_positive(RunError, restarts=restarts)
+    if restarts > MOST_RESTARTS:
+        raise RunError(f"restarts must be at most {MOST_RESTARTS}, not {restarts}")
     if restarts > 1 and start is not None:
         raise RunError(
             "start says where training starts from, so there is nothing to choose by restarts; give one of them"
         )
-    folder = RunFolder(out, resume, overwrite)
-    named, told = isinstance(pair, str), []
-    config = config_of(asked) if named else {}
-    if isinstance(data, str | Path):
-        data = load_data(data, seed=seed, **data_settings(data, data_options))
-    elif data_options:
-        raise RunError(f"data_options go with the name of a data set; {', '.join(data_options)} changes no other data")
-    dataset = as_dataset(data, seed, valid, fields)
-    if isinstance(pair, str):
-        name = pair
-        pair, record = built(name, dataset, config, seed, folder.stored)
-        if restarts > 1 and folder.stored is None:
-            others = [built(name, dataset, config, seed + more, None)[0] for more in range(1, restarts)]
-            pair, line = best_of([pair, *others], partial(_tried, asked, dataset))
-            told.append(line)
-    elif restarts > 1:
-        raise RunError("restarts go with the name of a model, which can be built anew; train a pair from each start")
-    elif model_options:
-        raise RunError(f"model_options go with the name of a model; give {', '.join(model_options)} to the pair itself")
-    if isinstance(dataset.train, Stream):
-        batch_size = dataset.train.batch_size
-    if isinstance(pair, Pair):
-        if isinstance(dataset.train, Split):
-            pair.check_training(dataset.train)
-        held_out = not isinstance(data, Dataset) and pair.remembers
-        whole = _training_split(data, fields) if held_out else dataset.train
-        dataset = ready_data(pair, dataset, whole, batch_size, seed)
-    as_used = {"batch_size": batch_size, "optimizer": _name_of(optimizer), "schedule": _name_of(schedule)}
-    settings = Settings(**{setting.name: asked[setting.name] for setting in dataclass_fields(Settings)} | as_used)
-    dataset, means, absent = missing_values(pair.cpu(), dataset)
-    if batch_size > dataset.train.size:
-        raise DataError(
-            f"batch_size is {batch_size} but there are {dataset.train.size} training data; use a smaller batch_size"
-        )
-    objective = made(objective, objective_options)
-    objective = objective.with_free_bits(free_bits, free_bits_per) if free_bits else objective
-    if on_epoch is not None and not callable(on_epoch):
-        raise RunError(f"on_epoch must be a function of an epoch's row of the history, not {type(on_epoch).__name__}")
-    if not any(parameter.requires_grad for parameter in pair.parameters()):
-        raise RunError(f"{type(pair).__name__} has no parameter to train; evaluate it as it is")
-    _refuse_a_lone_datum(pair, dataset.train.size, batch_size)
-    fabric = launch(device, precision)
-    for split in (dataset.train, dataset.valid):
-        check_sequences(pair.cpu(), split)
-        check_support(pair, split, relaxed)
-    others = {*asdict(settings), *objective.identity()}
-    model = {f"model_{n}" if n in others else n: v for n, v in (record or {}).get("options", {}).items()}
-    own = {
-        **model,
-        **asdict(settings),
-        **{f"optimizer_{name}": value for name, value in optimizer_options.items()},
-        **{f"schedule_{name}": value for name, value in schedule_options.items()},
-    }
-    same = identity(pair, dataset, objective, own)
-    check_same_run(out, (folder.stored or {}).get("identity", {}), same)
-    with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision), flushed():
-        if start is not None and not resume:
-            load_weights(pair, files.load(Path(start) / BEST), Path(start))
-        kept = {**(record or {}), "identity": same, **({MEANS: means} if means else {})}
-        callbacks = [on_epoch]
-        chosen = Chosen(optimizer, optimizer_options, schedule, schedule_options, callbacks)
-        trainer = Trainer(fabric, pair, dataset, objective, settings, chosen=chosen, folder=folder, record=kept)
-        trainer.notes += [*told, *absent]
-        with tracking(track, out, asdict(settings)) as trackers:
-            callbacks.append(trackers.epoch)
-            run = trainer.fit(progress)
-            trackers.finished(run)
-    if named and out is not None:
-        finish(run)
+    with RunFolder(out, resume, overwrite) as folder:
+        named, told = isinstance(pair, str), []
+        config = config_of(asked) if named else {}
+        if isinstance(data, str | Path):
+            data = load_data(data, seed=seed, **data_settings(data, data_options))
+        elif data_options:
+            raise RunError(
+                f"data_options go with the name of a data set; {', '.join(data_options)} changes no other data"
+            )
+        dataset = as_dataset(data, seed, valid, fields)
+        if isinstance(pair, str):
+            name = pair
+            pair, record = built(name, dataset, config, seed, folder.stored)
+            if restarts > 1 and folder.stored is None:
+                others = [built(name, dataset, config, seed + more, None)[0] for more in range(1, restarts)]
+                pair, line = best_of([pair, *others], partial(_tried, asked, dataset))
+                told.append(line)
+        elif restarts > 1:
+            raise RunError(
+                "restarts go with the name of a model, which can be built anew; train a pair from each start"
+            )
+        elif model_options:
+            raise RunError(
+                f"model_options go with the name of a model; give {', '.join(model_options)} to the pair itself"
+            )
+        if isinstance(dataset.train, Stream):
+            batch_size = dataset.train.batch_size
+        if isinstance(pair, Pair):
+            if isinstance(dataset.train, Split):
+                pair.check_training(dataset.train)
+            held_out = not isinstance(data, Dataset) and pair.remembers
+            whole = _training_split(data, fields) if held_out else dataset.train
+            dataset = ready_data(pair, dataset, whole, batch_size, seed)
+        as_used = {"batch_size": batch_size, "optimizer": _name_of(optimizer), "schedule": _name_of(schedule)}
+        settings = Settings(**{setting.name: asked[setting.name] for setting in dataclass_fields(Settings)} | as_used)
+        dataset, means, absent = missing_values(pair.cpu(), dataset)
+        if batch_size > dataset.train.size:
+            raise DataError(
+                f"batch_size is {batch_size} but there are {dataset.train.size} training data; use a smaller batch_size"
+            )
+        objective = made(objective, objective_options)
+        objective = objective.with_free_bits(free_bits, free_bits_per) if free_bits else objective
+        if on_epoch is not None and not callable(on_epoch):
+            raise RunError(
+                f"on_epoch must be a function of an epoch's row of the history, not {type(on_epoch).__name__}"
+            )
+        if not any(parameter.requires_grad for parameter in pair.parameters()):
+            raise RunError(f"{type(pair).__name__} has no parameter to train; evaluate it as it is")
+        _refuse_a_lone_datum(pair, dataset.train.size, batch_size)
+        fabric = launch(device, precision)
+        for split in (dataset.train, dataset.valid):
+            check_sequences(pair.cpu(), split)
+            check_support(pair, split, relaxed)
+        others = {*asdict(settings), *objective.identity()}
+        model = {f"model_{n}" if n in others else n: v for n, v in (record or {}).get("options", {}).items()}
+        own = {
+            **model,
+            **asdict(settings),
+            **{f"optimizer_{name}": value for name, value in optimizer_options.items()},
+            **{f"schedule_{name}": value for name, value in schedule_options.items()},
+        }
+        same = identity(pair, dataset, objective, own)
+        check_same_run(out, (folder.stored or {}).get("identity", {}), same)
+        with torch.random.fork_rng(devices=cuda_devices(fabric.device)), matrix_products(precision), flushed():
+            if start is not None and not resume:
+                load_weights(pair, read_best(Path(start)), Path(start))
+            kept = {**(record or {}), "identity": same, **({MEANS: means} if means else {})}
+            callbacks = [on_epoch]
+            chosen = Chosen(optimizer, optimizer_options, schedule, schedule_options, callbacks)
+            trainer = Trainer(fabric, pair, dataset, objective, settings, chosen=chosen, folder=folder, record=kept)
+            trainer.notes += [*told, *absent]
+            with tracking(track, out, asdict(settings)) as trackers:
+                callbacks.append(trackers.epoch)
+                run = trainer.fit(progress)
+                trackers.finished(run)
+        if named and out is not None:
+            finish(run)
     return run
 
 

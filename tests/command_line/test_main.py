@@ -221,15 +221,16 @@ def test_ctrl_c_says_how_to_go_on(trained, unreported, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "_run_epoch", interrupted)
         stopped = unreported(f"{TRAIN} --epochs 2 --out cut")
-    assert stopped.status == 130 and stopped.err == "pyro-vae: interrupted; continue a training with --resume\n"
+    how = "continue it with: pyro-vae train --resume --out cut"
+    assert stopped.status == 130 and stopped.err == f"pyro-vae: interrupted; {how}\n"
     assert unreported("train --quiet --resume --out cut").status == 0
     assert same_weights(trained, tmp_path / "cut")
 
 
 def test_overwriting_starts_anew(run, pyro_vae):
-    (run / "figures" / "old.png").write_bytes(b"")
+    (run / "figures" / "mine.png").write_bytes(b"")
     assert pyro_vae("train blog --hidden 8 --latent_dim 3 --epochs 1 --quiet --overwrite --out run").status == 0
-    assert len(metrics(run)) == 1 and not (run / "figures" / "old.png").exists()
+    assert len(metrics(run)) == 1 and (run / "figures" / "mine.png").exists(), "no report named it"
     assert not (run / "figures" / "manifold.png").exists(), "the plane of a two-dimensional z that is no more"
     assert {entry["model"] for entry in json.loads((run / "evaluation.json").read_text())} == {"blog"}
 
@@ -585,7 +586,7 @@ def test_a_disk_that_is_full_or_read_only(code, run, pyro_vae, monkeypatch):
         for line in ("train --quiet --resume --epochs 3 --out run", "evaluate run --quiet", "sample run", "encode run"):
             check_refused(pyro_vae(line), os.strerror(code))
         check_refused(pyro_vae(f"{TRAIN} --epochs 1 --out new"), os.strerror(code))
-    assert contents(run) == before and set(contents(run.parent)) == {"new", "run", *(f"run/{name}" for name in before)}
+    assert contents(run) == before and set(contents(run.parent)) == {"run", *(f"run/{name}" for name in before)}
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(pyro_vae, tmp_path):

@@ -283,7 +283,11 @@ def test_a_model_that_cannot_be_built_says_why():
 
 
 def test_a_new_folder_is_the_first_that_is_free(tmp_path, monkeypatch):
+    """It is there at once, for nobody else to take, and gone where nothing came into it."""
     monkeypatch.chdir(tmp_path)
-    assert str(new_folder("vae-digits")) == os.path.join("runs", "vae-digits-1")
-    (tmp_path / "runs" / "vae-digits-1").mkdir(parents=True)
-    assert new_folder("vae-digits").name == "vae-digits-2"
+    with new_folder("vae-digits") as first, new_folder("vae-digits") as second:
+        assert str(first) == os.path.join("runs", "vae-digits-1") and second.name == "vae-digits-2"
+        (second / "last.pt").touch()
+    assert not first.exists() and second.exists()
+    with new_folder("vae-digits") as first:
+        assert first.name == "vae-digits-1"

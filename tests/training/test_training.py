@@ -630,11 +630,11 @@ def test_a_run_is_not_written_over_by_mistake(tmp_path):
 def test_overwriting_removes_what_the_old_run_left_and_nothing_else(tmp_path):
     train(small_vae(), bits(), epochs=3, out=tmp_path, record={"config": {"lr": 1}}, **QUIET)
     (tmp_path / "figures").mkdir()
-    for name in (EVALUATION, REPORT, "figures/manifold.png", "notes.txt"):
-        (tmp_path / name).write_text("old")
+    for name in (EVALUATION, REPORT, "figures/manifold.png", "figures/my own.png", "notes.txt"):
+        (tmp_path / name).write_text("![old](figures/manifold.png)")
     run = train(small_vae(seed=5), bits(), epochs=1, out=tmp_path, overwrite=True, **QUIET)
     assert {path.name for path in tmp_path.iterdir()} == {LAST, BEST, METRICS, "figures", "notes.txt"}
-    assert not list((tmp_path / "figures").iterdir())
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["my own.png"]
     assert len(pv.load_run(tmp_path, small_vae()).history) == len(run.history) == 1
 
 

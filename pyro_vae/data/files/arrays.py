@@ -15,6 +15,8 @@ from pyro_vae.errors import DataError
 CHUNK_BYTES = 2**26
 """How much of a tensor a check reads at a time, so that a memory map is never read whole."""
 
+LARGEST_WHOLE = 2**63 - 1
+
 _SIGNED = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}
 
 
@@ -33,6 +35,10 @@ def to_tensor(array: Any, name: str) -> Shaped[Tensor, "..."] | SparseRows:
         return SparseRows(type(rows)((values, rows.indices, rows.indptr), shape=rows.shape))
     if isinstance(array, np.memmap):
         return _view(array, name)
+    if array.dtype == np.uint64 and array.size and array.max() > LARGEST_WHOLE:
+        place = np.unravel_index(array.argmax(), array.shape)
+        listed = ", ".join(map(str, place))
+        raise DataError(f"{name}[{listed}] is {array[place]}, more than 2^63 - 1; tensors hold no larger whole numbers")
     dtype = np.dtype(_SIGNED.get(array.dtype.name, array.dtype.name))
     if dtype.kind == "f":
         dtype = np.dtype(str(torch.get_default_dtype()).removeprefix("torch."))

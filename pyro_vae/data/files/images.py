@@ -1,5 +1,6 @@
 """A folder of images as arrays."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pyro_vae.errors import DataError
+from pyro_vae.files import check_regular
+from pyro_vae.parts.memory import check_fits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,6 +53,8 @@ def read_images(files: Sequence[Path]) -> UInt8[np.ndarray, "n channels height w
     mode, channels = ("L", 1) if modes <= {"1", "L"} else ("RGB", 3)
     with _opened(files[0]) as first:
         width, height = first.size
+    whole = len(files) * channels * height * width
+    check_fits(DataError, whole, f"{len(files)} images of {width} by {height}", "make them smaller")
     images = np.empty((len(files), channels, height, width), np.uint8)
     for image, file in zip(images, files, strict=True):
         with _opened(file) as opened:
@@ -85,7 +90,15 @@ def _opened(file: Path) -> Iterator["Image"]:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError) as reason:
+        check_regular(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as reason:
+        limit = f"the limit is {Image.MAX_IMAGE_PIXELS:,} pixels"
+        raise DataError(f"{file.name} is an image of absurd size ({limit}); make it smaller or remove it") from reason
+    except DataError:
+        raise
+    except Exception as reason:
         raise DataError(f"{file.name} cannot be read as an image; replace or remove it") from reason

@@ -15,6 +15,8 @@ from pyro_vae.data.files.tables import read_csv
 from pyro_vae.data.files.words import CSR, PARTS, bags_of_words, csr_matrix
 from pyro_vae.data.forms import named_arrays
 from pyro_vae.errors import DataError
+from pyro_vae.files import check_regular
+from pyro_vae.parts.memory import check_fits
 
 MEMORY_LIMIT = 2 * 2**30
 """A .npy file of more bytes than this is memory-mapped, not loaded."""
@@ -45,11 +47,25 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
             return read_folder(path)
         if not path.exists():
             raise DataError("no such file or folder")
+        if not path.is_file():
+            raise DataError("is a pipe or a device; save the data to a file")
         if path.suffix.lower() not in READERS:
             raise DataError(f"is not a folder of images, and not {' or '.join(READERS)}; save the data with numpy.save")
         return READERS[path.suffix.lower()](path)
     except DataError as reason:
         raise DataError(f"{path}: {reason}") from reason
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array in a .npy file; raises `DataError` where it cannot be read."""
+    try:
+        check_regular(path)
+        array = np.load(path, allow_pickle=False)
+    except Exception as reason:
+        raise DataError(f"cannot be read ({' '.join(str(reason).split())})") from reason
+    if not isinstance(array, np.ndarray):
+        raise DataError("is an archive, not an array")
+    return array
 
 
 def _read_npy(path: Path) -> dict[str, np.ndarray]:
@@ -64,6 +80,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if isinstance(archive, np.ndarray):
         raise DataError("is an array, not an archive; rename it to .npy")
     with archive:
+        unpacked = sum(member.file_size for member in archive.zip.infolist())
+        check_fits(DataError, unpacked, "unpacked it", "save its arrays as .npy, which are read where they lie")
         arrays = {name: _readable(archive.__getitem__, name) for name in archive.files}
     if not ({"format", "shape", "data"} <= arrays.keys() or CSR <= arrays.keys()):
         return arrays
@@ -75,7 +93,14 @@ def _read_sparse(path: Path) -> Any:
     """A matrix that `scipy.sparse.save_npz` wrote."""
     from scipy import sparse
 
-    return _readable(sparse.load_npz, path)
+    return _readable(lambda: _well_formed(sparse.load_npz(path)))
+
+
+def _well_formed(matrix: Any) -> Any:
+    """A sparse matrix as it is; SciPy raises ValueError where an index of it is out of bounds."""
+    if hasattr(matrix, "check_format"):
+        matrix.check_format(full_check=True)
+    return matrix
 
 
 def _read_h5ad(path: Path) -> dict[str, np.ndarray]:

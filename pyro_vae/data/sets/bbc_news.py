@@ -1,10 +1,9 @@
 """BBC News as bags of words, from a file."""
 
-from pathlib import Path
-
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.files.read import from_file
 from pyro_vae.errors import DataError
+from pyro_vae.files import at_home
 
 
 def bbc_news(seed: int = 0, *, file: str) -> Dataset:
@@ -21,7 +20,7 @@ def bbc_news(seed: int = 0, *, file: str) -> Dataset:
     Source: Greene & Cunningham, "Practical solutions to the problem of diagonal dominance in kernel document
     clustering" (2006).
     """
-    path = Path(file).expanduser()
+    path = at_home(file)
     data = from_file(path, seed)
     if data.vocabulary is None or "label" not in data.train:
         raise DataError(f"{path}: needs a CSR matrix of counts, and vocabulary, split and label")

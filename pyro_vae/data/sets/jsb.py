@@ -1,11 +1,10 @@
 """The JSB chorales: polyphonic music, from a file."""
 
-from pathlib import Path
-
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.files.assemble import SPLITS, assemble
 from pyro_vae.data.files.read import read_file
 from pyro_vae.errors import DataError
+from pyro_vae.files import at_home
 
 KEYS = 88
 
@@ -24,7 +23,7 @@ def jsb(seed: int = 0, *, file: str) -> Dataset:
     Source: Boulanger-Lewandowski, Bengio & Vincent, "Modeling temporal dependencies in high-dimensional sequences"
     (2012), in the split of Pyro's deep Markov model.
     """
-    path = Path(file).expanduser()
+    path = at_home(file)
     arrays, named = read_file(path), {}
     for name in SPLITS:
         x, length = arrays.get(f"{name}_x"), arrays.get(f"{name}_length")

@@ -12,6 +12,7 @@ from pyro_vae.data.partition import partition
 from pyro_vae.data.sets.downloads import ROOT, downloading
 from pyro_vae.data.split import Split
 from pyro_vae.errors import DataError, UnknownName
+from pyro_vae.files import at_home
 
 Arrays = tuple[UInt8[Tensor, "n height width"], Int[Tensor, " n"]]
 
@@ -82,7 +83,7 @@ def _train_and_test(
     """Both parts of a set that is a class of torchvision's, which takes seconds to import."""
     from torchvision import datasets
 
-    folder = Path(root).expanduser()
+    folder = at_home(root)
     train, test = (_on_disk(family, folder, stem) for stem in stems)
     if train and test:
         return train, test

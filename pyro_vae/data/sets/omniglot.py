@@ -14,6 +14,7 @@ from pyro_vae.data.partition import partition
 from pyro_vae.data.sets.downloads import ROOT, downloading
 from pyro_vae.data.split import Split
 from pyro_vae.errors import DataError, find
+from pyro_vae.files import at_home
 
 SIDE = 28
 CHUNK = 1000
@@ -39,7 +40,7 @@ def omniglot(seed: int = 0, root: str = ROOT, valid: int = 1345, label: str = "a
     the random one of the importance-weighted autoencoder's paper.
     """
     depth = find("label of omniglot", label, LABEL_DEPTH)
-    folder = Path(root).expanduser()
+    folder = at_home(root)
     background, evaluation = (_part(folder, is_background, depth) for is_background in (True, False))
     evaluation["label"] += 1 + int(background["label"].max())
     kept, held_out = partition(len(background["x"]), (valid,), seed)

@@ -1,11 +1,10 @@
 """The fixed binarisation of MNIST, from a file."""
 
-from pathlib import Path
-
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.files.assemble import SPLITS, assemble
 from pyro_vae.data.files.read import read_file
 from pyro_vae.errors import DataError
+from pyro_vae.files import at_home
 
 SIDE = 28
 
@@ -22,7 +21,7 @@ def static_mnist(seed: int = 0, *, file: str) -> Dataset:
 
     Source: Larochelle & Murray, "The neural autoregressive distribution estimator" (2011).
     """
-    path = Path(file).expanduser()
+    path = at_home(file)
     arrays = read_file(path)
     for name in SPLITS:
         images = arrays.get(name)

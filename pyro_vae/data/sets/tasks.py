@@ -18,6 +18,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.files.read import read_array
 from pyro_vae.data.load import stored
 from pyro_vae.data.split import Batch
 from pyro_vae.errors import DataError
@@ -155,9 +156,9 @@ def _with_label(classes: int, batch: Batch) -> Batch:
 
 def _read_mask(path: Path, shape: tuple[int, ...]) -> Mask:
     try:
-        array = np.load(path)
-    except (OSError, ValueError) as reason:
-        raise DataError(f"cannot read the mask {path}: {reason}; give a .npy file with --mask") from reason
-    if not isinstance(array, np.ndarray) or array.shape not in (shape, shape[-2:]):
+        array = read_array(path)
+    except DataError as reason:
+        raise DataError(f"the mask {path} {reason}; give a .npy file with --mask") from reason
+    if array.shape not in (shape, shape[-2:]):
         raise DataError(f"the mask {path} has shape {list(np.shape(array))}, but an image has {list(shape)}")
     return torch.from_numpy(array != 0).expand(shape).clone()
