@@ -290,3 +290,31 @@ def test_the_local_proposal_for_a_fixed_number_of_draws_and_of_chains():
 
 def test_good_k_is_that_of_arviz():
     assert good_k(100) == pytest.approx(0.5) and good_k(10_000) == 0.7
+
+
+class Below(nn.Module):
+    """A latent whose support is bounded by the datum."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Uniform(torch.zeros_like(x), x))
+            pyro.sample("x", dist.Gamma(2.0, 1.0 + z), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Uniform(torch.zeros_like(x), x))
+
+
+def test_a_support_that_depends_on_the_data_is_not_certified():
+    x = torch.rand(5, generator=torch.Generator().manual_seed(0)) + 0.5
+    result, known = evaluated(Below(), x), pv.evaluate(Below(), x, "importance", 5000, progress=False)
+    assert not result.certified.any() and "depends on the data" in result.warnings[0]
+    assert (result.log_likelihood - known.log_likelihood).abs().max() < 0.05
+
+
+def test_a_latent_of_many_dimensions_is_local_along_some_axes_alone():
+    pair = Gaussians(300, noise=2.0, seen=4)
+    x = pair.draw(4)
+    result = evaluated(pair, x)
+    assert result.certified.any()
+    check(result, pair.log_marginal(x).detach())

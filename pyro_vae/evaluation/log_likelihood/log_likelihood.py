@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError, RunError, check_positive
-from pyro_vae.evaluation.ais.bridge import coordinates_of
 from pyro_vae.evaluation.blocks import Block, Blocks
 from pyro_vae.evaluation.chunks import ChunkEngine
 from pyro_vae.evaluation.evaluator import Evaluator, Progress
 from pyro_vae.evaluation.importance import Importance
 from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, NO_COORDINATES, NO_SEARCH, REASONS
 from pyro_vae.evaluation.log_likelihood.costs import PREPARING
-from pyro_vae.evaluation.log_likelihood.target import Engines, Target
+from pyro_vae.evaluation.log_likelihood.target import Engines, Target, coordinates_of_rows
 from pyro_vae.evaluation.log_likelihood.unaided import by_guide_alone
 from pyro_vae.evaluation.log_likelihood.ways import EXACT, LEAST_COST, WAYS, Found, Ways
 from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, quantiles
@@ -46,7 +45,7 @@ class LogLikelihood(Evaluator):
     Figures [n]: `log_likelihood` (nats), its `monte_carlo_error` (nats), `half` (nats: from half of the draws, or of
     the temperatures), `ess` (draws or chains), `pareto_k` (NaN for annealing), `cost` (model evaluations, where a
     gradient counts as three), `certified`, and as whole numbers `way` and `reason`, whose names are in the estimate's
-    `codes`. Sources: deterministic mixture weights, Veach & Guibas 1995 and Owen & Zhou 2000; the smoothed local normal,
+    `codes`. Sources: deterministic mixture weights, Veach & Guibas 1995 and Owen & Zhou 2000; smoothed local normals,
     Opper & Archambeau 2009; adaptation by moments, Cappe et al. 2004; k-hat, Vehtari et al. 2024.
 
     Args:
@@ -95,7 +94,7 @@ class LogLikelihood(Evaluator):
         batch = block.batch()
         try:
             with block.seeded(COORDINATES):
-                target = Target(block.pair, batch, coordinates_of(block.pair, batch), self.engines)
+                target = Target(block.pair, batch, coordinates_of_rows(block.pair, batch), self.engines)
         except ContractError as problem:
             self.notes[str(problem)] = None
             return _figures(by_guide_alone(block, self.budget, NO_COORDINATES))
