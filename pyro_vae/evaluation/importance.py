@@ -99,7 +99,7 @@ class Importance(Evaluator):
         }
 
     def weigh(self, block: Block, particles: int, progress: Progress, run: Runner) -> WeightStream:
-        """The weights log p(x, z) - log q(z|x) of a block at draws of the guide, or of the proposal that is asked for."""
+        """The weights log p(x, z) - log q(z) of a block at draws of the proposal that is asked for."""
         if self.proposal == "laplace":
             with torch.no_grad():
                 stream = laplace_weights(block, particles)

@@ -20,9 +20,9 @@ import pyro_vae as pv
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "log_likelihood")]
+from gaussians import LOST, UNIMODAL, Gaussians  # noqa: E402
 from kept import kept  # noqa: E402
 from machine import header, table  # noqa: E402
-from gaussians import LOST, UNIMODAL, Gaussians  # noqa: E402
 
 AT_ONCE = 500
 TOLERANCE, BUDGET = 0.1, 20_000

@@ -1,4 +1,4 @@
-"""log p(x) to a tolerance: against closed forms, with guides that are wrong on purpose, and pairs as users write them."""
+"""log p(x) to a tolerance: closed forms, guides that are wrong on purpose, and pairs as users write them."""
 
 import json
 import math
@@ -152,8 +152,8 @@ def test_functions_with_simplexes_and_hierarchies_of_sites_of_unequal_dims():
     assert (apart < 4 * (result.monte_carlo_error + known.monte_carlo_error) + 0.02)[result.certified].all()
 
 
-def test_enumerated_sites_are_summed_and_sequences_masked():
-    """A deep Markov model whose sequences end early: what lies beyond counts in no density."""
+@pytest.mark.slow
+def test_the_latents_beyond_the_length_of_a_sequence_count_in_no_density():
     pair, fields = build("dmm"), example("dmm", 4)
     result = evaluated(pair, fields, budget=12_000)
     shorter = {**fields, "x": fields["x"].clone()}
@@ -290,3 +290,31 @@ def test_the_local_proposal_for_a_fixed_number_of_draws_and_of_chains():
 
 def test_good_k_is_that_of_arviz():
     assert good_k(100) == pytest.approx(0.5) and good_k(10_000) == 0.7
+
+
+class Below(nn.Module):
+    """A latent whose support is bounded by the datum."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Uniform(torch.zeros_like(x), x))
+            pyro.sample("x", dist.Gamma(2.0, 1.0 + z), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Uniform(torch.zeros_like(x), x))
+
+
+def test_a_support_that_depends_on_the_data_is_not_certified():
+    x = torch.rand(5, generator=torch.Generator().manual_seed(0)) + 0.5
+    result, known = evaluated(Below(), x), pv.evaluate(Below(), x, "importance", 5000, progress=False)
+    assert not result.certified.any() and "depends on the data" in result.warnings[0]
+    assert (result.log_likelihood - known.log_likelihood).abs().max() < 0.05
+
+
+def test_a_latent_of_many_dimensions_is_local_along_some_axes_alone():
+    pair = Gaussians(300, noise=2.0, seen=4)
+    x = pair.draw(4)
+    result = evaluated(pair, x)
+    assert result.certified.any()
+    check(result, pair.log_marginal(x).detach())

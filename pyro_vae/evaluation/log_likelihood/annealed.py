@@ -1,4 +1,4 @@
-"""Annealed importance sampling from a proposal to the posterior, in coordinates in which the proposal is about N(0, I)."""
+"""Annealed importance sampling from a proposal to the posterior, in coordinates in which it starts at about N(0, I)."""
 
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ def chains_for(tolerance: float) -> int:
 
 
 def temperatures_for(room: Float[Tensor, " data"], chains: int) -> Int[Tensor, " data"]:
-    """A power of two T such that annealings with T and 2T temperatures fit into so many evaluations; 0 where none do."""
+    """A power of two T for which annealings with T and 2T temperatures fit into so many evaluations; 0 for none."""
     of_one = 3 * MOVE * (chains + PILOTS)
     most = (room - 2 * WARMUP * PILOTS * MOVE) / of_one
     return torch.where(most >= 2, 2 ** most.clamp(min=2).log2().floor(), 0).long()

@@ -1,5 +1,5 @@
-"""How log p(x, z) curves at a place: by Gauss and Newton where the likelihood offers its Fisher information, else by the
-exact Hessian; along the steepest axes alone in many dimensions."""
+"""How log p(x, z) curves at a place: by Gauss and Newton where the likelihood offers its Fisher information, else by
+the exact Hessian; along the steepest axes alone in many dimensions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

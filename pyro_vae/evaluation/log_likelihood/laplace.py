@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.evaluation.ais.bridge import coordinates_of
 from pyro_vae.evaluation.blocks import Block
 from pyro_vae.evaluation.log_likelihood.annealed import weigh_chains
-from pyro_vae.evaluation.log_likelihood.target import Target
+from pyro_vae.evaluation.log_likelihood.target import Target, coordinates_of_rows
 from pyro_vae.evaluation.log_likelihood.ways import FINAL, LOCAL, Ways
 from pyro_vae.evaluation.weights import WeightStream
 
@@ -42,5 +41,5 @@ def _ways(block: Block) -> Ways:
     block.check(of=["model"])
     batch = block.batch()
     with block.seeded(COORDINATES):
-        target = Target(block.pair, batch, coordinates_of(block.pair, batch))
+        target = Target(block.pair, batch, coordinates_of_rows(block.pair, batch))
     return Ways(block, target, math.inf, 10**9)

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import ContractError, RunError, check_positive
-from pyro_vae.evaluation.ais.bridge import coordinates_of
 from pyro_vae.evaluation.blocks import Block, Blocks
 from pyro_vae.evaluation.chunks import ChunkEngine
 from pyro_vae.evaluation.evaluator import Evaluator, Progress
 from pyro_vae.evaluation.importance import Importance
 from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, NO_COORDINATES, NO_SEARCH, REASONS
 from pyro_vae.evaluation.log_likelihood.costs import PREPARING
-from pyro_vae.evaluation.log_likelihood.target import Engines, Target
+from pyro_vae.evaluation.log_likelihood.target import Engines, Target, coordinates_of_rows
 from pyro_vae.evaluation.log_likelihood.unaided import by_guide_alone
 from pyro_vae.evaluation.log_likelihood.ways import EXACT, LEAST_COST, WAYS, Found, Ways
 from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, quantiles
@@ -43,9 +42,11 @@ class LogLikelihood(Evaluator):
     half as many temperatures agree. The bound holds in any case. "Certified" says that the estimate has converged on
     all that the search found: a mode that no start reaches cannot be seen.
 
-    Figures [n]: `log_likelihood` (nats), its `monte_carlo_error` (nats), `half` (nats: from half of the draws, or of the
-    temperatures), `ess` (draws or chains), `pareto_k` (NaN for annealing), `cost` (model evaluations, where a gradient
-    counts as three), `certified`, and as whole numbers `way` and `reason`, whose names are in the result's `codes`.
+    Figures [n]: `log_likelihood` (nats), its `monte_carlo_error` (nats), `half` (nats: from half of the draws, or of
+    the temperatures), `ess` (draws or chains), `pareto_k` (NaN for annealing), `cost` (model evaluations, where a
+    gradient counts as three), `certified`, and as whole numbers `way` and `reason`, whose names are in the estimate's
+    `codes`. Sources: deterministic mixture weights, Veach & Guibas 1995 and Owen & Zhou 2000; smoothed local normals,
+    Opper & Archambeau 2009; adaptation by moments, Cappe et al. 2004; k-hat, Vehtari et al. 2024.
 
     Args:
         tolerance: the standard error in nats that each datum is to reach.
@@ -93,7 +94,7 @@ class LogLikelihood(Evaluator):
         batch = block.batch()
         try:
             with block.seeded(COORDINATES):
-                target = Target(block.pair, batch, coordinates_of(block.pair, batch), self.engines)
+                target = Target(block.pair, batch, coordinates_of_rows(block.pair, batch), self.engines)
         except ContractError as problem:
             self.notes[str(problem)] = None
             return _figures(by_guide_alone(block, self.budget, NO_COORDINATES))
@@ -160,8 +161,8 @@ def _lines(figures: PerDatum) -> list[str]:
         certified, cost = figures["certified"][mine].double().mean().item(), figures["cost"][mine].mean().item()
         error = figures["monte_carlo_error"][mine].double().nanmean().item()
         found.append(
-            f"way {name}: {count} of {len(mine)} data, {certified:.1%} of them certified, at a mean cost of {cost:,.0f} "
-            f"model evaluations and a mean error of {error:.3f} nats"
+            f"way {name}: {count} of {len(mine)} data, {certified:.1%} of them certified, at a mean cost of "
+            f"{cost:,.0f} model evaluations and a mean error of {error:.3f} nats"
         )
     return found
 

@@ -39,5 +39,5 @@ def _out(site: Site) -> Bool[Tensor, "batch ..."]:
 
 
 def log_density_of_masked(places: Float[Tensor, "... dim"], masked: Tensor) -> Float[Tensor, "..."]:
-    """The standard normal density that stands for what is left out, in nats: in all densities alike, so in no weight."""
+    """The standard normal density of what is left out, in nats: it is in all densities alike, so in no weight."""
     return -((0.5 * places.square() + 0.5 * math.log(2 * math.pi)) * masked).sum(-1)

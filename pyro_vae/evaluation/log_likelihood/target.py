@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pyro_vae.engine.tracing import Named
-from pyro_vae.evaluation.ais.bridge import Coordinates
+from pyro_vae.errors import ContractError
+from pyro_vae.evaluation.ais.bridge import Coordinates, coordinates_of
 from pyro_vae.evaluation.chunks import CHUNK_BYTES, ChunkEngine, rows_that_fit
 from pyro_vae.evaluation.log_likelihood.masked import log_density_of_masked, masked_out
 from pyro_vae.pair.pair import batch_size
@@ -137,6 +138,22 @@ SHORT = 4
 
 def _eagerly(module: nn.Module, batch: Named, values: Named) -> Sequence[Tensor]:
     return module(batch, values)
+
+
+def coordinates_of_rows(pair: nn.Module, batch: Fields) -> Coordinates:
+    """The coordinates of a batch's latents, which are those of each datum alone; raises as `coordinates_of` does, and
+    where a support depends on the data."""
+    coordinates = coordinates_of(pair, batch)
+    place = torch.zeros(1, 1, coordinates.dim, dtype=coordinates.dtype, device=next(iter(batch.values())).device)
+    try:
+        values, log_stretch = coordinates.values(place)
+        alone = all(each.shape[:2] == (1, 1) for each in (log_stretch, *values.values()))
+    except RuntimeError:  # a bound [batch] does not fit a single datum
+        alone = False
+    if not alone:
+        names = ", ".join(map(repr, coordinates.transforms))
+        raise ContractError(f"the support of one of the sites {names} depends on the data, which no search can follow")
+    return coordinates
 
 
 def _known(density: Tensor) -> Tensor:

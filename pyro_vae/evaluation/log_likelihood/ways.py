@@ -44,8 +44,8 @@ PILOT, SECOND, STEP = 100, 250, 250
 """Draws of a first pilot, and of a second one after more smoothing; and draws come in steps of so many."""
 
 EASY, MOST_LOCAL = 1500, 3000
-"""Where a pilot asks for more draws than the first, the proposal is smoothed once more; it gets the second at most before
-it is adapted."""
+"""Where a pilot asks for more draws than the first, the proposal is smoothed once more; it gets the second at most
+before it is adapted."""
 
 ROUNDS, MORE = 3, 2
 """A proposal that fails is adapted so many times at most, each time with so many times as many draws at least."""
@@ -149,7 +149,7 @@ class Ways:
         self._improve(found, self._final(found, local.of(data), data, need[data].clamp(max=MOST_LOCAL), LOCAL))
 
     def _smoother(self, local: Proposal, data: Int[Tensor, " data"]) -> tuple[Proposal, Int[Tensor, " data"]]:
-        """The proposal smoothed once more for some data, and how many draws these need of it, by pilots of their own."""
+        """The proposal smoothed once more for some data, and how many draws they need of it, by new pilots."""
         normals = []
         for number, old in enumerate(local.normals[:-1]):
             having = data[local.shares[data, 2 + number] > 0]
