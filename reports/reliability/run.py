@@ -50,6 +50,8 @@ def import_all() -> None:
     import pyro_vae.testing
     import pyro_vae.training.train  # noqa: F401
 
+    pyro_vae.load_data("digits")  # which imports what reads it
+
 
 class Report:
     """The rows of the report, each kept in a folder as it is made."""
@@ -267,7 +269,8 @@ proportion where other work shares the cores), no half-made folder. What ended o
 ## Killed
 
 {len(kill_rows)} runs on digits (of {sum(kills.KILLS.values())} that are planned) get SIGKILL at a random moment, or
-within a write: after a part of the bytes of a save, or as its files take their places. They save every {kills.SAVE_EVERY} s in place of every 20, so that a save is a likely
+within a write: after a part of the bytes of a save, or as its files take their places. They save every
+{kills.SAVE_EVERY} s in place of every 20, so that a save is a likely
 moment. Then the run goes on, or starts anew where nothing was saved, and its checkpoints are held against those of a
 run that nobody stopped: weights, moments, averages, generators and history.
 
@@ -275,7 +278,8 @@ run that nobody stopped: weights, moments, averages, generators and history.
 ## Stopped
 
 `pyro-vae train` gets a signal at a random moment, {STOPS} times each in the whole report. The exit status has to be
-130 or 143, with one line that names the command that goes on if there is anything to go on with; then that command is run.
+130 or 143, with one line that names the command that goes on if there is anything to go on with; then that command is
+run.
 
 {of_stops(stop_rows)}
 ## Damaged
