@@ -60,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except BrokenPipeError as problem:
         return CLOSED_PIPE if _unread() else _refused(problem)
+    except OSError as problem:  # the disk that stdout is on is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _refused(problem)
 
 
 def run(arguments: list[str]) -> int:

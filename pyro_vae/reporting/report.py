@@ -71,9 +71,17 @@ def write_report(run: Run) -> Path:
         "## Versions and machine",
         _machine(),
     ]
-    path = run.out / REPORT
+    path = _place(run.out, REPORT)
     write_text(path, "\n\n".join(sections) + "\n")
     return path
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Where a file of the report goes; raises `RunError` where the folder was deleted, which would be made again
+    without its run."""
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not there any more")
+    return folder / name
 
 
 def _overview(data: Dataset, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -168,7 +176,7 @@ def _figures(run: Run, relaxed: bool) -> Iterator[str]:
             continue
         if figure is not None:
             relative = f"{FIGURES}/{name}.png"
-            plots.save(figure, run.out / relative)
+            plots.save(figure, _place(run.out, relative))
             yield _image(
                 title, relative, SHOWN[name].format(bound=f"here a {RELAXED}" if relaxed else "minus the ELBO")
             )

@@ -68,6 +68,7 @@ def forked(function: Callable[[], Any], folder: Path) -> int:
     if child:
         return child
     status = 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs in the background
     try:
         for stream, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{folder}.{name}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)

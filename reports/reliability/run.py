@@ -50,6 +50,8 @@ def import_all() -> None:
     import pyro_vae.testing
     import pyro_vae.training.train  # noqa: F401
 
+    pyro_vae.load_data("digits")  # which imports what reads it
+
 
 class Report:
     """The rows of the report, each kept in a folder as it is made."""
@@ -101,7 +103,7 @@ class Report:
         folder, _ = self.whole(
             "three epochs", lambda folder: outcome(partial(resources.command, resources.TRAIN), folder).status
         )
-        return kept(self.scratch / f"{make.__name__}.json", lambda: make(self.case, folder / "run"))
+        return self.made(make.__name__, lambda: make(self.case, folder / "run"))
 
     def long(self, make: Callable[[], Rows]) -> Rows:
         """Rows that a process of its own makes."""
@@ -112,7 +114,12 @@ class Report:
             os.waitpid(child, 0)
             return json.loads((folder / "rows.json").read_text())
 
-        return kept(self.scratch / f"{make.__name__}.json", written)
+        return self.made(make.__name__, written)
+
+    def made(self, name: str, make: Callable[[], Rows]) -> Rows:
+        """Rows that are kept together."""
+        path = self.scratch / f"{name}.json"
+        return [] if self.only_kept and not path.exists() else kept(path, make)
 
     def versions(self, interpreters: list[str]) -> Rows:
         return self.rows("versions", [partial(passed, python) for python in interpreters])
@@ -175,7 +182,7 @@ def of_stops(named: dict[str, Rows]) -> str:
                 share(rows, lambda row: row["right"]),
                 share([row for row in rows if row["ended"]], lambda row: row["saved"] != "nothing"),
                 share(rows, lambda row: row["same"]),
-                f"{max(row['seconds'] for row in rows):.2f} s",
+                f"{max((row['seconds'] for row in rows), default=0):.2f} s",
             ]
         )
     head = [
@@ -218,6 +225,8 @@ def of_machine(rows: Rows) -> str:
 
 
 def of_use(rows: Rows) -> str:
+    if not rows:
+        return "Not made yet.\n"
     names = list(rows[0])
     picked = rows[:1] + rows[1:-1][:: max(1, len(rows) // 5)] + rows[-1:]
     return table(names, [[f"{row[name]:,.0f}" for name in names] for row in picked])
@@ -239,9 +248,9 @@ def main() -> None:
     drawn_rows = {name: report.drawn(name) for name in drawn.STRATEGIES}
     damage_rows = report.damaged()
     machine_rows = [report.machine(make) for make in (resources.full_disks, resources.read_only, resources.deleted)]
-    steps, models = (report.long(make) for make in (resources.many_steps, resources.many_models))
-    stop_rows = {name: report.stops(name) for name in ("SIGINT", "SIGTERM")}
+    stop_rows = {name: report.stops(name) for name in ("SIGTERM", "SIGINT")}
     kill_rows = report.kills()
+    steps, models = (report.long(make) for make in (resources.many_steps, resources.many_models))
     versions = report.versions([python for python in given.interpreters.split(",") if python])
     valid = sum(row["ended"] == 0 for rows in drawn_rows.values() for row in rows)
     cases = sum(map(len, drawn_rows.values()))
@@ -259,16 +268,18 @@ proportion where other work shares the cores), no half-made folder. What ended o
 
 ## Killed
 
-{len(kill_rows)} runs on digits get SIGKILL at a random moment, or within a write: after a part of the bytes of a save,
-or as its files take their places. They save every {kills.SAVE_EVERY} s in place of every 20, so that a save is a likely
+{len(kill_rows)} runs on digits (of {sum(kills.KILLS.values())} that are planned) get SIGKILL at a random moment, or
+within a write: after a part of the bytes of a save, or as its files take their places. They save every
+{kills.SAVE_EVERY} s in place of every 20, so that a save is a likely
 moment. Then the run goes on, or starts anew where nothing was saved, and its checkpoints are held against those of a
 run that nobody stopped: weights, moments, averages, generators and history.
 
 {of_kills(kill_rows)}
 ## Stopped
 
-`pyro-vae train` gets a signal at a random moment. The exit status has to be 130 or 143, with one line that names the
-command that goes on if there is anything to go on with; then that command is run.
+`pyro-vae train` gets a signal at a random moment, {STOPS} times each in the whole report. The exit status has to be
+130 or 143, with one line that names the command that goes on if there is anything to go on with; then that command is
+run.
 
 {of_stops(stop_rows)}
 ## Damaged

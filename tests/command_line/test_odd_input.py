@@ -144,6 +144,12 @@ def test_a_reader_that_has_gone_ends_a_list_quietly():
     assert done.stdout == "models:\n" and done.stderr == ""
 
 
+def test_a_full_disk_behind_stdout_is_one_line():
+    line = f"{sys.executable} -m pyro_vae.command_line.main list > /dev/full"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
+
+
 def test_streams_that_are_closed_are_no_error(tmp_path):
     line = f"{sys.executable} -m pyro_vae.command_line.main"
     for command in (f"{line} list >&-", f"{line} list nothing 2>&-", f"{line} train --epochs x >&- 2>&-"):

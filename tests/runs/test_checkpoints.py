@@ -329,6 +329,15 @@ def test_a_result_makes_no_folder(run, capsys):
     assert not run.exists()
 
 
+def test_a_report_makes_no_folder(run, monkeypatch):
+    found = pv.load_run(run)
+    found.trained_on = pv.Dataset("bits", *(pv.Split({"x": bits()}),) * 3)
+    shutil.rmtree(run)
+    with pytest.raises(RunError, match="is not there any more"):
+        pv.report(found)
+    assert not run.exists()
+
+
 def test_a_run_that_cannot_be_saved_leaves_no_folder(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
