@@ -26,7 +26,7 @@ TRIED = 2
 
 def compare(
     runs: Sequence[AnyRun] | Mapping[str, AnyRun],
-    evaluator: Any = "elbo",
+    evaluator: Any = "log_likelihood",
     particles: Sequence[int] | int = 1,
     limit: int | None = None,
     progress: bool = True,

@@ -19,7 +19,6 @@ from pyro_vae.evaluation.log_likelihood.target import Engines, Target, coordinat
 from pyro_vae.evaluation.log_likelihood.unaided import by_guide_alone
 from pyro_vae.evaluation.log_likelihood.ways import EXACT, LEAST_COST, WAYS, Found, Ways
 from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, quantiles
-from pyro_vae.pair.sites import side_by_side
 
 EXPECTED = 1000
 """So many model evaluations are expected of a datum, and as many gradients' worth."""
@@ -79,17 +78,18 @@ class LogLikelihood(Evaluator):
             )
         self.notes, self.engines = {}, None
         if next(iter(blocks)).draws_nothing:
-            parts = [self._exactly(block) for block in blocks]
-            return Estimate(side_by_side(parts), exact=True, codes=CODES)
+            return Estimate(blocks.figures(self._exactly, particles, progress), exact=True, codes=CODES)
         samples = {shapes: EXPECTED * data for shapes, data in blocks.data_of_each_shape.items()}
         self.engines = Engines(ChunkEngine(self.engine, samples), ChunkEngine(self.engine, samples))
-        parts = []
-        for block in blocks:
-            parts.append(self.of_block(block, particles, progress))
-            progress(block.size)
-        return Estimate(side_by_side(parts), {"notes": list(self.notes), **self.engines.densities.summary}, codes=CODES)
+        figures = blocks.figures(lambda block: self.of_block(block, particles, progress), particles, progress)
+        return Estimate(figures, {"notes": list(self.notes), **self.engines.densities.summary}, codes=CODES)
 
     def of_block(self, block: Block, particles: int, progress: Progress) -> PerDatum:
+        found = _figures(self._found(block))
+        progress(block.size)
+        return found
+
+    def _found(self, block: Block) -> Found:
         block.check(of=["model"])
         batch = block.batch()
         try:
@@ -97,12 +97,12 @@ class LogLikelihood(Evaluator):
                 target = Target(block.pair, batch, coordinates_of_rows(block.pair, batch), self.engines)
         except ContractError as problem:
             self.notes[str(problem)] = None
-            return _figures(by_guide_alone(block, self.budget, NO_COORDINATES))
+            return by_guide_alone(block, self.budget, NO_COORDINATES)
         if PREPARING * self.budget < LEAST_COST:
-            return _figures(by_guide_alone(block, self.budget, NO_SEARCH))
+            return by_guide_alone(block, self.budget, NO_SEARCH)
         ways = Ways(block, target, self.tolerance, self.budget)
         self.notes |= dict.fromkeys(ways.notes)
-        return _figures(ways())
+        return ways()
 
     def _exactly(self, block: Block) -> PerDatum:
         """The figures of a block where nothing is drawn."""
