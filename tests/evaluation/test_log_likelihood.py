@@ -18,6 +18,7 @@ import pyro_vae as pv
 from pyro_vae.errors import ContractError, RunError, UnknownName
 from pyro_vae.evaluation import chunks
 from pyro_vae.evaluation.log_likelihood.certificate import REASONS, good_k
+from pyro_vae.evaluation.log_likelihood.normals import eigen
 from pyro_vae.evaluation.log_likelihood.ways import WAYS
 
 sys.path.append(str(Path(__file__).parents[2] / "reports" / "bounds"))
@@ -318,3 +319,17 @@ def test_a_latent_of_many_dimensions_is_local_along_some_axes_alone():
     result = evaluated(pair, x)
     assert result.certified.any()
     check(result, pair.log_marginal(x).detach())
+
+
+def test_a_matrix_whose_axes_are_not_found_is_taken_along_the_coordinates(monkeypatch):
+    def fails(matrix):
+        if (matrix[:, 0, 0] > 5).any():
+            raise torch.linalg.LinAlgError("it did not converge")
+        return eigh(matrix)
+
+    eigh = torch.linalg.eigh
+    matrices = torch.stack([torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[9.0, 0.5], [0.5, 4.0]])]).double()
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    values, axes = eigen(matrices)
+    assert torch.allclose((axes[0] * values[0]) @ axes[0].mT, matrices[0])
+    assert values[1].tolist() == [9.0, 4.0] and torch.equal(axes[1], torch.eye(2).double())

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.evaluation.log_likelihood.normals import Normals, from_draws
+from pyro_vae.evaluation.log_likelihood.normals import Normals, eigen, from_draws
 from pyro_vae.evaluation.log_likelihood.proposal import Proposal
 from pyro_vae.evaluation.log_likelihood.sampling import Drawn
 
@@ -68,5 +68,5 @@ def _composed(old: Normals, inner: Normals, widen: float) -> Normals:
     eye = torch.eye(rank, dtype=old.mean.dtype, device=old.mean.device).expand(len(old.mean), -1, -1)
     spread = inner.scale.unsqueeze(-1) * (inner.axes * inner.widths.unsqueeze(1)) @ inner.axes.mT
     factor = old.along(eye.transpose(0, 1)).transpose(0, 1) @ spread
-    values, axes = torch.linalg.eigh(factor @ factor.mT)
+    values, axes = eigen(factor @ factor.mT)
     return replace(old, axes=axes, widths=widen * values.clamp(min=1e-12).sqrt())

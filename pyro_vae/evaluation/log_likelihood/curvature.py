@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.log_likelihood.normals import AXES, RANK, Normals
+from pyro_vae.evaluation.log_likelihood.normals import AXES, RANK, Normals, eigen
 from pyro_vae.evaluation.log_likelihood.target import Rows, Target
 from pyro_vae.pair.enumeration import enumerates
 from pyro_vae.pair.particles import run_model
@@ -103,13 +103,13 @@ class Curvature:
             inner = torch.einsum("and,bnd->nab", probes, products)
             basis = torch.linalg.qr(products.permute(1, 2, 0))[0]
             found, probes = probes, basis.permute(2, 0, 1)
-        values, turn = torch.linalg.eigh((inner + inner.mT).double() / 2)
+        values, turn = eigen((inner + inner.mT).double() / 2)
         return found.permute(1, 2, 0).double() @ turn, values + 1
 
     def of_matrix(self, place: Float[Tensor, "data dim"], matrix: Float[Tensor, "data dim dim"]) -> Normals:
         bad = ~matrix.isfinite().flatten(1).all(1)
         matrix = torch.where(bad[:, None, None], torch.eye(matrix.shape[-1]).to(matrix), matrix)
-        values, axes = torch.linalg.eigh(matrix)
+        values, axes = eigen(matrix)
         return self._normals(place, axes, values)
 
     def _normals(self, place: Tensor, axes: Tensor, values: Tensor) -> Normals:

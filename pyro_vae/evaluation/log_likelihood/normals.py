@@ -76,6 +76,17 @@ class Normals:
         return Normals(*parts)
 
 
+def eigen(matrix: Float[Tensor, "data dim dim"]) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and axes of symmetric matrices; where none are found, the diagonal and the coordinates."""
+    try:
+        return torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        if len(matrix) > 1:
+            values, axes = zip(*map(eigen, matrix.split(1)), strict=True)
+            return torch.cat(values), torch.cat(axes)
+        return matrix.diagonal(dim1=1, dim2=2), torch.eye(matrix.shape[-1]).to(matrix).unsqueeze(0)
+
+
 def from_draws(places: Places, least: Float[Tensor, " dim"] | Tensor, weights: Tensor | None = None) -> Normals:
     """The normal with the moments of some draws; diagonal, as far as there are too few to tell of more.
 
@@ -98,7 +109,7 @@ def from_draws(places: Places, least: Float[Tensor, " dim"] | Tensor, weights: T
     units = (centred / scale * weights.sqrt().unsqueeze(-1)).permute(1, 2, 0)
     covariance = units @ units.mT
     eye = torch.eye(dim, dtype=mean.dtype, device=mean.device)
-    values, axes = torch.linalg.eigh(share * covariance + (1 - share) * eye)
+    values, axes = eigen(share * covariance + (1 - share) * eye)
     return Normals(mean, scale, axes, values.clamp(min=1e-6).sqrt())
 
 
