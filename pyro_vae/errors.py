@@ -1,7 +1,10 @@
 """Exceptions that a user can act on: each message is one line that says what to do."""
 
+import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import TypeVar
 
 Found = TypeVar("Found")
@@ -61,6 +64,14 @@ class Changed(UserWarning):
 
 class Doubt(UserWarning):
     """What came out should not be trusted without a thought; the message says why."""
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn of the line outside this package that called it."""
+    here, frame, level = str(Path(__file__).parent), sys._getframe(), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 class UnknownName(UserError):

@@ -6,14 +6,13 @@ is imported until its name is first used, so a broken plugin never stops the oth
 
 import ast
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from pyro_vae import scripts
-from pyro_vae.errors import PluginError, Renamed, UnknownName, find
+from pyro_vae.errors import PluginError, Renamed, UnknownName, find, warn_user
 
 GROUPS = {
     "model": "pyro_vae.models",
@@ -59,7 +58,7 @@ def current_name(kind: str, name: Any, warn: bool = False) -> Any:
         return name
     current = RENAMED.get((kind, name), name)
     if warn and current != name:
-        warnings.warn(f"the {kind} {name!r} is now called {current!r}", Renamed, stacklevel=3)
+        warn_user(f"the {kind} {name!r} is now called {current!r}", Renamed)
     return current
 
 

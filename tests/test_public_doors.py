@@ -12,6 +12,9 @@ import pyro_vae as pv
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for folder in ("examples", "reports") for path in (ROOT / folder).rglob("*.py"))
 
+FORKED = "each case is a process forked from one that has imported everything"
+WITHIN = "runs are stopped within a write"
+
 INNER = {
     "reports/discrete/chains.py": {
         "data.sets.planted_chains": "the law that the made-up chains follow",
@@ -24,6 +27,35 @@ INNER = {
         "plots.mosaic": "a picture of its own",
     },
     "reports/kept.py": {"files": "what is made is kept whole or not at all"},
+    "reports/reliability/damage.py": {
+        "command_line.main": FORKED,
+        "files": WITHIN,
+        "runs.checkpoints": "the names of the files that are damaged or compared",
+        "training": "how often a run is saved",
+    },
+    "reports/reliability/drawn.py": {
+        "command_line.main": FORKED,
+        "errors": "what a refusal is",
+        "training": "how often a run is saved",
+    },
+    "reports/reliability/kills.py": {
+        "command_line.main": FORKED,
+        "files": WITHIN,
+        "runs.checkpoints": "the names of the files that are damaged or compared",
+        "training": "how often a run is saved",
+    },
+    "reports/reliability/resources.py": {
+        "command_line.main": FORKED,
+        "files": WITHIN,
+        "training": "how often a run is saved",
+    },
+    "reports/reliability/run.py": {
+        "command_line.main": FORKED,
+        "evaluation.importance": FORKED,
+        "reporting.verbs": FORKED,
+        "testing": FORKED,
+        "training.train": FORKED,
+    },
     "reports/sampling.py": {
         "evaluation.blocks": "the size of the blocks, so that the matrix products alone are timed in the same shape",
         "evaluation.chunks": "how many rows are computed at a time, for the same reason",

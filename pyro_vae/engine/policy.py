@@ -18,8 +18,8 @@ from pyro_vae.pair.particles import Ways
 
 ENGINES = ("auto", "eager", "compiled")
 
-REPAYING_ELEMENTS = {"cpu": 8_000_000_000, "cuda": 0}
-"""Compiling takes some eight seconds on a CPU, and saves about a nanosecond for each element of a tensor that the eager
+REPAYING_ELEMENTS = {"cpu": 12_000_000_000, "cuda": 0}
+"""Compiling takes some ten seconds on a CPU, and saves nearly a nanosecond for each element of a tensor that the eager
 engine computes."""
 
 HANDLERS = 2_000_000
@@ -44,6 +44,7 @@ class Work:
     results: Callable[[Function], Tensors]  # what either function gives for an example
     amount: int  # how many units of work are to come
     unit: str  # what is counted, in words
+    least: int  # the amount below which compilation is never repaid
     shown: int = 1  # how many units the example is
     kept: Function | None = None  # the graph of earlier work of the same kind, used if it still gives the eager results
     obstacle: str = ""  # why the work cannot be compiled
@@ -112,8 +113,8 @@ def choose_engine(name: str, work: Work) -> Engine:
 def repaying_amount(work: Work) -> int:
     """The amount of work from which compiling it is repaid."""
     worth = REPAYING_ELEMENTS[work.device.type]
-    if not worth:
-        return 0
+    if not worth or work.amount < work.least:
+        return min(worth, work.least)
     try:
         with Elements() as elements:
             _results(work, work.eager, 0)

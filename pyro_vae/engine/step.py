@@ -149,6 +149,7 @@ def choose_step(
         results=lambda step: _loss_and_gradients(step, eager.parameters, example),
         amount=steps,
         unit="steps",
+        least=1_000,
         obstacle="several processes" if shared else untraceable,
         way=ways(loss.pair, example, loss.particles) if loss.particles > 1 else None,
         tolerance=loss.tolerance,

@@ -105,6 +105,7 @@ class ChunkEngine:
             kept=kept_chunk(chunk, batch, values),
             results=lambda run: run(batch, values),
             amount=self.samples.get(shapes_of(batch), 0),
+            least=50_000,
             shown=math.prod(chunk.shape),
             unit="samples",
             way=ways(chunk.pair, batch),

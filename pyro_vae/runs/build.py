@@ -1,8 +1,9 @@
 """A registered model, or one in a file, from plain values: its name, the facts of its data, and its options."""
 
 import inspect
+import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,12 @@ def build_model(name: str, facts: Mapping[str, Any], options: Mapping[str, Any],
 
 def _check_size(name: str, constructor: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Raise `ContractError` where a model's parameters alone would fill the memory, as far as it can be built without
-    any; a mistake that is found on the way is raised when it is built."""
+    any; a mistake that is found on the way is raised when it is built.
+
+    Where all numbers are small the parameters are too, and it is not tried: that takes a second.
+    """
+    if largest_number(given.values()) < LARGE:
+        return
     nowhere = torch.device("meta")
     try:
         with torch.random.fork_rng(), nowhere:
@@ -86,6 +92,16 @@ def _check_size(name: str, constructor: Callable[..., Any], given: Mapping[str, 
     except Exception:
         return
     check_fits(ContractError, needed, f"the parameters of model {name!r}", "use smaller sizes")
+
+
+LARGE = 2**14
+
+
+def largest_number(values: Iterable[Any]) -> int:
+    """The largest whole number among values and the elements of lists; that of a shape is its product."""
+    numbers = [math.prod(v) if isinstance(v, tuple) and all(type(n) is int for n in v) else v for v in values]
+    flat = [n for v in numbers for n in (v if isinstance(v, list | tuple) else [v])]
+    return max((n for n in flat if type(n) is int), default=0)
 
 
 def pair_parameters(constructor: Callable[..., Any]) -> set[str]:

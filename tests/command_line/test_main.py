@@ -532,7 +532,7 @@ MISTAKES = {
     "list_for_config": ("train --config list.yaml --out new", "list.yaml must hold settings"),
     "broken_config": ("train --config broken.yaml --out new", "broken.yaml is not YAML"),
     "strange_config": ("train --config strange.yaml --out new", "unknown setting 'latent_dims'; known: latent_dim, "),
-    "wordy_config": ("train --config wordy.yaml --out new", "--lr needs a number, not 'fast'"),
+    "wordy_config": ("train --config wordy.yaml --out new", "--lr needs a finite number, not 'fast'"),
     "no_run": ("evaluate nothing", "is nothing a run folder?"),
     "no_run_to_report": ("report images", "is images a run folder?"),
     "no_run_named": ("evaluate", "the following arguments are required: RUN"),

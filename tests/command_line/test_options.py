@@ -140,13 +140,13 @@ def test_large_whole_numbers_are_kept_exactly():
 MISTAKES = [
     ("count", "2.5", "a whole number, not '2.5'"),
     ("count", "many", "a whole number, not 'many'"),
-    ("count", "inf", "a whole number, not 'inf'"),
+    ("count", "inf", "a whole number of at most 63 bits, not 'inf'"),
     ("count", "nan", "a whole number, not 'nan'"),
     ("count", None, "a whole number, not None"),
     ("count", [1], r"a whole number, not \[1\]"),
-    ("rate", "fast", "a number, not 'fast'"),
+    ("rate", "fast", "a finite number, not 'fast'"),
     ("flag", "perhaps", "true or false, not 'perhaps'"),
-    ("widths", "4,wide", "comma-separated values, each a whole number, not 'wide'"),
+    ("widths", "4,wide", "comma-separated values, each a whole number, not '4,wide'"),
     ("limit", "x", "a whole number or none, not 'x'"),
 ]
 

@@ -69,7 +69,7 @@ def test_a_mask_of_the_users_own(tmp_path, shape):
         (np.zeros((8, 8)), "the mask hides no pixel"),
         (np.ones((8, 8)), "the mask hides every pixel"),
         (np.ones((4, 8)), r"has shape \[4, 8\], but an image has \[1, 8, 8\]"),
-        (None, "cannot read the mask .* give a .npy file with --mask"),
+        (None, "the mask .* cannot be read .* give a .npy file with --mask"),
     ],
 )
 def test_a_mask_that_leaves_nothing_to_do_is_refused(tmp_path, array, message):

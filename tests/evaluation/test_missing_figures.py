@@ -153,7 +153,7 @@ def test_sets_that_fit_nothing_are_one_line(tmp_path):
     pair, x = Linear(), data(10)
     with pytest.raises(DataError, match=r"of has shape \[4\]; a datum has \[5\], and there are 10"):
         pv.evaluate(pair, x, "conditional", 5, progress=False, of=S[:4])
-    with pytest.raises(DataError, match=r"given: cannot read .*none.npy"):
+    with pytest.raises(DataError, match=r"given: .*none.npy cannot be read"):
         pv.evaluate(pair, x, "conditional", 5, progress=False, of=S, given=tmp_path / "none.npy")
     with pytest.raises(ContractError, match="missing names 'y'"):
         pv.evaluate(pair, x, "conditional", 5, progress=False, of=S, field="y")

@@ -202,6 +202,7 @@ def test_the_report_is_the_same_each_time_and_leaves_the_generator_alone(tmp_pat
     vae, data = VAE((1, 4, 4), 2, hidden=(8,)), dataset()
     files = []
     for name in ("first", "second"):
+        (tmp_path / name).mkdir()
         state = torch.get_rng_state()
         write_report(Run(vae, history(), 2, {}, out=tmp_path / name, trained_on=data))
         assert torch.equal(torch.get_rng_state(), state)

@@ -82,7 +82,7 @@ MISTAKES = {
     "setting": ({"model": {"latent_dims": 3}}, "unknown setting 'latent_dims'; known: latent_dim, "),
     "flat setting": ({"latent_dims": 3}, "unknown setting 'latent_dims'; known: latent_dim, "),
     "setting elsewhere": ({"training": {"latent_dim": 3}}, "the setting 'latent_dim' belongs under model:, not"),
-    "type": ({"training": {"lr": "fast"}}, "--lr needs a number, not 'fast'"),
+    "type": ({"training": {"lr": "fast"}}, "--lr needs a finite number, not 'fast'"),
     "part": ({"model": {"prior_components": 3}}, "prior_components needs prior mixture or vamp"),
     "model": ({"model": {"name": "vea"}}, "unknown model 'vea'; known: vae, "),
     "likelihood": ({"likelihood": "bernouli", "sigma": 2}, "unknown likelihood 'bernouli'; known: bernoulli, "),

@@ -649,7 +649,7 @@ MISTAKES = {
     "no_epochs": ({"epochs": 0}, RunError, "epochs must be positive"),
     "empty_batches": ({"batch_size": 0}, RunError, "batch_size must be positive"),
     "no_lr": ({"lr": 0.0}, RunError, "lr must be positive"),
-    "nan_lr": ({"lr": math.nan}, RunError, "lr must be positive"),
+    "nan_lr": ({"lr": math.nan}, RunError, "lr needs a finite number, not nan"),
     "no_particles": ({"particles": 0}, RunError, "particles must be positive"),
     "no_patience": ({"patience": 0}, RunError, "patience must be positive"),
     "no_clip": ({"clip": 0.0}, RunError, "clip must be positive"),
