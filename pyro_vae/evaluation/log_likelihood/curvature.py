@@ -1,6 +1,7 @@
 """How log p(x, z) curves at a place: by Gauss and Newton where the likelihood offers its Fisher information, else by
 the exact Hessian; along the steepest axes alone in many dimensions."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -57,7 +58,9 @@ class Curvature:
             ways = {HESSIAN: lambda place, rows: self._products(place, rows, place.unsqueeze(0))}
         for kind, way in ways.items():
             try:
-                way(place, rows.to(place.device))
+                with warnings.catch_warnings():  # torch loads a part of forward mode that is of an old kind
+                    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
+                    way(place, rows.to(place.device))
                 self.kind = kind
                 return
             except (UserError, RuntimeError, NotImplementedError) as problem:
