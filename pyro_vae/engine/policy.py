@@ -22,7 +22,7 @@ REPAYING_ELEMENTS = {"cpu": 12_000_000_000, "cuda": 0}
 """Compiling takes some ten seconds on a CPU, and saves nearly a nanosecond for each element of a tensor that the eager
 engine computes."""
 
-HANDLERS = 2_000_000
+HANDLERS = 1_000_000
 """What Pyro's handlers take for an example, in elements."""
 
 PARITY_DRAWS = 3
