@@ -115,9 +115,14 @@ def repaying_amount(work: Work) -> int:
     worth = REPAYING_ELEMENTS[work.device.type]
     if not worth or work.amount < work.least:
         return min(worth, work.least)
+    elements = Elements()
+
+    def counted(*arguments: Any) -> Any:
+        with elements:
+            return work.eager(*arguments)
+
     try:
-        with Elements() as elements:
-            _results(work, work.eager, 0)
+        _results(work, counted, 0)
     except Exception:  # the work will raise it where it is said which program did it
         return work.amount + 1
     return math.ceil(worth * work.shown / (elements.count + HANDLERS))
