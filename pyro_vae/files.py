@@ -99,6 +99,14 @@ def read_text(path: Path, limit: int) -> str:
     return content.decode()
 
 
+def print_or_write(path: str | Path, text: str) -> None:
+    """Write a text to a file, or print it where the path is -."""
+    if str(path) == "-":
+        print(text)
+    else:
+        write_text(Path(path), text + "\n")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file; see `write_whole`."""
     write_whole(path, lambda file: file.write(text.encode()))

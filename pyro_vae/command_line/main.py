@@ -183,11 +183,8 @@ def evaluate_command(arguments: list[str]) -> None:
     results = list(evaluate_each(run, what.pop("data"), made, **how, **what))
     print_results(results)
     if given.json and _first_process():
-        entries = json.dumps([result.entry(per_datum=True) for result in results], indent=2)
-        if given.json == "-":
-            print(entries)
-        else:
-            files.write_text(Path(given.json), entries + "\n")
+        entries = [result.entry(per_datum=True) for result in results]
+        files.print_or_write(given.json, json.dumps(entries, indent=2))
 
 
 def compare_command(arguments: list[str]) -> None:

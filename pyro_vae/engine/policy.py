@@ -94,9 +94,8 @@ def choose_engine(name: str, work: Work) -> Engine:
     else:
         began = time.perf_counter()
         try:
-            first = _results(
-                work, work.eager, 0
-            )  # sees what is looked at once, before the trace, which reads no values
+            # what is looked at once is seen now, before the trace, which reads no values
+            first = _results(work, work.eager, 0)
             compiled = work.kept
             if compiled is None or not reproduces(work, compiled, first):
                 compiled = work.compile()

@@ -117,11 +117,7 @@ def _write(comparison: Comparison, out: str | Path | None, json: str | Path | No
     if out is not None:
         plots.save(comparison.figure(), Path(out))
     if json is not None:
-        text = json_format.dumps(comparison.entry(per_datum=True), indent=2)
-        if str(json) == "-":
-            print(text)
-        else:
-            files.write_text(Path(json), text + "\n")
+        files.print_or_write(json, json_format.dumps(comparison.entry(per_datum=True), indent=2))
 
 
 def _named(runs: Sequence[AnyRun] | Mapping[str, AnyRun], device: str) -> Iterator[tuple[str, Run]]:

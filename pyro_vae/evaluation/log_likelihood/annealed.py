@@ -10,12 +10,12 @@ from pyro_vae.evaluation.ais.annealing import HMC, Noise, anneal, sigmoid_path, 
 from pyro_vae.evaluation.ais.bridge import State
 from pyro_vae.evaluation.blocks import seed_of
 from pyro_vae.evaluation.log_likelihood.certificate import (
-    CERTIFIED,
     FEW_CHAINS,
     LARGE_ERROR,
     TEMPERATURES,
     ZERO,
     Figures,
+    reason_of,
 )
 from pyro_vae.evaluation.log_likelihood.costs import GRADIENT
 from pyro_vae.evaluation.log_likelihood.normals import Normals
@@ -86,17 +86,14 @@ def annealed(
     half = _weigh(sampler, proposal, data, temperatures, chains)
     stream = _weigh(sampler, proposal, data, 2 * temperatures, chains)
     bound, before = stream.bound(), half.bound()
-    reason = torch.full((len(data),), CERTIFIED)
     tests = {
         TEMPERATURES: (bound - before).abs() < tolerance,
         LARGE_ERROR: stream.monte_carlo_error() < tolerance,
         FEW_CHAINS: stream.ess() > chains / 4,
         ZERO: bound.isfinite(),
     }
-    for number, passed in tests.items():
-        reason[~passed] = number
     nan = torch.full_like(bound, torch.nan)
-    return Figures(bound, before, stream.monte_carlo_error(), stream.ess(), nan, reason)
+    return Figures(bound, before, stream.monte_carlo_error(), stream.ess(), nan, reason_of(tests))
 
 
 def _weigh(sampler: Sampler, proposal: Proposal, data: Tensor, temperatures: int, chains: int) -> WeightStream:

@@ -1,10 +1,11 @@
 """When a bound counts as log p(x): what is asked of the weights, and in words what they lack."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pyro_vae.evaluation.log_likelihood.sampling import Drawn
@@ -76,7 +77,12 @@ def figures_of(drawn: Drawn, tolerance: float) -> Figures:
         LARGE_K: found["pareto_k"] < good,
         ZERO: found["bound"].isfinite(),
     }
-    reason = torch.full((size,), CERTIFIED)
+    return Figures(**found, reason=reason_of(tests))
+
+
+def reason_of(tests: Mapping[int, Bool[Tensor, " data"]]) -> Int[Tensor, " data"]:
+    """What each datum lacks: the number of the last test that it fails, or `CERTIFIED`."""
+    reason = torch.full_like(next(iter(tests.values())), CERTIFIED, dtype=torch.long)
     for number, passed in tests.items():
         reason[~passed] = number
-    return Figures(**found, reason=reason)
+    return reason

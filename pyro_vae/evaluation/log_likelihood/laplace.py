@@ -8,12 +8,9 @@ from torch import Tensor
 
 from pyro_vae.evaluation.blocks import Block
 from pyro_vae.evaluation.log_likelihood.annealed import weigh_chains
-from pyro_vae.evaluation.log_likelihood.target import Target, coordinates_of_rows
+from pyro_vae.evaluation.log_likelihood.target import Target
 from pyro_vae.evaluation.log_likelihood.ways import FINAL, LOCAL, Ways
 from pyro_vae.evaluation.weights import WeightStream
-
-COORDINATES = 9
-"""What random numbers are for, as the last part of their seeds."""
 
 
 def laplace_weights(block: Block, particles: int) -> WeightStream:
@@ -39,7 +36,4 @@ def laplace_chains(
 
 def _ways(block: Block) -> Ways:
     block.check(of=["model"])
-    batch = block.batch()
-    with block.seeded(COORDINATES):
-        target = Target(block.pair, batch, coordinates_of_rows(block.pair, batch))
-    return Ways(block, target, math.inf, 10**9)
+    return Ways(block, Target.of_block(block), math.inf, 10**9)

@@ -15,16 +15,13 @@ from pyro_vae.evaluation.evaluator import Evaluator, Progress
 from pyro_vae.evaluation.importance import Importance
 from pyro_vae.evaluation.log_likelihood.certificate import CERTIFIED, NO_COORDINATES, NO_SEARCH, REASONS
 from pyro_vae.evaluation.log_likelihood.costs import PREPARING
-from pyro_vae.evaluation.log_likelihood.target import Engines, Target, coordinates_of_rows
+from pyro_vae.evaluation.log_likelihood.target import Engines, Target
 from pyro_vae.evaluation.log_likelihood.unaided import by_guide_alone
 from pyro_vae.evaluation.log_likelihood.ways import EXACT, LEAST_COST, WAYS, Found, Ways
 from pyro_vae.evaluation.result import Estimate, PerDatum, error_of_mean, quantiles
 
 EXPECTED = 1000
 """So many model evaluations are expected of a datum, and as many gradients' worth."""
-
-COORDINATES = 9
-"""What random numbers are for, as the last part of their seeds."""
 
 
 class LogLikelihood(Evaluator):
@@ -91,10 +88,8 @@ class LogLikelihood(Evaluator):
 
     def _found(self, block: Block) -> Found:
         block.check(of=["model"])
-        batch = block.batch()
         try:
-            with block.seeded(COORDINATES):
-                target = Target(block.pair, batch, coordinates_of_rows(block.pair, batch), self.engines)
+            target = Target.of_block(block, self.engines)
         except ContractError as problem:
             self.notes[str(problem)] = None
             return by_guide_alone(block, self.budget, NO_COORDINATES)

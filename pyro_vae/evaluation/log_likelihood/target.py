@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from pyro_vae.engine.tracing import Named
 from pyro_vae.errors import ContractError
 from pyro_vae.evaluation.ais.bridge import Coordinates, coordinates_of
+from pyro_vae.evaluation.blocks import Block
 from pyro_vae.evaluation.chunks import CHUNK_BYTES, ChunkEngine, rows_that_fit
 from pyro_vae.evaluation.log_likelihood.masked import log_density_of_masked, masked_out
 from pyro_vae.pair.pair import batch_size
 from pyro_vae.pair.particles import Fields
 from pyro_vae.pair.terms import model_terms
+
+COORDINATES = 9
+"""What random numbers are for, as the last part of their seeds."""
 
 Rows = Int[Tensor, " rows"]
 """For each of some places, the number of its datum in the block."""
@@ -86,6 +90,14 @@ class Target:
         self.masked = masked.to(coordinates.dtype) if masked.any() else None
         of_latents = CHUNK_BYTES[self.device.type] // (16 * max(1, coordinates.dim))
         self.most = max(1, min(rows_that_fit(batch), of_latents))
+
+    @classmethod
+    def of_block(cls, block: Block, engines: Engines | None = None) -> "Target":
+        """That of the data of a block; raises `ContractError` where the model has no log-densities of each datum, or
+        its latents no unconstrained coordinates."""
+        batch = block.batch()
+        with block.seeded(COORDINATES):
+            return cls(block.pair, batch, coordinates_of_rows(block.pair, batch), engines)
 
     @property
     def device(self) -> torch.device:
