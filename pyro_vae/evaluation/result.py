@@ -192,7 +192,7 @@ class Result:
             entry["unit"] = self.estimate.unit
         if per_datum:
             entry["per_datum"] = {name: self._listed(name) for name in self.estimate.per_datum}
-        return _finite(entry)
+        return finite_or_none(entry)
 
     def _listed(self, name: str) -> list[Any]:
         """A figure of every datum; in words, where its numbers stand for some."""
@@ -239,9 +239,10 @@ def quantiles(values: Float[Tensor, " n"]) -> dict[str, float]:
     }
 
 
-def _finite(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
+    """Plain values in which None stands for numbers that are not finite, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite_or_none(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite_or_none(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.evaluation.result import GIVEN, Result, error_of_mean, mean_and_error
+from pyro_vae.evaluation.result import GIVEN, Result, error_of_mean, finite_or_none, mean_and_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,13 +65,13 @@ class Difference:
         entry = {
             "better": self.better,
             "worse": self.worse,
-            "mean": _finite(self.mean),
-            "standard_error": _finite(self.standard_error),
-            "stated_errors": [_finite(error) for error in self.stated_errors],
+            "mean": self.mean,
+            "standard_error": self.standard_error,
+            "stated_errors": list(self.stated_errors),
             "decided": self.decided,
             "why": list(self.why),
         }
-        return entry | ({"per_datum": [_finite(value) for value in self.per_datum.tolist()]} if per_datum else {})
+        return finite_or_none(entry | ({"per_datum": self.per_datum.tolist()} if per_datum else {}))
 
 
 @dataclass
@@ -215,7 +215,3 @@ def _doubts(runs: Mapping[str, Result], per_datum: Float[Tensor, " n"]) -> Itera
 
 def _low_if_nan(mean: float) -> float:
     return -math.inf if math.isnan(mean) else mean
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
